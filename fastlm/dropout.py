@@ -1,0 +1,105 @@
+"""Dropout whose keep mask is a pure function of (seed, coordinates).
+
+Every backend draws the same bits, so dropout is tested exactly, forward and backward. The bits come
+from Philox-4x32 with 7 rounds (Salmon et al., SC 2011): the key is the 64-bit seed, the counter holds
+the coordinates, and each call's 128 bits decide 16 elements at 8 bits each. The keep probability is
+therefore keep / 256, and kept elements are scaled by exactly 256 / keep, which is unbiased.
+
+Row ops (layer norm, embedding): element (n, c) of an (N, E) array takes byte c % 16 of the call with
+counter (c // 16, n mod 2^32, n div 2^32, 0); it is kept if the byte is less than `keep`.
+
+Attention: query i, key j of sequence b and head h. A 16 x 16 tile (I, J) = (i // 16, j // 16) takes 16
+calls; call (r, c) serves rows {2r, 2r+1, 2r+8, 2r+9} and the same pattern of columns, its counter being
+(4J + c, 4I + r, b * H + h, 1). The 128 bits are eight 16-bit planes, plane p being half p % 2 of word
+p // 2; bit 4*ii + jj of plane p is bit p of the element's 8-bit number, which is compared with `keep`.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+LEVELS = 256  # `keep == LEVELS` means that nothing is dropped
+ROUNDS = 7
+MASK32 = 0xFFFFFFFF
+MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+WEYL = (0x9E3779B9, 0xBB67AE85)
+ROW_DOMAIN, ATTENTION_DOMAIN = 0, 1  # the last counter word keeps the two kinds of mask apart
+
+
+def keep_count(dropout_p: float) -> int:
+    """The number of the 256 levels at which an element is kept, for a dropout probability in [0, 1).
+
+    Raises ValueError where the nearest level would keep everything although `dropout_p` > 0, or nothing.
+    """
+    if not 0.0 <= dropout_p < 1.0:
+        raise ValueError(f"dropout_p must be in [0, 1), got {dropout_p}")
+    keep = round((1.0 - dropout_p) * LEVELS)
+    if dropout_p > 0.0 and not 0 < keep < LEVELS:
+        raise ValueError(
+            f"dropout_p is applied in steps of 1/256 and {dropout_p} rounds to {1 - keep / LEVELS:g}: "
+            f"give 0, or a value from {1 / LEVELS:.4f} to {1 - 1 / LEVELS:.4f}"
+        )
+    return keep
+
+
+def draw_seeds(count: int, device: torch.device | str | None = None) -> Tensor:
+    """`count` fresh seeds, int64 of shape (count,), from one draw of torch's default generator.
+
+    A model draws once a forward and gives each dropout site a view of its own, `seeds[i : i + 1]`;
+    under CUDA graphs each replay draws anew.
+    """
+    return torch.randint(-(2**63), 2**63 - 1, (count,), dtype=torch.int64, device=device)
+
+
+def row_mask(seed: Tensor, rows: int, columns: int, keep: int) -> Tensor:
+    """Keep mask of a row op: bool of shape (rows, columns) on the seed's device."""
+    n = torch.arange(rows, device=seed.device)[:, None]
+    group = torch.arange((columns + 15) // 16, device=seed.device)[None, :]
+    words = _philox(seed, group, n & MASK32, n >> 32, ROW_DOMAIN)
+    # Little-endian words, low byte first: the order in which a row's columns take them.
+    octets = torch.stack(words, dim=-1).to(torch.int32).view(torch.uint8)
+    return octets.reshape(rows, -1)[:, :columns] < keep
+
+
+def attention_mask(seed: Tensor, batch: int, heads: int, queries: int, keys: int, keep: int) -> Tensor:
+    """Keep mask of attention probabilities: bool of shape (batch, heads, queries, keys)."""
+    tiles_i, tiles_j = (queries + 15) // 16, (keys + 15) // 16
+    device = seed.device
+    head = torch.arange(batch * heads, device=device)[:, None, None]
+    row = torch.arange(4 * tiles_i, device=device)[None, :, None]
+    column = torch.arange(4 * tiles_j, device=device)[None, None, :]
+    words = _philox(seed, column, row, head, ATTENTION_DOMAIN)
+    bits = _planes_below(words, keep).view(batch * heads, tiles_i, 1, 4, 1, 4 * tiles_j)
+    # Bit 8*i2 + 4*i1 + 2*j2 + j1 of call (I, r, J, c) is row 16I + 8*i2 + 2r + i1, column 16J + 8*j2 + 2c + j1.
+    pair = torch.arange(2, device=device, dtype=torch.uint8)
+    row_shift = (8 * pair.int()).view(2, 1, 1, 1) + (4 * pair.int()).view(2, 1)
+    nibbles = ((bits >> row_shift) & 15).to(torch.uint8)
+    column_shift = (2 * pair).view(2, 1, 1) + pair
+    kept = (nibbles.view(batch, heads, 16 * tiles_i, tiles_j, 1, 4, 1) >> column_shift) & 1
+    return kept.view(batch, heads, 16 * tiles_i, 16 * tiles_j)[:, :, :queries, :keys].bool()
+
+
+def _planes_below(words: tuple[Tensor, ...], keep: int) -> Tensor:
+    """For each of 16 bit positions: is the 8-bit number spread over the eight planes less than `keep`?
+
+    From the lowest plane up, below = (x < k) or (x == k and below): with k's bit set that is ~x | below,
+    with it clear ~x & below.
+    """
+    below = torch.zeros_like(words[0], dtype=torch.int32)
+    for p in range(8):
+        plane = (words[p // 2] >> (16 * (p % 2))).to(torch.int32)
+        below = (~plane | below) if (keep >> p) & 1 else (~plane & below)
+    return below
+
+
+def _philox(seed: Tensor, c0: Tensor, c1: Tensor, c2: Tensor, c3: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Philox-4x32-7 in int64 arithmetic on 32-bit words; products wrap, which leaves both halves right."""
+    k0, k1 = seed & MASK32, (seed >> 32) & MASK32
+    c3 = torch.full_like(c0, c3)
+    for _ in range(ROUNDS):
+        product0, product1 = c0 * MULTIPLIERS[0], c2 * MULTIPLIERS[1]
+        high0, high1 = (product0 >> 32) & MASK32, (product1 >> 32) & MASK32
+        c0, c1, c2, c3 = high1 ^ c1 ^ k0, product1 & MASK32, high0 ^ c3 ^ k1, product0 & MASK32
+        k0, k1 = (k0 + WEYL[0]) & MASK32, (k1 + WEYL[1]) & MASK32
+    return torch.broadcast_tensors(c0, c1, c2, c3)

@@ -1,0 +1,99 @@
+"""Checks of the ops' arguments: one clear sentence, before any kernel runs."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+FLOATING = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+
+
+def short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def activation(op: str, name: str, x: Tensor, like: Tensor | None = None) -> None:
+    """A floating tensor; with `like`, of its dtype, shape and device."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{op}: {name} must be a tensor, got {type(x).__name__}")
+    if x.dtype not in FLOATING:
+        raise TypeError(f"{op}: {name} must be {', '.join(short(d) for d in FLOATING)}, got {short(x.dtype)}")
+    if x.ndim == 0 or x.shape[-1] == 0:
+        raise ValueError(f"{op}: {name} must have a last dimension of at least 1, got shape {tuple(x.shape)}")
+    if like is None:
+        return
+    same_device(op, name, x, like)
+    if x.dtype != like.dtype:
+        raise TypeError(f"{op}: {name} must have the activations' dtype {short(like.dtype)}, got {short(x.dtype)}")
+    if x.shape != like.shape:
+        raise ValueError(f"{op}: {name} must have shape {tuple(like.shape)}, got {tuple(x.shape)}")
+
+
+def same_device(op: str, name: str, x: Tensor, like: Tensor) -> None:
+    if x.device != like.device:
+        raise ValueError(f"{op}: {name} is on {x.device}, but the activations are on {like.device}")
+
+
+def parameter(op: str, name: str, p: Tensor | None, x: Tensor, *shape: int) -> None:
+    """None, or of `shape`, in the dtype of the activations `x` or float32."""
+    if p is None:
+        return
+    same_device(op, name, p, x)
+    allowed = (x.dtype, torch.float32)
+    if p.dtype not in allowed:
+        raise TypeError(
+            f"{op}: {name} must be {' or '.join(sorted({short(d) for d in allowed}))}, got {short(p.dtype)}"
+        )
+    if tuple(p.shape) != shape:
+        raise ValueError(f"{op}: {name} must have shape {shape}, got {tuple(p.shape)}")
+
+
+def integers(op: str, name: str, ids: Tensor | None, like: Tensor, shape: torch.Size, dtype: torch.dtype) -> None:
+    """None, or an integer tensor of `shape` and `dtype` on the device of `like`."""
+    if ids is None:
+        return
+    same_device(op, name, ids, like)
+    if ids.dtype != dtype:
+        raise TypeError(f"{op}: {name} must be {short(dtype)}, got {short(ids.dtype)}")
+    if ids.shape != shape:
+        raise ValueError(f"{op}: {name} must have shape {tuple(shape)}, got {tuple(ids.shape)}")
+
+
+def in_range(op: str, name: str, ids: Tensor | None, low: int, high: int, *, ignore: int | None = None) -> None:
+    """On the CPU, all ids lie in [low, high) or equal `ignore`. On a GPU looking would make the host wait."""
+    if ids is None or ids.device.type != "cpu" or torch.compiler.is_compiling() or ids.numel() == 0:
+        return
+    bad = (ids < low) | (ids >= high)
+    if ignore is not None:
+        bad &= ids != ignore
+    if bad.any():
+        also = "" if ignore is None else f" or equal ignore_index {ignore}"
+        raise ValueError(f"{op}: {name} must lie in [{low}, {high}){also}, got {ids[bad][0].item()}")
+
+
+def together(op: str, first: str, a: Tensor | None, second: str, b: Tensor | None) -> None:
+    if (a is None) != (b is None):
+        given, missing = (second, first) if a is None else (first, second)
+        raise ValueError(f"{op}: {given} needs {missing}: give both or neither")
+
+
+def seed(op: str, seed: Tensor | None, keep: int, x: Tensor) -> Tensor | None:
+    """The seed as the op takes it: None without dropout, else one int64 on the activations' device."""
+    if keep == 256:
+        return None
+    if seed is None:
+        raise ValueError(f"{op}: dropout_p > 0 needs a seed: one int64 on {x.device} (see fastlm.dropout.draw_seeds)")
+    same_device(op, "seed", seed, x)
+    if seed.dtype != torch.int64 or seed.numel() != 1:
+        raise TypeError(f"{op}: seed must hold one int64, got {short(seed.dtype)} of shape {tuple(seed.shape)}")
+    return seed.reshape(1)
+
+
+def epsilon(op: str, eps: float) -> None:
+    if not eps >= 0.0:
+        raise ValueError(f"{op}: eps must be at least 0, got {eps}")
+
+
+def approximation(op: str, approximate: str) -> None:
+    if approximate not in ("tanh", "none"):
+        raise ValueError(f"{op}: approximate must be 'tanh' or 'none' (the exact erf), got {approximate!r}")

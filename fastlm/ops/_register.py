@@ -1,0 +1,121 @@
+"""How an op becomes a PyTorch operator: schema, implementation, fake, derivative."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+LIBRARY = torch.library.Library("fastlm", "DEF")
+
+
+def define(
+    schema: str,
+    implementation: Callable[..., Any],
+    fake: Callable[..., Any],
+    *,
+    backward: Callable[..., Any] | None = None,
+    setup_context: Callable[..., None] | None = None,
+) -> None:
+    """Register `fastlm::<schema>`. Without `backward`, differentiating the op raises; an op that mutates has none."""
+    name = schema.partition("(")[0]
+    LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+    LIBRARY.impl(name, _guarded(implementation), "CompositeExplicitAutograd")
+    torch.library.register_fake(f"fastlm::{name}", fake, lib=LIBRARY)
+    if "(a!)" in schema:
+        return
+    torch.library.register_autograd(
+        f"fastlm::{name}",
+        _where_used(backward, len(getattr(torch.ops.fastlm, name).default._schema.arguments))
+        if backward
+        else _no_derivative(name),
+        setup_context=_unmaterialised(setup_context),
+        lib=LIBRARY,
+    )
+
+
+def _guarded(implementation: Callable[..., Any]) -> Callable[..., Any]:
+    """Run on the tensors' device, and with autocast off: an op decides its own arithmetic."""
+
+    @functools.wraps(implementation)
+    def run(*args: Any) -> Any:
+        device = next(a.device for a in args if isinstance(a, Tensor))
+        guard = torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
+        with guard, torch.autocast(device.type, enabled=False):
+            return implementation(*args)
+
+    return run
+
+
+def _unmaterialised(setup_context: Callable[..., None] | None) -> Callable[..., None]:
+    """Let an output that nothing used have a gradient of None, where autograd would pass zeros."""
+
+    def setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.set_materialize_grads(False)
+        if setup_context is not None:
+            setup_context(ctx, inputs, output)
+
+    return setup
+
+
+def _where_used(backward: Callable[..., Any], arguments: int) -> Callable[..., Any]:
+    """`backward`, called only where some output has a gradient."""
+
+    def run(ctx: Any, *grads: Tensor | None) -> Any:
+        return backward(ctx, *grads) if any(g is not None for g in grads) else (None,) * arguments
+
+    return run
+
+
+def _no_derivative(name: str) -> Callable[..., Any]:
+    def backward(ctx: Any, *grads: Any) -> Any:
+        raise RuntimeError(f"fastlm::{name} has no derivative: fastlm's ops can be differentiated once, not twice")
+
+    return backward
+
+
+def autocast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+    """The tensors in autocast's dtype where autocast is on (float64 stays), else as they are."""
+    return tuple(t.to(autocast_dtype(t)) if isinstance(t, Tensor) and t.is_floating_point() else t for t in tensors)
+
+
+def autocast_dtype(table: Tensor) -> torch.dtype:
+    """The dtype that autocast gives to what is read from a table of parameters."""
+    device = table.device.type
+    if table.dtype == torch.float64 or not torch.is_autocast_enabled(device):
+        return table.dtype
+    return torch.get_autocast_dtype(device)
+
+
+def wants_gradient(*tensors: Tensor | None) -> bool:
+    """Whether autograd will ask for the gradient of any of the tensors."""
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
+def as_rows(x: Tensor) -> Tensor:
+    """(..., E) as contiguous rows (N, E)."""
+    return x.reshape(-1, x.shape[-1]).contiguous()
+
+
+def wide_dtype(x: Tensor) -> torch.dtype:
+    """The dtype of sums and statistics: float32, and float64 for float64 inputs."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def statistics(x: Tensor) -> Tensor:
+    """Room for a number a row of (..., E): (N,), wide."""
+    return x.new_empty(x.shape[:-1].numel(), dtype=wide_dtype(x))
+
+
+def programs(rows: int, device: torch.device) -> int:
+    """How many persistent programs a backward that sums over rows is run with, each with a partial sum of its own.
+
+    A function of the shape and the chip alone, so that results repeat bit for bit: four programs a
+    multiprocessor, which fills a Hopper chip at 64 registers a thread; eight on a CPU, where they run in turn.
+    """
+    most = 4 * torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 8
+    return max(1, min(most, rows))

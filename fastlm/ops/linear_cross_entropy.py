@@ -1,0 +1,327 @@
+"""Softmax cross-entropy of x W^T + bias against targets, never holding the (N, V) logits.
+
+Both passes go over the rows in chunks: logits of a chunk by a matrix product, the loss and the gradient of
+the logits in place by a row kernel, and the products of dx and dW from it. When gradients are wanted the
+forward makes them in the same pass (three products instead of four) and saves them unscaled; with
+reduction "none", where each row has a gradient of its own to come, the backward computes them anew.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastlm import backends, reference
+from fastlm.ops import _checks
+from fastlm.ops._register import autocast, define, wants_gradient, wide_dtype
+
+OP = "linear_cross_entropy"
+REDUCTIONS = ("mean", "sum", "none")
+
+# Logits alive at a time. GPT-1's vocabulary makes it 5632 rows: 44 tiles of 128 rows by 3 of the 768 columns
+# of dx are one wave of 132 multiprocessors, and the chunk is long enough for the other two products.
+CHUNK_LOGITS = 5632 * 40478
+
+
+def linear_cross_entropy(
+    x: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    *,
+    bias: Tensor | None = None,
+    row_weights: Tensor | None = None,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    main_grad: Tensor | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """Cross-entropy of softmax(x weight^T + bias) against targets (GPT-1 equations 1-2; BERT section 3.1).
+
+    A row's loss, with lse the log-sum-exp of its logits l, is
+    w * ((1 - e) * (lse - l[target]) + e * (lse - mean(l)) + z * lse^2), and 0 where the target is ignored.
+    The logits are rounded once, to the dtype of x; everything after is float32 (float64 for float64).
+
+    Args:
+        x: (..., E) float32, float16, bfloat16 or float64.
+        weight: (V, E), the dtype of x or float32; `bias` (V,) likewise.
+        targets: (...) int64 in [0, V), or equal to `ignore_index`.
+        row_weights: (...) float32 w, without gradient.
+        reduction: "mean" divides by the sum of the weights of the rows that count (and is 0 if that is 0),
+            "sum", or "none".
+        label_smoothing: e in [0, 1]. z_loss: z >= 0.
+        main_grad: (V, E) float32; the gradient of `weight` is added to it, and `weight.grad` is left alone.
+        backend: "auto", "reference", "triton" or "cuda".
+
+    Returns:
+        float32 (float64 for float64): a scalar, or the shape of targets for "none".
+
+    Raises:
+        TypeError, ValueError: an argument's dtype, shape, device or range is wrong. Targets out of range are
+            found on the CPU; on a GPU, where looking would make the host wait, they are the device's error.
+        RuntimeError: the backend asked for cannot serve the call.
+    """
+    (x,) = autocast(x)
+    _check(x, weight, targets, bias, row_weights, ignore_index, label_smoothing, z_loss)
+    if reduction not in REDUCTIONS:
+        raise ValueError(f"{OP}: reduction must be one of {', '.join(REDUCTIONS)}, got {reduction!r}")
+    if main_grad is not None:
+        _checks.parameter(OP, "main_grad", main_grad, x, *weight.shape)
+    backend = backends.resolve(OP, backend, x.dtype, x.device.type)
+    loss, _, _, _, _, _ = torch.ops.fastlm.linear_cross_entropy(
+        x.reshape(-1, x.shape[-1]),
+        weight,
+        bias,
+        targets.reshape(-1),
+        None if row_weights is None else row_weights.reshape(-1),
+        main_grad,
+        ignore_index,
+        reduction,
+        label_smoothing,
+        z_loss,
+        wants_gradient(x),
+        wants_gradient(weight),
+        wants_gradient(bias),
+        backend,
+    )
+    return loss.view(targets.shape) if reduction == "none" else loss
+
+
+def _check(
+    x: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    bias: Tensor | None,
+    row_weights: Tensor | None,
+    ignore_index: int,
+    label_smoothing: float,
+    z_loss: float,
+) -> None:
+    _checks.activation(OP, "x", x)
+    if weight.ndim != 2:
+        raise ValueError(f"{OP}: weight must have shape (V, E), got {tuple(weight.shape)}")
+    _checks.parameter(OP, "weight", weight, x, weight.shape[0], x.shape[-1])
+    _checks.parameter(OP, "bias", bias, x, weight.shape[0])
+    _checks.integers(OP, "targets", targets, x, x.shape[:-1], torch.int64)
+    _checks.in_range(OP, "targets", targets, 0, weight.shape[0], ignore=ignore_index)
+    if row_weights is not None:
+        _checks.parameter(OP, "row_weights", row_weights, x, *targets.shape)
+        if row_weights.requires_grad:
+            raise ValueError(f"{OP}: row_weights take no gradient; pass row_weights.detach()")
+    if not 0.0 <= label_smoothing <= 1.0:
+        raise ValueError(f"{OP}: label_smoothing must be in [0, 1], got {label_smoothing}")
+    if not z_loss >= 0.0:
+        raise ValueError(f"{OP}: z_loss must be at least 0, got {z_loss}")
+
+
+def chunk_rows(rows: int, vocabulary: int) -> int:
+    """Rows of a chunk: a function of the shape alone, so that a resumed run is the same bit for bit."""
+    return max(1, min(rows, max(128, CHUNK_LOGITS // vocabulary // 128 * 128)))
+
+
+def _forward(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    row_weights: Tensor | None,
+    main_grad: Tensor | None,
+    ignore_index: int,
+    reduction: str,
+    label_smoothing: float,
+    z_loss: float,
+    need_dx: bool,
+    need_dw: bool,
+    need_dbias: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    later = reduction == "none"
+    need = tuple(n and not later for n in (need_dx, need_dw, need_dbias))
+    row = (ignore_index, label_smoothing, z_loss)
+    losses, lse, dx, dw, dbias = _over_chunks(x, weight, bias, targets, row_weights, row, need)
+    scale = _scale(targets, row_weights, ignore_index, reduction, losses)
+    loss = losses if later else losses.sum() * scale
+    return loss, lse, scale, dx, dw, dbias
+
+
+def _scale(targets: Tensor, row_weights: Tensor | None, ignore_index: int, reduction: str, losses: Tensor) -> Tensor:
+    """What the sum of the losses, and so of the gradients, is to be multiplied by."""
+    if reduction != "mean":
+        return losses.new_ones(())
+    counted = (targets != ignore_index).to(losses.dtype)
+    total = (counted if row_weights is None else counted * row_weights.to(losses.dtype)).sum()
+    return torch.where(total == 0, 0.0, 1 / total)
+
+
+def _over_chunks(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    row_weights: Tensor | None,
+    row: tuple[int, float, float],
+    need: tuple[bool, bool, bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Losses, lse and those gradients of the losses' sum that are needed; the others are empty."""
+    need_dx, need_dw, need_dbias = need
+    wide = wide_dtype(x)
+    w = weight.to(x.dtype)
+    losses, lse = (x.new_empty(x.shape[0], dtype=wide) for _ in range(2))
+    dx = torch.empty_like(x) if need_dx else x.new_empty(0)
+    dw = torch.zeros_like(weight, dtype=wide) if need_dw else losses.new_empty(0)
+    dbias = losses.new_zeros(weight.shape[0]) if need_dbias else losses.new_empty(0)
+    size = chunk_rows(x.shape[0], weight.shape[0])
+    for start in range(0, x.shape[0], size):
+        chunk = slice(start, start + size)
+        logits = x[chunk] @ w.t() if bias is None else torch.addmm(bias.to(x.dtype), x[chunk], w.t())
+        weights = None if row_weights is None else row_weights[chunk]
+        losses[chunk], lse[chunk] = reference.cross_entropy_rows(logits, targets[chunk], weights, *row, any(need))
+        if need_dx:
+            torch.mm(logits, w, out=dx[chunk])
+        if need_dw:
+            dw += logits.t() @ x[chunk]
+        if need_dbias:
+            dbias += logits.sum(0, dtype=wide)
+    return losses, lse, dx, dw, dbias
+
+
+def _fake_forward(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    row_weights: Tensor | None,
+    main_grad: Tensor | None,
+    ignore_index: int,
+    reduction: str,
+    label_smoothing: float,
+    z_loss: float,
+    need_dx: bool,
+    need_dw: bool,
+    need_dbias: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    now = reduction != "none"
+    lse = x.new_empty(x.shape[0], dtype=wide_dtype(x))
+    loss = lse.new_empty(()) if now else lse.new_empty(lse.shape)
+    dx = x.new_empty(x.shape) if need_dx and now else x.new_empty(0)
+    dw = lse.new_empty(weight.shape) if need_dw and now else lse.new_empty(0)
+    dbias = lse.new_empty(weight.shape[0]) if need_dbias and now else lse.new_empty(0)
+    return loss, lse, lse.new_empty(()), dx, dw, dbias
+
+
+def _backward(
+    dlosses: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    row_weights: Tensor | None,
+    ignore_index: int,
+    label_smoothing: float,
+    z_loss: float,
+    need_dx: bool,
+    need_dw: bool,
+    need_dbias: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    need, row = (need_dx, need_dw, need_dbias), (ignore_index, label_smoothing, z_loss)
+    # A row's incoming gradient multiplies its loss just as its weight does.
+    weights = dlosses if row_weights is None else dlosses * row_weights
+    return _over_chunks(x, weight, bias, targets, weights, row, need)[2:]
+
+
+def _fake_backward(
+    dlosses: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    row_weights: Tensor | None,
+    ignore_index: int,
+    label_smoothing: float,
+    z_loss: float,
+    need_dx: bool,
+    need_dw: bool,
+    need_dbias: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    dx = x.new_empty(x.shape) if need_dx else x.new_empty(0)
+    dw = dlosses.new_empty(weight.shape) if need_dw else dlosses.new_empty(0)
+    return dx, dw, dlosses.new_empty(weight.shape[0]) if need_dbias else dlosses.new_empty(0)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    x, weight, bias, targets, row_weights, main_grad, ignore_index, reduction, *rest = inputs
+    label_smoothing, z_loss, *need, ctx.backend = rest
+    ctx.row, ctx.need, ctx.recompute = (ignore_index, label_smoothing, z_loss), need, reduction == "none"
+    ctx.dtypes = weight.dtype, weight.dtype if bias is None else bias.dtype
+    if ctx.recompute:
+        ctx.save_for_backward(main_grad, x, weight, bias, targets, row_weights)
+    else:
+        ctx.save_for_backward(main_grad, *output[2:])
+
+
+def _autograd(ctx: Any, dloss: Tensor, *_: Tensor | None) -> tuple[Any, ...]:
+    main_grad, *saved = ctx.saved_tensors
+    if ctx.recompute:
+        factor = dloss.new_ones(())
+        gradients = torch.ops.fastlm.linear_cross_entropy_backward(dloss, *saved, *ctx.row, *ctx.need, ctx.backend)
+    else:
+        scale, *gradients = saved
+        factor = dloss * scale
+    dx, dw, dbias = gradients
+    need_dx, need_dw, need_dbias = ctx.need
+    if need_dw and main_grad is not None:
+        torch.ops.fastlm.linear_cross_entropy_accumulate(main_grad, dw, factor)
+        need_dw, dw = False, dw.new_empty(0)
+    dx, dw, dbias = torch.ops.fastlm.linear_cross_entropy_scale(factor, dx, dw, dbias, *ctx.dtypes)
+    return dx if need_dx else None, dw if need_dw else None, dbias if need_dbias else None, *[None] * 11
+
+
+def _scaled(
+    factor: Tensor, dx: Tensor, dw: Tensor, dbias: Tensor, weight_dtype: torch.dtype, bias_dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The saved gradients times the loss's: an op, so that differentiating it raises (they are constants to autograd)."""
+    return dx * factor, (dw * factor).to(weight_dtype), (dbias * factor).to(bias_dtype)
+
+
+def _accumulate(main_grad: Tensor, dw: Tensor, factor: Tensor) -> None:
+    main_grad.addcmul_(dw, factor)
+
+
+define(
+    "linear_cross_entropy(Tensor x, Tensor weight, Tensor? bias, Tensor targets, Tensor? row_weights, "
+    "Tensor? main_grad, int ignore_index, str reduction, float label_smoothing, float z_loss, bool need_dx, "
+    "bool need_dw, bool need_dbias, str backend) "
+    "-> (Tensor loss, Tensor lse, Tensor scale, Tensor dx, Tensor dw, Tensor dbias)",
+    _forward,
+    _fake_forward,
+    backward=_autograd,
+    setup_context=_setup_context,
+)
+define(
+    "linear_cross_entropy_backward(Tensor dlosses, Tensor x, Tensor weight, Tensor? bias, Tensor targets, "
+    "Tensor? row_weights, int ignore_index, float label_smoothing, float z_loss, bool need_dx, bool need_dw, "
+    "bool need_dbias, str backend) -> (Tensor dx, Tensor dw, Tensor dbias)",
+    _backward,
+    _fake_backward,
+)
+define(
+    "linear_cross_entropy_accumulate(Tensor(a!) main_grad, Tensor dw, Tensor factor) -> ()",
+    _accumulate,
+    lambda main_grad, dw, factor: None,
+)
+define(
+    "linear_cross_entropy_scale(Tensor factor, Tensor dx, Tensor dw, Tensor dbias, ScalarType weight_dtype, "
+    "ScalarType bias_dtype) -> (Tensor dx, Tensor dw, Tensor dbias)",
+    _scaled,
+    lambda factor, dx, dw, dbias, weight_dtype, bias_dtype: (
+        dx.new_empty(dx.shape),
+        dw.new_empty(dw.shape, dtype=weight_dtype),
+        dbias.new_empty(dbias.shape, dtype=bias_dtype),
+    ),
+)

@@ -1,0 +1,322 @@
+"""Every op in plain PyTorch: the specification, and the path on CPUs.
+
+An op is a pair `<op>_forward`, `<op>_backward`. Arithmetic is in float32 (float64 for float64 inputs) and
+results are rounded once to the dtype of the activations; statistics stay wide. Shapes: N rows of E
+columns; B batch, S sequence, H heads, D head_dim; V vocabulary. `keep` of 256 means no dropout.
+Gradients of parameters are returned wide.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastlm.dropout import LEVELS, attention_mask, row_mask
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def _like(x: Tensor | None, other: Tensor) -> Tensor | None:
+    return None if x is None else x.to(other.dtype)
+
+
+def _drop_rows(x: Tensor, seed: Tensor | None, keep: int) -> Tensor:
+    if keep == LEVELS:
+        return x
+    return x * row_mask(seed, *x.shape, keep) * (LEVELS / keep)
+
+
+def _normalise(s: Tensor, gamma: Tensor, beta: Tensor | None, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    y, mean, rstd = torch.native_layer_norm(s, s.shape[-1:], _like(gamma, s), _like(beta, s), eps)
+    return y, mean.view(s.shape[:-1]), rstd.view(s.shape[:-1])
+
+
+def _normalise_backward(
+    dy: Tensor, s: Tensor, mean: Tensor, rstd: Tensor, gamma: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """With xhat = (s - mean) * rstd and g = dy * gamma: ds = rstd * (g - mean(g) - xhat * mean(g * xhat))."""
+    gamma = gamma.to(s.dtype)
+    arguments = (dy, s, s.shape[-1:], mean[:, None], rstd[:, None], gamma, torch.zeros_like(gamma))
+    return torch.ops.aten.native_layer_norm_backward(*arguments, [True, True, True])
+
+
+# Layer norm (Ba et al. 2016) -----------------------------------------------------------------------------------
+
+
+def layer_norm_forward(x: Tensor, gamma: Tensor, beta: Tensor | None, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    """LN(x) of (N, E): y, mean (N,), rstd (N,)."""
+    y, mean, rstd = _normalise(_wide(x), gamma, beta, eps)
+    return y.to(x.dtype), mean, rstd
+
+
+def layer_norm_backward(
+    dy: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, gamma: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """dx (N, E), dgamma (E,), dbeta (E,)."""
+    dx, dgamma, dbeta = _normalise_backward(_wide(dy), _wide(x), mean, rstd, gamma)
+    return dx.to(x.dtype), dgamma, dbeta
+
+
+def add_layer_norm_forward(
+    x: Tensor,
+    residual: Tensor,
+    bias: Tensor | None,
+    gamma: Tensor,
+    beta: Tensor | None,
+    seed: Tensor | None,
+    keep: int,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """s = residual + dropout(x + bias), y = LN(s): y, s, mean, rstd. Statistics and y come from the unrounded s."""
+    h = _wide(x) if bias is None else _wide(x) + _wide(bias)
+    s = _wide(residual) + _drop_rows(h, seed, keep)
+    y, mean, rstd = _normalise(s, gamma, beta, eps)
+    return y.to(x.dtype), s.to(x.dtype), mean, rstd
+
+
+def add_layer_norm_backward(
+    dy: Tensor,
+    dsum: Tensor | None,
+    s: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    gamma: Tensor,
+    seed: Tensor | None,
+    keep: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """ds (the residual's gradient), dx = dropout(ds), dgamma, dbeta, dbias; dx is ds where nothing is dropped."""
+    ds, dgamma, dbeta = _normalise_backward(_wide(dy), _wide(s), mean, rstd, gamma)
+    if dsum is not None:
+        ds = ds + _wide(dsum)
+    dx = _drop_rows(ds, seed, keep)
+    return ds.to(s.dtype), dx.to(s.dtype), dgamma, dbeta, dx.sum(0)
+
+
+# GELU (Hendrycks & Gimpel 2016): "tanh" is both papers' code, "none" the exact erf form --------------------------
+
+
+def bias_gelu_forward(x: Tensor, bias: Tensor | None, approximate: str) -> Tensor:
+    """GELU(x + bias) of (N, E)."""
+    return F.gelu(_biased(x, bias), approximate=approximate).to(x.dtype)
+
+
+def bias_gelu_backward(dy: Tensor, x: Tensor, bias: Tensor | None, approximate: str) -> tuple[Tensor, Tensor]:
+    """dx (N, E), dbias (E,)."""
+    dx = torch.ops.aten.gelu_backward(_wide(dy), _biased(x, bias), approximate=approximate)
+    return dx.to(x.dtype), dx.sum(0)
+
+
+def gelu_layer_norm_forward(
+    x: Tensor, bias: Tensor | None, gamma: Tensor, beta: Tensor | None, approximate: str, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """LN(GELU(x + bias)), BERT's MLM transform: y, mean, rstd."""
+    y, mean, rstd = _normalise(F.gelu(_biased(x, bias), approximate=approximate), gamma, beta, eps)
+    return y.to(x.dtype), mean, rstd
+
+
+def gelu_layer_norm_backward(
+    dy: Tensor, x: Tensor, bias: Tensor | None, mean: Tensor, rstd: Tensor, gamma: Tensor, approximate: str
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """dx, dbias, dgamma, dbeta; GELU is recomputed."""
+    h = _biased(x, bias)
+    da, dgamma, dbeta = _normalise_backward(_wide(dy), F.gelu(h, approximate=approximate), mean, rstd, gamma)
+    dx = torch.ops.aten.gelu_backward(da, h, approximate=approximate)
+    return dx.to(x.dtype), dx.sum(0), dgamma, dbeta
+
+
+def layer_norm_gelu_forward(
+    x: Tensor, gamma: Tensor, beta: Tensor | None, approximate: str, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """GELU(LN(x)): y, mean, rstd."""
+    h, mean, rstd = _normalise(_wide(x), gamma, beta, eps)
+    return F.gelu(h, approximate=approximate).to(x.dtype), mean, rstd
+
+
+def layer_norm_gelu_backward(
+    dy: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, gamma: Tensor, beta: Tensor | None, approximate: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    """dx, dgamma, dbeta; the normalised row is recomputed from the statistics."""
+    s = _wide(x)
+    h = (s - mean[:, None]) * rstd[:, None] * gamma.to(s.dtype)
+    h = h if beta is None else h + beta.to(s.dtype)
+    dh = torch.ops.aten.gelu_backward(_wide(dy), h, approximate=approximate)
+    dx, dgamma, dbeta = _normalise_backward(dh, s, mean, rstd, gamma)
+    return dx.to(x.dtype), dgamma, dbeta
+
+
+def _biased(x: Tensor, bias: Tensor | None) -> Tensor:
+    return _wide(x) if bias is None else _wide(x) + _wide(bias)
+
+
+# Embedding sum, layer norm, dropout (BERT section 3, GPT-1 equation 2) -------------------------------------------
+
+
+def embedding_layer_norm_forward(
+    tokens: Tensor,
+    word: Tensor,
+    position: Tensor | None,
+    position_ids: Tensor | None,
+    segment: Tensor | None,
+    segments: Tensor | None,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    seed: Tensor | None,
+    keep: int,
+    eps: float,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """s = We[tokens] + Wp[position_ids] + Ws[segments], y = dropout(LN(s)) of (N, E): y, s, mean, rstd.
+
+    Ids are (N,). Without gamma there is no layer norm, and the statistics are empty.
+    """
+    s = _wide(word[tokens])
+    if position is not None:
+        s = s + _wide(position[position_ids])
+    if segment is not None:
+        s = s + _wide(segment[segments])
+    if gamma is None:
+        y, mean, rstd = s, s.new_empty(0), s.new_empty(0)
+    else:
+        y, mean, rstd = _normalise(s, gamma, beta, eps)
+    return _drop_rows(y, seed, keep).to(dtype), s.to(dtype), mean, rstd
+
+
+def embedding_layer_norm_backward(
+    dy: Tensor, s: Tensor, mean: Tensor, rstd: Tensor, gamma: Tensor | None, seed: Tensor | None, keep: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """ds (N, E), wide, dgamma, dbeta (empty without layer norm)."""
+    dy = _drop_rows(_wide(dy), seed, keep)
+    if gamma is None:
+        return dy, dy.new_empty(0), dy.new_empty(0)
+    return _normalise_backward(dy, _wide(s), mean, rstd, gamma)
+
+
+def embedding_gradient(ds: Tensor, ids: Tensor, rows: int) -> Tensor:
+    """Row r of the result is the sum of ds over the positions whose id is r: (rows, E), wide."""
+    return torch.ops.aten.embedding_dense_backward(_wide(ds), ids, rows, -1, False)
+
+
+# Attention (Vaswani et al. 2017, section 3.2) --------------------------------------------------------------------
+
+
+def attention_forward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    lengths: Tensor | None,
+    seed: Tensor | None,
+    causal: bool,
+    scale: float,
+    keep: int,
+) -> tuple[Tensor, Tensor]:
+    """dropout(softmax(scale * q k^T + mask)) v: o (B, S, H, D), lse (B, H, S).
+
+    Keys at or past a row's length take no part; queries there give rows of zeros and an lse of +inf, so that
+    exp(score - lse) is 0 in the backward as it is here.
+    """
+    scores, allowed = _scores(q, k, lengths, causal, scale)
+    lse = torch.logsumexp(scores.masked_fill(~allowed, -torch.inf), dim=-1)
+    lse = torch.where(lse == -torch.inf, torch.inf, lse)
+    p = torch.exp(scores - lse[..., None]).masked_fill(~allowed, 0.0)
+    o = _drop_scores(p, seed, keep) @ _heads_first(v)
+    return o.transpose(1, 2).to(q.dtype).contiguous(), lse
+
+
+def attention_backward(
+    do: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    o: Tensor,
+    lse: Tensor,
+    lengths: Tensor | None,
+    seed: Tensor | None,
+    causal: bool,
+    scale: float,
+    keep: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """With z the scaled keep mask: dv = (z p)^T do, ds = p * (z * (do v^T) - rowsum(do * o)), dq = scale * ds k."""
+    scores, allowed = _scores(q, k, lengths, causal, scale)
+    p = torch.exp(scores - lse[..., None]).masked_fill(~allowed, 0.0)
+    q_, k_, v_, o_, do_ = (_heads_first(t) for t in (q, k, v, o, do))
+    dv = _drop_scores(p, seed, keep).transpose(-1, -2) @ do_
+    dp = _drop_scores(do_ @ v_.transpose(-1, -2), seed, keep)
+    delta = (do_ * o_).sum(-1, keepdim=True)
+    ds = p * (dp - delta) * scale
+    gradients = (ds @ k_, ds.transpose(-1, -2) @ q_, dv)
+    return tuple(g.transpose(1, 2).to(q.dtype).contiguous() for g in gradients)
+
+
+def _heads_first(x: Tensor) -> Tensor:
+    return _wide(x).transpose(1, 2)
+
+
+def _scores(q: Tensor, k: Tensor, lengths: Tensor | None, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
+    """Scaled scores (B, H, S, S), and which of them count, of a shape that broadcasts to theirs."""
+    scores = (_heads_first(q) * scale) @ _heads_first(k).transpose(-1, -2)
+    position = torch.arange(q.shape[1], device=q.device)
+    allowed = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=q.device)
+    if causal:
+        allowed = allowed & (position[None, :] <= position[:, None])
+    if lengths is not None:
+        valid = position < lengths[:, None]
+        allowed = allowed & valid[:, None, None, :] & valid[:, None, :, None]
+    return scores, allowed
+
+
+def _drop_scores(p: Tensor, seed: Tensor | None, keep: int) -> Tensor:
+    if keep == LEVELS:
+        return p
+    return p * attention_mask(seed, *p.shape, keep) * (LEVELS / keep)
+
+
+# Softmax cross-entropy -------------------------------------------------------------------------------------------
+
+
+def cross_entropy_rows(
+    logits: Tensor,
+    targets: Tensor,
+    row_weights: Tensor | None,
+    ignore_index: int,
+    label_smoothing: float,
+    z_loss: float,
+    need_gradient: bool,
+) -> tuple[Tensor, Tensor]:
+    """Losses (n,) and lse (n,) of logits (n, V); the logits become their own gradient if it is needed.
+
+    loss = w * ((1 - e) * (lse - x_t) + e * (lse - mean(x)) + z * lse^2), 0 where the target is ignored;
+    dlogits = w * (softmax * (1 + 2 * z * lse) - (1 - e) * onehot - e / V).
+    """
+    x = _wide(logits)
+    counted = targets != ignore_index
+    weight = counted.to(x.dtype) if row_weights is None else row_weights.to(x.dtype) * counted
+    target = targets.where(counted, 0)[:, None]
+    lse = torch.logsumexp(x, dim=-1)
+    loss = lse - (1 - label_smoothing) * x.gather(1, target)[:, 0] - label_smoothing * x.mean(-1)
+    loss = weight * (loss + z_loss * lse.square())
+    if need_gradient:
+        gradient = torch.exp(x - lse[:, None]) * (1 + 2 * z_loss * lse[:, None])
+        gradient -= label_smoothing / x.shape[1]
+        gradient.scatter_add_(1, target, gradient.new_full(target.shape, label_smoothing - 1))
+        logits.copy_(gradient * weight[:, None])
+    return loss.where(counted, 0.0), lse
+
+
+# Packed rows: the (T, ...) rows of all sequences, sequence b from cu_seqlens[b] on --------------------------------
+
+
+def pad(rows: Tensor, cu_seqlens: Tensor, longest: int) -> Tensor:
+    """(T, ...) to (B, longest, ...), with some row of the batch where a sequence has ended."""
+    start = cu_seqlens[:-1, None].long()
+    index = start + torch.arange(longest, device=rows.device)
+    return rows[index.clamp(max=rows.shape[0] - 1)]
+
+
+def unpad(padded: Tensor, cu_seqlens: Tensor, rows: int) -> Tensor:
+    """(B, longest, ...) to the (rows, ...) that count."""
+    row = torch.arange(rows, device=padded.device)
+    sequence = torch.bucketize(row, cu_seqlens[1:], right=True)
+    return padded[sequence, row - cu_seqlens[sequence]].contiguous()
