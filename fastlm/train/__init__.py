@@ -1,0 +1,1 @@
+"""Pretraining: the papers' optimizers and schedules, checkpoints, the loop and its report."""

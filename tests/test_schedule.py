@@ -1,0 +1,67 @@
+"""The schedules against the papers' sentences and independent formulas."""
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fastlm.train.schedule import learning_rate, sequence_length
+
+GPT1 = {"peak": 2.5e-4, "warmup": 2000, "steps": 100_000, "decay": "cosine"}
+BERT = {"peak": 1e-4, "warmup": 10_000, "steps": 1_000_000, "decay": "linear"}
+
+
+@pytest.mark.parametrize("recipe", [GPT1, BERT])
+def test_warm_up_is_linear_and_ends_at_the_peak(recipe):
+    rates = [learning_rate(step, **recipe) for step in range(recipe["warmup"])]
+    assert rates[0] == pytest.approx(recipe["peak"] / recipe["warmup"])
+    assert rates[-1] == recipe["peak"]
+    assert rates[recipe["warmup"] // 4 - 1] == pytest.approx(recipe["peak"] / 4)
+    assert learning_rate(recipe["warmup"], **recipe) == recipe["peak"]
+
+
+def test_cosine_and_linear_decay_reach_zero_after_the_last_step():
+    middle = (2000 + 100_000) // 2
+    assert learning_rate(middle, **GPT1) == pytest.approx(GPT1["peak"] / 2)
+    assert learning_rate(2000 + 98_000 // 3 * 1, **GPT1) == pytest.approx(
+        GPT1["peak"] * (0.5 + 0.5 * math.cos(math.pi * (98_000 // 3) / 98_000))
+    )
+    assert learning_rate(505_000, **BERT) == pytest.approx(BERT["peak"] / 2)
+    for recipe in (GPT1, BERT):
+        assert learning_rate(recipe["steps"], **recipe) == 0
+        assert 0 < learning_rate(recipe["steps"] - 1, **recipe) < 1e-4 * recipe["peak"]
+
+
+@given(
+    steps=st.integers(1, 500),
+    share=st.floats(0, 1),
+    decay=st.sampled_from(["cosine", "linear"]),
+)
+def test_rates_lie_between_zero_and_the_peak_and_fall_after_the_warm_up(steps, share, decay):
+    warmup = int(share * steps)
+    rates = [learning_rate(s, peak=1.0, warmup=warmup, steps=steps, decay=decay) for s in range(steps)]
+    assert all(0 < rate <= 1 for rate in rates)
+    assert rates[:warmup] == sorted(rates[:warmup])
+    assert rates[warmup:] == sorted(rates[warmup:], reverse=True)
+
+
+def test_an_unknown_decay_is_named():
+    with pytest.raises(ValueError, match="decay.*'square'"):
+        learning_rate(5, peak=1.0, warmup=0, steps=10, decay="square")
+
+
+def test_berts_two_phases():
+    phases = ((0.9, 128), (0.1, 512))
+    lengths = [sequence_length(step, steps=1000, phases=phases) for step in range(1000)]
+    assert lengths == [128] * 900 + [512] * 100
+
+
+@given(steps=st.integers(1, 1000), cuts=st.lists(st.floats(0, 1), max_size=4))
+def test_every_step_has_a_phase_whatever_the_fractions(steps, cuts):
+    edges = [0.0, *sorted(cuts), 1.0]
+    phases = [(b - a, 2 + i) for i, (a, b) in enumerate(zip(edges, edges[1:], strict=False))]
+    lengths = [sequence_length(step, steps=steps, phases=phases) for step in range(steps)]
+    assert lengths == sorted(lengths)
+    for fraction, length in phases:
+        assert abs(lengths.count(length) - fraction * steps) <= 1
