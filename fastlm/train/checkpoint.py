@@ -144,7 +144,7 @@ def verify(path: Path) -> dict:
         file = path / name
         size = file.stat().st_size if file.is_file() else None
         if size != expected["bytes"]:
-            found = "missing" if size is None else f"truncated: {size} bytes"
+            found = "missing" if size is None else f"{size} bytes"
             raise CheckpointError(f"{file}: {found} where {expected['bytes']} bytes were written")
         if _checksum(file) != expected:
             raise CheckpointError(f"{file}: damaged: its CRC-32 is not the one that was written")

@@ -80,8 +80,8 @@ def build_optimizer(
 def clip_global_norm(params: Iterable[Tensor], max_norm: float) -> Tensor:
     """Scales the gradients in place by max_norm / max(norm, max_norm) and returns their global 2-norm before that.
 
-    The norm is a 0-dim tensor (fp32; fp64 for fp64) on the gradients' device: nothing waits for it here. If it is not finite, the
-    gradients are not either: whoever reads the norm has to look.
+    The norm is a 0-dim tensor (fp32; fp64 for fp64) on the gradients' device: nothing waits for it here. If it is not
+    finite, the gradients are not either: whoever reads the norm has to look.
     """
     grads = [p.grad for p in params if p.grad is not None]
     if not grads:

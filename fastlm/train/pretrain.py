@@ -1,0 +1,299 @@
+"""The pretraining loop: a run is a function of its configuration and the step, whatever interrupts it."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import platform
+import shutil
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+import fastlm
+from fastlm.train import checkpoint, report
+from fastlm.train.config import PretrainConfig, run_hash
+from fastlm.train.objectives import Objective, objective_of
+from fastlm.train.run import Metrics, RunError, RunFolder, disk_is_full, write_json
+from fastlm.train.trainer import Plan, Trainer, Update, native_bf16
+
+Notify = Callable[[str], None]
+
+WARM_UP_UPDATES, TIMED_UPDATES, TIMED_SECONDS = 2, 3, 3.0
+READ_EVERY = {"cpu": 1, "cuda": 10}  # updates between the reads of the losses, each of which waits for the device
+
+
+class Interrupted(Exception):
+    """The run was asked to stop (SIGINT, SIGTERM) and has saved its last step; the sentence says how to resume."""
+
+
+def pretrain(config: PretrainConfig, folder: str | Path, *, notify: Notify = tqdm.write) -> dict[str, Any]:
+    """Pretrains a model in a run folder, or goes on with the run that is there; returns the run's report.
+
+    A finished run is reported again, not trained further. Raises RunError (another configuration, a full disk, a loss
+    that is not finite), CheckpointError, the data's errors, and Interrupted after SIGINT or SIGTERM.
+    """
+    run = RunFolder(folder)
+    try:
+        run.open(config)
+        with _full_disk_as_a_sentence(run):
+            return _pretrain(config, run, notify)
+    finally:
+        run.close()
+
+
+def _pretrain(config: PretrainConfig, run: RunFolder, notify: Notify) -> dict[str, Any]:
+    if run.report.is_file():
+        notify(f"{run.path} is finished; this is its report")
+        return report.read(run.report)
+    objective = objective_of(config.model)
+    tokenizer, shards = objective.prepare(config, run, notify)
+    recorded = run.recorded()["plan"]
+    plan = Plan(**recorded) if recorded else _make_plan(config, objective, tokenizer, shards, notify)
+    if not recorded:
+        run.record(config=config.to_json(), plan=asdict(plan), versions=versions())
+    with _deterministic(plan.device):
+        trainer = Trainer(config, plan, objective, shards)
+        seconds = _train(trainer, run, run_hash(config, asdict(plan)), notify)
+        return _finish(trainer, run, tokenizer, seconds, notify)
+
+
+# The plan ------------------------------------------------------------------------------------------------------
+
+
+def _make_plan(config: PretrainConfig, objective: Objective, tokenizer: Any, shards: Any, notify: Notify) -> Plan:
+    device = config.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    precision, why = config.precision, "as asked"
+    if precision == "auto":
+        native, why = native_bf16(device)
+        precision = "bf16" if native else "fp32"
+    notify(f"device {device}, {'bf16 autocast' if precision == 'bf16' else 'fp32'} ({why})")
+    plan = Plan(1, 0, device, precision, tokenizer.vocab_size, tokenizer.hash)
+    steps, why = _steps(config, plan, objective, shards)
+    plan = replace(plan, steps=steps, warmup=min(config.warmup, steps // 10))
+    notify(f"{steps} updates{why}, {plan.warmup} of warm-up, then {config.decay} decay to 0")
+    return plan
+
+
+def _steps(config: PretrainConfig, plan: Plan, objective: Objective, shards: Any) -> tuple[int, str]:
+    """The run's length in updates, and where it comes from."""
+    if config.steps is not None:
+        return config.steps, ""
+    if config.epochs is not None:
+        trainer = Trainer(config, plan, objective, shards)
+        batches = sum(share * trainer.dataset("train", length).batches_per_epoch for share, length in config.phases)
+        return max(1, math.ceil(config.epochs * batches / config.accumulation)), f" in {config.epochs:g} epochs"
+    seconds = sum(share * _seconds_per_update(config, plan, objective, shards, length) for share, length in config.phases)
+    steps = max(1, round(60 * config.minutes / seconds))
+    return steps, f" in about {config.minutes:g} minutes at {seconds:.3g} s each"
+
+
+def _seconds_per_update(config: PretrainConfig, plan: Plan, objective: Objective, shards: Any, length: int) -> float:
+    """Times the first updates at one sequence length, with a model that is then thrown away."""
+    trainer = Trainer(replace(config, phases=((1.0, length),)), replace(plan, steps=1 << 30), objective, shards)
+    for step in range(WARM_UP_UPDATES):
+        trainer.update(step).values.tolist()
+    start, count = time.perf_counter(), 0
+    while count < TIMED_UPDATES or time.perf_counter() - start < TIMED_SECONDS:
+        trainer.update(WARM_UP_UPDATES + count).values.tolist()
+        count += 1
+    return (time.perf_counter() - start) / count
+
+
+# The loop ------------------------------------------------------------------------------------------------------
+
+
+def _train(trainer: Trainer, run: RunFolder, run_hash: str, notify: Notify) -> float:
+    """Makes the updates that are left; returns the seconds that all of them took."""
+    state = checkpoint.restore(run.checkpoints, trainer.model, trainer.optimizer, run_hash=run_hash, notify=notify)
+    start = state["step"] if state else 0
+    if state:
+        notify(f"resuming at step {start} of {trainer.plan.steps}")
+    config, steps = trainer.config, trainer.plan.steps
+    recorder = _Recorder(trainer, run, state)
+    saved = time.monotonic()
+    with contextlib.closing(recorder), _StopRequest() as stop:
+        for step in range(start, steps):
+            recorder.add(trainer.update(step))
+            done = step + 1
+            late = time.monotonic() - saved > config.checkpoint_seconds
+            save = stop.requested or late or done % config.checkpoint_every == 0 or done == steps
+            if done % config.validate_every == 0 or done == steps:
+                recorder.read()
+                recorder.note_validation(trainer.validate(step, config.validation_batches))
+            if save or recorder.full:
+                recorder.write()
+            if save:
+                recorder.save(run_hash)
+                saved = time.monotonic()
+            if stop.requested and done < steps:
+                raise Interrupted(f"stopped and saved at step {done} of {steps}; give the same command again to go on")
+    return recorder.seconds
+
+
+class _Recorder:
+    """What is written while a run goes on: records, progress bar, checkpoints and the loss curve."""
+
+    def __init__(self, trainer: Trainer, run: RunFolder, state: dict[str, Any] | None):
+        self.trainer, self.run = trainer, run
+        self.step, self.tokens, self.seconds = (state[k] for k in ("step", "tokens", "seconds")) if state else (0, 0, 0.0)
+        self.metrics = Metrics(run.metrics_file, self.step)
+        self._updates: list[Update] = []
+        self._records: list[dict[str, Any]] = []
+        self._shown: dict[str, str] = {}
+        self._since = time.perf_counter()
+        interval = 0.5 if sys.stderr.isatty() else 10.0
+        self._bar = tqdm(
+            total=trainer.plan.steps, initial=self.step, unit="step", dynamic_ncols=True, mininterval=interval
+        )
+
+    @property
+    def full(self) -> bool:
+        return len(self._updates) + len(self._records) >= READ_EVERY[self.trainer.device.type]
+
+    def close(self) -> None:
+        self._bar.close()
+        self.metrics.close()
+
+    def add(self, update: Update) -> None:
+        self._updates.append(update)
+
+    def read(self) -> None:
+        """Turns the updates made since the last read into records; waits for the device."""
+        if not self._updates:
+            return
+        values = torch.stack([update.values for update in self._updates]).tolist()
+        now = time.perf_counter()
+        each = (now - self._since) / len(values)
+        for update, row in zip(self._updates, values, strict=True):
+            self.step, self.tokens, self.seconds = self.step + 1, self.tokens + update.tokens, self.seconds + each
+            record = {"step": self.step, **dict(zip(self.trainer.names, row, strict=True))}
+            record |= {"learning_rate": update.learning_rate, "tokens": self.tokens}
+            record |= {"seconds": round(self.seconds, 3), "tokens_per_second": round(update.tokens / each)}
+            self._require_finite(record)
+            self._records.append(record)
+        self._updates.clear()
+        self._since = now
+
+    def note_validation(self, figures: dict[str, float]) -> None:
+        """Adds a validation to the last record; its time does not count as training."""
+        self._records[-1] |= {f"validation_{name}": value for name, value in figures.items()}
+        self._shown["val"] = f"{figures['loss']:.3f}"
+        self._since = time.perf_counter()
+
+    def write(self) -> None:
+        self.read()
+        self.metrics.append(self._records)
+        self._bar.set_postfix(
+            loss=f"{_mean(self.metrics.records, 'loss'):.3f}",
+            **self._shown,
+            **{"tok/s": f"{_mean(self.metrics.records, 'tokens_per_second'):,.0f}"},
+            refresh=False,
+        )
+        self._bar.update(len(self._records))
+        self._records.clear()
+
+    def save(self, run_hash: str) -> None:
+        self.metrics.sync()
+        state = {"tokens": self.tokens, "seconds": self.seconds}
+        trainer = self.trainer
+        checkpoint.save(
+            self.run.checkpoints, self.step, trainer.model, trainer.optimizer, run_hash=run_hash, **state
+        )
+        report.plot(self.metrics.records, self.run.curve, title=trainer.config.model)
+        self._since = time.perf_counter()
+
+    def _require_finite(self, record: dict[str, Any]) -> None:
+        for name in self.trainer.names:
+            if not math.isfinite(record[name]):
+                raise RunError(
+                    f"{name} became {record[name]} at step {record['step']} (learning rate {record['learning_rate']:.2g});"
+                    " start another run with a lower --learning-rate or a longer --warmup; the checkpoints are kept"
+                )
+
+
+def _mean(records: list[dict[str, Any]], name: str, last: int = 20) -> float:
+    values = [record[name] for record in records[-last:]]
+    return sum(values) / len(values)
+
+
+def _finish(trainer: Trainer, run: RunFolder, tokenizer: Any, seconds: float, notify: Notify) -> dict[str, Any]:
+    """Writes model/ and the report."""
+    temporary = run.path / "model.new"
+    shutil.rmtree(temporary, ignore_errors=True)
+    with checkpoint.os_errors():
+        trainer.model.save(temporary)
+    checkpoint.sync_tree(temporary)
+    shutil.rmtree(run.model, ignore_errors=True)
+    temporary.rename(run.model)
+    notify("validating on all of the held-out text")
+    result = {"model": trainer.config.model, "parameters": sum(p.numel() for p in trainer.model.parameters())}
+    result |= {"steps": trainer.plan.steps, "training_seconds": round(seconds, 1)}
+    result |= trainer.objective.report(trainer, tokenizer)
+    (run.path / "report.md").write_text(report.markdown(result))
+    write_json(run.report, result)
+    return result
+
+
+# Around the loop -----------------------------------------------------------------------------------------------
+
+
+class _StopRequest:
+    """Within it, the first SIGINT or SIGTERM is a request to save and stop; a second SIGINT interrupts at once."""
+
+    def __enter__(self) -> _StopRequest:
+        self.requested = False
+        self._previous = {}
+        if threading.current_thread() is threading.main_thread():  # Python takes signals nowhere else
+            self._previous = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: object) -> None:
+        if self.requested and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.requested = True
+        tqdm.write("stopping after this step ...", file=sys.stderr)
+
+
+@contextlib.contextmanager
+def _deterministic(device: str) -> Iterator[None]:
+    """On the CPU, every op gives the same bits again, so that a resumed run does; on CUDA that would cost speed."""
+    before = torch.are_deterministic_algorithms_enabled()
+    fill = torch.utils.deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(before or device == "cpu")
+    torch.utils.deterministic.fill_uninitialized_memory = False
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+        torch.utils.deterministic.fill_uninitialized_memory = fill
+
+
+@contextlib.contextmanager
+def _full_disk_as_a_sentence(run: RunFolder) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if not disk_is_full(error):
+            raise
+        kept = checkpoint.find(run.checkpoints)
+        step = f"the run is saved up to {kept[-1].name}" if kept else "nothing was saved yet"
+        raise RunError(f"the disk of {run.path} is full; {step}: free some space and give the same command again") from error
+
+
+def versions() -> dict[str, str]:
+    return {"fastlm": fastlm.__version__, "torch": torch.__version__, "python": platform.python_version()}

@@ -1,0 +1,180 @@
+"""The folder of a run: what lies where, who may write to it, and its record of every step.
+
+    config.json    the options, and the plan made from them once: steps, warm-up, precision, device, sizes
+    tokenizer.json, data/            the tokenizer and the tokenised shards
+    metrics.jsonl                    one line an update
+    checkpoints/step-N/              the last two (checkpoint.py)
+    model/, loss.png, report.{json,md}   at the end (loss.png at each checkpoint too)
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fastlm import models
+from fastlm.data import tokenizer
+from fastlm.train.checkpoint import find, sync
+from fastlm.train.config import PretrainConfig, differences
+
+FORMAT = 1
+
+Notify = Callable[[str], None]
+
+
+class RunError(ValueError):
+    """A run that cannot be started, resumed or gone on with; the sentence says why and what would help."""
+
+
+class RunFolder:
+    """A run's folder, held by one process at a time (the lock goes with the process, kill -9 included)."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self.config_file = self.path / "config.json"
+        self.metrics_file = self.path / "metrics.jsonl"
+        self.tokenizer_file = self.path / "tokenizer.json"
+        self.data = self.path / "data"
+        self.checkpoints = self.path / "checkpoints"
+        self.model = self.path / "model"
+        self.curve = self.path / "loss.png"
+        self.report = self.path / "report.json"
+        self._lock: int | None = None
+
+    def exists(self) -> bool:
+        return self.config_file.is_file()
+
+    def open(self, config: PretrainConfig) -> PretrainConfig:
+        """Takes the folder for a run of `config`, new or resumed; returns the configuration to go on with.
+
+        Raises RunError if another process holds it, if it holds a run of another configuration (the differing
+        fields are named), or if it is not a run's folder.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise RunError(f"run: {self.path} is a file; a folder is needed")
+        if not self.exists() and self.path.is_dir() and set(os.listdir(self.path)) - {".lock", "config.json.new"}:
+            raise RunError(f"run: {self.path} is not empty and holds no run of fastlm; name another folder")
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._acquire()
+        if not self.exists():
+            self.record(config=config.to_json(), plan=None)
+            return config
+        recorded = self.recorded_config()
+        different = differences(config, recorded)
+        if different:
+            raise RunError(
+                f"run: {self.path} holds a run with another configuration: {', '.join(different)}; "
+                "give the same options to resume it, or another --run"
+            )
+        return config
+
+    def close(self) -> None:
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def recorded(self) -> dict[str, Any]:
+        """config.json. Raises RunError if it is not one of fastlm's."""
+        if not self.exists():
+            raise RunError(f"run: {self.path} is not a run folder (it has no config.json)")
+        try:
+            content = json.loads(self.config_file.read_text())
+        except ValueError as error:
+            raise RunError(f"run: {self.config_file} is not JSON ({error})") from error
+        if not isinstance(content, dict) or content.get("format") != FORMAT:
+            raise RunError(f"run: {self.config_file} is not the configuration of a fastlm run of format {FORMAT}")
+        return content
+
+    def recorded_config(self) -> PretrainConfig:
+        try:
+            return PretrainConfig.from_json(self.recorded()["config"])
+        except (TypeError, KeyError) as error:
+            raise RunError(f"run: {self.config_file} was written by another version of fastlm ({error})") from error
+
+    def record(self, **content: Any) -> None:
+        """Writes config.json, whole or not at all."""
+        write_json(self.config_file, {"format": FORMAT, **content})
+
+    def _acquire(self) -> None:
+        self._lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            self.close()
+            raise RunError(f"run: another process is training in {self.path}") from error
+
+
+class Metrics:
+    """metrics.jsonl: one record an update, in order; what a resumed run does again is cut off first."""
+
+    def __init__(self, file: Path, step: int):
+        self._descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
+        self.records, kept = _read_until(file, step)
+        if len(self.records) != step:
+            raise RunError(f"run: {file} has {len(self.records)} good records where the checkpoint is of step {step}")
+        os.ftruncate(self._descriptor, kept)
+        os.lseek(self._descriptor, kept, os.SEEK_SET)
+
+    def append(self, records: list[dict[str, Any]]) -> None:
+        # Unbuffered: a line is in the file when this returns, also if the process is killed then.
+        data = b"".join(json.dumps(record).encode() + b"\n" for record in records)
+        while data:
+            data = data[os.write(self._descriptor, data) :]
+        self.records += records
+
+    def sync(self) -> None:
+        os.fsync(self._descriptor)
+
+    def close(self) -> None:
+        os.close(self._descriptor)
+
+
+def _read_until(file: Path, step: int) -> tuple[list[dict[str, Any]], int]:
+    """The records up to `step` and their bytes; a line that a killed process left unfinished ends them."""
+    records, size = [], 0
+    with open(file, "rb") as lines:
+        for line in lines:
+            try:
+                record = json.loads(line)
+            except ValueError:
+                break
+            if record["step"] > step or not line.endswith(b"\n"):
+                break
+            records.append(record)
+            size += len(line)
+    return records, size
+
+
+def write_json(file: Path, content: Any) -> None:
+    """Writes a JSON file whole or not at all."""
+    temporary = file.with_name(file.name + ".new")
+    temporary.write_text(json.dumps(content, indent=1) + "\n")
+    sync(temporary)
+    temporary.replace(file)
+    sync(file.parent)
+
+
+def disk_is_full(error: OSError) -> bool:
+    return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def load_trained(run: str | Path, device: str = "auto") -> tuple[Any, Any]:
+    """The model of a run (while it trains, that of the last checkpoint) in eval mode, and its tokenizer."""
+    folder = RunFolder(run)
+    folder.recorded()
+    weights = folder.model
+    if not weights.is_dir():
+        saved = find(folder.checkpoints)
+        if not saved:
+            raise RunError(f"run: {folder.path} has neither model/ nor a checkpoint yet; train it first")
+        weights = saved[-1] / "model"
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return models.load(weights).to(device).eval(), tokenizer.load(folder.tokenizer_file)

@@ -1,0 +1,145 @@
+"""Model, optimizer and data of a run, and what one update and one validation are."""
+
+from __future__ import annotations
+
+import contextlib
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastlm.train.config import PretrainConfig
+from fastlm.train.objectives import Objective
+from fastlm.train.optim import build_optimizer, clip_global_norm
+from fastlm.train.run import RunError
+from fastlm.train.schedule import learning_rate, sequence_length
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is fixed once, when a run starts, and recorded: from then on nothing depends on the clock."""
+
+    steps: int
+    warmup: int
+    device: str
+    precision: str
+    vocab_size: int
+    tokenizer_hash: str
+
+
+class Update(NamedTuple):
+    """One update: `values` has the trainer's `names`, on the device and not waited for."""
+
+    values: Tensor
+    learning_rate: float
+    tokens: int
+
+
+class Trainer:
+    """Makes updates 0, 1, ... of a run. Everything drawn at random comes from (seed, step) or torch's generators."""
+
+    def __init__(self, config: PretrainConfig, plan: Plan, objective: Objective, shards: Any):
+        self.config, self.plan, self.objective, self.shards = config, plan, objective, shards
+        self.device = _device(plan.device)
+        self.names = (*objective.loss_names, "gradient_norm")
+        self._datasets: dict[tuple[str, int], Any] = {}
+        self._loader = _Loader(self._load)
+        torch.manual_seed(config.seed)
+        self.model = objective.build(config, plan.vocab_size).to(self.device)
+        self.optimizer = build_optimizer(
+            self.model,
+            kind=config.optimizer,
+            lr=config.learning_rate,
+            betas=(config.beta1, config.beta2),
+            eps=config.epsilon,
+            weight_decay=config.weight_decay,
+        )
+
+    def update(self, step: int) -> Update:
+        """Update `step`: forward and backward of each part of the batch, clipping, one step of the optimizer."""
+        parts = self.config.accumulation
+        losses, tokens = torch.zeros(len(self.objective.loss_names), device=self.device), 0
+        self.model.train()
+        for part in range(step * parts, (step + 1) * parts):
+            batch = self._loader.get(part, last=self.plan.steps * parts - 1)
+            tokens += self.objective.tokens(batch)
+            with self.autocast():
+                part_losses = self.objective.losses(self.model, self._to_device(batch))
+            (part_losses[0] / parts).backward()
+            losses += torch.stack([loss.detach() for loss in part_losses]) / parts
+        norm = clip_global_norm(self.model.parameters(), self.config.clip)
+        rate = learning_rate(
+            step,
+            peak=self.config.learning_rate,
+            warmup=self.plan.warmup,
+            steps=self.plan.steps,
+            decay=self.config.decay,
+        )
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return Update(torch.cat([losses, norm.view(1)]), rate, tokens)
+
+    @torch.no_grad()
+    def validate(self, step: int, most_batches: int | None = None) -> dict[str, float]:
+        """The objective's figures on the first batches (None: all) of the validation split, without dropout."""
+        dataset = self.dataset("validation", self.sequence_length(step))
+        count = min(dataset.batches_per_epoch, most_batches or dataset.batches_per_epoch)
+        self.model.eval()
+        with self.autocast():
+            figures = self.objective.evaluate(self.model, (self._to_device(dataset.batch(i)) for i in range(count)))
+        return figures
+
+    def autocast(self) -> contextlib.AbstractContextManager:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.plan.precision == "bf16")
+
+    def sequence_length(self, step: int) -> int:
+        return sequence_length(step, steps=self.plan.steps, phases=self.config.phases)
+
+    def dataset(self, split: str, length: int) -> Any:
+        """The dataset of a split at a sequence length; its batches are those of one part of an update."""
+        if (split, length) not in self._datasets:
+            size = self.config.batch_size // self.config.accumulation
+            self._datasets[split, length] = self.objective.dataset(self.shards, split, length, size, self.config.seed)
+        return self._datasets[split, length]
+
+    def _load(self, part: int) -> dict[str, Tensor]:
+        step = part // self.config.accumulation
+        batch = self.dataset("train", self.sequence_length(step)).batch(part)
+        return {name: t.pin_memory() for name, t in batch.items()} if self.device.type == "cuda" else batch
+
+    def _to_device(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.items()}
+
+
+class _Loader:
+    """Prepares the next batch in a thread while the model works on this one."""
+
+    def __init__(self, load: Any):
+        self._load = load
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="fastlm-data")
+        self._next: tuple[int, Future] | None = None
+
+    def get(self, index: int, *, last: int) -> dict[str, Tensor]:
+        ready = self._next is not None and self._next[0] == index
+        batch = self._next[1].result() if ready else self._load(index)
+        self._next = (index + 1, self._thread.submit(self._load, index + 1)) if index < last else None
+        return batch
+
+
+def _device(name: str) -> torch.device:
+    if name == "cuda" and not torch.cuda.is_available():
+        raise RunError("device: cuda asked for (by the option or by the run's record), but torch finds no CUDA device")
+    return torch.device(name)
+
+
+def native_bf16(device: str) -> tuple[bool, str]:
+    """Whether the device multiplies bf16 in hardware, and how one knows."""
+    if device == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+        return native, f"{torch.cuda.get_device_name()} {'has' if native else 'has no'} bf16"
+    able = {name for name in ("avx512_bf16", "amx_bf16") if torch.cpu.get_capabilities().get(name)}
+    return bool(able), f"the CPU has {' and '.join(sorted(able))}" if able else "the CPU has no avx512_bf16 or amx_bf16"
