@@ -1,0 +1,349 @@
+"""Drop-in modules over the ops.
+
+Modules with dropout take the seed of their mask as an argument; in training they draw one where none is
+given. A model that draws the seeds of all its sites at once (`draw_seeds`) passes each site its own.
+Every module takes `backend` ("auto", "reference", "triton" or "cuda"), and `device` and `dtype` as in torch.nn.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastlm import ops
+from fastlm.dropout import draw_seeds, keep_count
+
+__all__ = [
+    "MLP",
+    "AddLayerNorm",
+    "BiasGELU",
+    "EmbeddingLayerNorm",
+    "GELULayerNorm",
+    "LayerNorm",
+    "LayerNormGELU",
+    "LinearCrossEntropy",
+    "SelfAttention",
+]
+
+
+class LayerNorm(nn.Module):
+    """LN(x) over the last dimension, as `torch.nn.LayerNorm(hidden)`: the same names in the state dict.
+
+    Shapes: x (..., E) -> (..., E). Parameters: weight (E,); bias (E,) unless `bias` is False.
+    """
+
+    def __init__(self, hidden: int, *, eps: float = 1e-5, bias: bool = True, backend: str = "auto", **factory: Any):
+        super().__init__()
+        self.hidden, self.eps, self.backend = hidden, eps, backend
+        self.weight = nn.Parameter(torch.ones(hidden, **factory))
+        self.bias = nn.Parameter(torch.zeros(hidden, **factory)) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ops.layer_norm(x, self.weight, self.bias, eps=self.eps, backend=self.backend)
+
+    def extra_repr(self) -> str:
+        return f"{self.hidden}, eps={self.eps}" + ("" if self.bias is not None else ", bias=False")
+
+
+class AddLayerNorm(LayerNorm):
+    """The post-LN step LN(residual + dropout(x + bias)) (Vaswani et al. 2017, sections 3.1 and 5.4).
+
+    Shapes: x and residual (..., E) -> (..., E). The bias of the linear layer that made x comes with the call: see
+    `return_bias` of `SelfAttention` and `MLP`. With `return_sum` the sum comes too, as pre-LN models need it.
+    """
+
+    def __init__(
+        self,
+        hidden: int,
+        *,
+        dropout: float = 0.0,
+        eps: float = 1e-5,
+        return_sum: bool = False,
+        backend: str = "auto",
+        **factory: Any,
+    ):
+        super().__init__(hidden, eps=eps, backend=backend, **factory)
+        self.dropout, self.return_sum = _checked(dropout), return_sum
+
+    def forward(
+        self, x: Tensor, residual: Tensor, *, bias: Tensor | None = None, seed: Tensor | None = None
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """`bias` (E,): added to x before dropout. `seed`: one int64."""
+        return ops.add_layer_norm(
+            x,
+            residual,
+            self.weight,
+            self.bias,
+            bias=bias,
+            **_dropout(self, self.dropout, seed, x.device),
+            eps=self.eps,
+            return_sum=self.return_sum,
+            backend=self.backend,
+        )
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, dropout={self.dropout}" + (", return_sum=True" if self.return_sum else "")
+
+
+class GELULayerNorm(LayerNorm):
+    """LN(GELU(x + bias)), the transform of BERT's masked-LM head; the linear layer's bias comes with the call.
+
+    Shapes: x (..., E) -> (..., E). `approximate` is "tanh" (both papers' code) or "none" (erf).
+    """
+
+    def __init__(
+        self, hidden: int, *, approximate: str = "tanh", eps: float = 1e-5, backend: str = "auto", **factory: Any
+    ):
+        super().__init__(hidden, eps=eps, backend=backend, **factory)
+        self.approximate = approximate
+
+    def forward(self, x: Tensor, *, bias: Tensor | None = None) -> Tensor:
+        options = {"approximate": self.approximate, "eps": self.eps, "backend": self.backend}
+        return ops.gelu_layer_norm(x, self.weight, self.bias, bias=bias, **options)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, approximate={self.approximate!r}"
+
+
+class LayerNormGELU(LayerNorm):
+    """GELU(LN(x)). Shapes: x (..., E) -> (..., E). `approximate` is "tanh" or "none" (erf)."""
+
+    def __init__(
+        self, hidden: int, *, approximate: str = "tanh", eps: float = 1e-5, backend: str = "auto", **factory: Any
+    ):
+        super().__init__(hidden, eps=eps, backend=backend, **factory)
+        self.approximate = approximate
+
+    def forward(self, x: Tensor) -> Tensor:
+        options = {"approximate": self.approximate, "eps": self.eps, "backend": self.backend}
+        return ops.layer_norm_gelu(x, self.weight, self.bias, **options)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, approximate={self.approximate!r}"
+
+
+class BiasGELU(nn.Module):
+    """GELU(x + bias). Shapes: x (..., F) -> (..., F). Parameter: bias (F,), zero at first."""
+
+    def __init__(self, features: int, *, approximate: str = "tanh", backend: str = "auto", **factory: Any):
+        super().__init__()
+        self.features, self.approximate, self.backend = features, approximate, backend
+        self.bias = nn.Parameter(torch.zeros(features, **factory))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ops.bias_gelu(x, self.bias, approximate=self.approximate, backend=self.backend)
+
+    def extra_repr(self) -> str:
+        return f"{self.features}, approximate={self.approximate!r}"
+
+
+class MLP(nn.Module):
+    """The feed-forward layer: down(GELU(up(x))) (GPT-1 section 4.1; BERT section 3).
+
+    Shapes: x (..., E) -> (..., E). Parameters: up (I, E) and down (E, I), each with a bias.
+    With `return_bias` the result is (y, bias), the bias of `down` not yet added: `AddLayerNorm` adds it.
+    """
+
+    def __init__(
+        self,
+        hidden: int,
+        intermediate: int,
+        *,
+        approximate: str = "tanh",
+        return_bias: bool = False,
+        backend: str = "auto",
+        **factory: Any,
+    ):
+        super().__init__()
+        self.approximate, self.return_bias, self.backend = approximate, return_bias, backend
+        self.up = nn.Linear(hidden, intermediate, **factory)
+        self.down = nn.Linear(intermediate, hidden, **factory)
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        h = F.linear(x, self.up.weight)
+        h = ops.bias_gelu(h, self.up.bias, approximate=self.approximate, backend=self.backend)
+        return _project(self.down, h, self.return_bias)
+
+    def extra_repr(self) -> str:
+        return f"approximate={self.approximate!r}" + (", return_bias=True" if self.return_bias else "")
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention with dropout on the probabilities (Vaswani et al. 2017, section 3.2).
+
+    Shapes: x (B, S, E), or packed rows (T, E) with cu_seqlens, -> the same. Parameters: qkv (3E, E), the rows of
+    the queries' heads first, then the keys' and the values'; out (E, E); each with a bias.
+    With `return_bias` the result is (y, bias), the bias of `out` not yet added: `AddLayerNorm` adds it.
+    """
+
+    def __init__(
+        self,
+        hidden: int,
+        heads: int,
+        *,
+        causal: bool = False,
+        dropout: float = 0.0,
+        return_bias: bool = False,
+        backend: str = "auto",
+        **factory: Any,
+    ):
+        super().__init__()
+        if hidden % heads:
+            raise ValueError(f"hidden must be a multiple of heads, got hidden={hidden} and heads={heads}")
+        self.heads, self.causal, self.dropout = heads, causal, _checked(dropout)
+        self.return_bias, self.backend = return_bias, backend
+        self.qkv = nn.Linear(hidden, 3 * hidden, **factory)
+        self.out = nn.Linear(hidden, hidden, **factory)
+
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        lengths: Tensor | None = None,
+        cu_seqlens: Tensor | None = None,
+        max_seqlen: int | None = None,
+        seed: Tensor | None = None,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """`lengths` (B,) int32 valid tokens; `cu_seqlens` (B + 1,) int32 with `max_seqlen`; `seed`: one int64."""
+        qkv = self.qkv(x).unflatten(-1, (3, self.heads, -1))
+        o = ops.attention_packed(
+            qkv,
+            causal=self.causal,
+            lengths=lengths,
+            cu_seqlens=cu_seqlens,
+            max_seqlen=max_seqlen,
+            **_dropout(self, self.dropout, seed, x.device),
+            backend=self.backend,
+        )
+        return _project(self.out, o.flatten(-2), self.return_bias)
+
+    def extra_repr(self) -> str:
+        text = f"heads={self.heads}, causal={self.causal}, dropout={self.dropout}"
+        return text + (", return_bias=True" if self.return_bias else "")
+
+
+class EmbeddingLayerNorm(nn.Module):
+    """dropout(LN(word[tokens] + position[0 ... S - 1] + segment[segments])) (BERT section 3; GPT-1 equation 2).
+
+    Shapes: tokens and segments (B, S) int64 -> (B, S, E). Parameters: word (V, E); position (C, E); segment (T, E) if
+    `segments` > 0; norm (E,) unless `layer_norm` is False. Tables start as N(0, 0.02).
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        context: int,
+        hidden: int,
+        *,
+        segments: int = 0,
+        layer_norm: bool = True,
+        dropout: float = 0.0,
+        eps: float = 1e-5,
+        backend: str = "auto",
+        **factory: Any,
+    ):
+        super().__init__()
+        self.dropout, self.backend = _checked(dropout), backend
+        self.word = nn.Parameter(torch.empty(vocab_size, hidden, **factory))
+        self.position = nn.Parameter(torch.empty(context, hidden, **factory))
+        self.segment = nn.Parameter(torch.empty(segments, hidden, **factory)) if segments else None
+        self.norm = LayerNorm(hidden, eps=eps, backend=backend, **factory) if layer_norm else None
+        for table in (self.word, self.position, self.segment):
+            if table is not None:
+                nn.init.normal_(table, std=0.02)
+
+    def forward(
+        self,
+        tokens: Tensor,
+        segments: Tensor | None = None,
+        *,
+        position_ids: Tensor | None = None,
+        seed: Tensor | None = None,
+    ) -> Tensor:
+        """`position_ids` (B, S) int64, by default 0 ... S - 1; `seed`: one int64."""
+        norm = {} if self.norm is None else {"gamma": self.norm.weight, "beta": self.norm.bias, "eps": self.norm.eps}
+        return ops.embedding_layer_norm(
+            tokens,
+            self.word,
+            position=self.position,
+            position_ids=position_ids,
+            segment=self.segment,
+            segments=segments,
+            **norm,
+            **_dropout(self, self.dropout, seed, tokens.device),
+            backend=self.backend,
+        )
+
+    def extra_repr(self) -> str:
+        vocab_size, hidden = self.word.shape
+        segments = "" if self.segment is None else f", segments={self.segment.shape[0]}"
+        return f"{vocab_size}, {self.position.shape[0]}, {hidden}{segments}, dropout={self.dropout}"
+
+
+class LinearCrossEntropy(nn.Module):
+    """Cross-entropy of softmax(x weight^T + bias), never holding the logits: a linear layer and `CrossEntropyLoss`.
+
+    Shapes: x (..., E), weight (V, E), targets (...) int64 -> a scalar, or (...) for reduction "none"; float32
+    (float64 for float64). It has no parameters of its own: the weight may be tied to an embedding.
+    """
+
+    def __init__(
+        self,
+        *,
+        ignore_index: int = -100,
+        reduction: str = "mean",
+        label_smoothing: float = 0.0,
+        z_loss: float = 0.0,
+        backend: str = "auto",
+    ):
+        super().__init__()
+        self.ignore_index, self.reduction, self.backend = ignore_index, reduction, backend
+        self.label_smoothing, self.z_loss = label_smoothing, z_loss
+
+    def forward(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        *,
+        bias: Tensor | None = None,
+        row_weights: Tensor | None = None,
+    ) -> Tensor:
+        """`bias` (V,); `row_weights` (...) float32, each row's weight in the loss."""
+        return ops.linear_cross_entropy(
+            x,
+            weight,
+            targets,
+            bias=bias,
+            row_weights=row_weights,
+            ignore_index=self.ignore_index,
+            reduction=self.reduction,
+            label_smoothing=self.label_smoothing,
+            z_loss=self.z_loss,
+            backend=self.backend,
+        )
+
+    def extra_repr(self) -> str:
+        return (
+            f"reduction={self.reduction!r}, ignore_index={self.ignore_index}, "
+            f"label_smoothing={self.label_smoothing}, z_loss={self.z_loss}"
+        )
+
+
+def _checked(dropout: float) -> float:
+    keep_count(dropout)
+    return dropout
+
+
+def _dropout(module: nn.Module, p: float, seed: Tensor | None, device: torch.device) -> dict[str, Any]:
+    """The op's dropout arguments: none outside training, a seed of the module's own where none is given."""
+    if p == 0.0 or not module.training:
+        return {}
+    return {"dropout_p": p, "seed": draw_seeds(1, device) if seed is None else seed}
+
+
+def _project(linear: nn.Linear, x: Tensor, return_bias: bool) -> Tensor | tuple[Tensor, Tensor]:
+    return (F.linear(x, linear.weight), linear.bias) if return_bias else linear(x)
