@@ -1,0 +1,91 @@
+"""What counting alone achieves: unigram and interpolated bigram models of the same tokens, to hold a model against."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from fastlm.data.shards import Shards
+
+_CHUNK = 1 << 22  # tokens counted at a time
+_HELD_OUT = 0.05  # of the training text, its end, to fit the interpolation on
+_ITERATIONS = 100
+
+
+class Score(NamedTuple):
+    """loss: nats a token. perplexity: e^loss. bits_per_byte: bits a UTF-8 byte of the text."""
+
+    loss: float
+    perplexity: float
+    bits_per_byte: float
+
+
+def score(loss: float, tokens: int, text_bytes: int) -> Score:
+    """A mean loss in nats a token, of a text of so many tokens and UTF-8 bytes, as a Score."""
+    return Score(loss, math.exp(loss), loss / math.log(2) * tokens / text_bytes)
+
+
+def ngram_scores(shards: Shards) -> dict[str, Score]:
+    """Scores on the validation split of the two models of the training split: {"unigram": ..., "bigram": ...}."""
+    validation = shards.split("validation")
+    losses = ngram_losses(shards.split("train").tokens, validation.tokens, shards.vocab_size)
+    return {name: score(loss, len(validation.tokens), validation.bytes) for name, loss in losses.items()}
+
+
+def ngram_losses(train: np.ndarray, validation: np.ndarray, vocab_size: int) -> dict[str, float]:
+    """Mean loss, in nats a token, of the second to the last token of `validation`.
+
+    Unigram: p(b) = (c(b) + 1) / (N + V), so that nothing is impossible. Bigram (Jelinek and Mercer 1980):
+
+        p(b | a) = l c(a b) / c(a) + (1 - l) p(b)
+
+    with a weight l for each power of two of c(a), fitted by expectation maximisation on the last 5% of the training
+    tokens under the counts of the others; the counts then are those of all training tokens. Memory grows with V, the
+    validation text and that 5%.
+    """
+    validation = np.asarray(validation, np.int64)
+    held_out = np.asarray(train[-max(2, int(_HELD_OUT * len(train))) :], np.int64)
+    rest = train[: len(train) - len(held_out)]
+    weights = _fit(_Counts(rest, held_out, vocab_size))
+    counts = _Counts(train, validation, vocab_size)
+    mixed = weights[counts.bucket] * counts.conditional + (1 - weights[counts.bucket]) * counts.unigram
+    return {"unigram": -float(np.log(counts.unigram).mean()), "bigram": -float(np.log(mixed).mean())}
+
+
+class _Counts:
+    """For each token of `text` but the first, under the counts of `train`, a chunk at a time.
+
+    unigram: p(b). conditional: c(a b) / c(a), and 0 if a was never seen. bucket: 1 + floor(log2 c(a)), or 0.
+    """
+
+    def __init__(self, train: np.ndarray, text: np.ndarray, vocab_size: int):
+        before, after = text[:-1], text[1:]
+        pairs, pair = np.unique(before * vocab_size + after, return_inverse=True)
+        single, double = np.zeros(vocab_size, np.int64), np.zeros(len(pairs), np.int64)
+        for start in range(0, len(train), _CHUNK):
+            chunk = np.asarray(train[start : start + _CHUNK + 1], np.int64)  # with the token that the last one precedes
+            single += np.bincount(chunk[:_CHUNK], minlength=vocab_size)
+            codes = chunk[:-1] * vocab_size + chunk[1:]
+            found = np.minimum(np.searchsorted(pairs, codes), len(pairs) - 1)
+            double += np.bincount(found[pairs[found] == codes], minlength=len(pairs))
+        contexts = single.copy()
+        if len(train):
+            contexts[train[-1]] -= 1  # nothing follows the last token
+        self.unigram = (single[after] + 1) / (len(train) + vocab_size)
+        self.conditional = double[pair] / np.maximum(contexts[before], 1)
+        self.bucket = np.frexp(contexts[before])[1]
+
+
+def _fit(counts: _Counts) -> np.ndarray:
+    """The weight of each bucket, with one imagined observation for either side, so that none is 0 or 1."""
+    size = np.iinfo(np.int64).bits
+    weights = np.full(size, 0.5)
+    seen = np.bincount(counts.bucket, minlength=size)
+    for _ in range(_ITERATIONS):
+        ours = weights[counts.bucket] * counts.conditional
+        posterior = ours / (ours + (1 - weights[counts.bucket]) * counts.unigram)
+        weights = (np.bincount(counts.bucket, posterior, minlength=size) + 1) / (seen + 2)
+    weights[0] = 0  # an unseen context tells nothing
+    return weights

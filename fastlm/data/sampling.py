@@ -1,0 +1,64 @@
+"""Counter-based randomness: any example of any epoch directly, without a history."""
+
+from __future__ import annotations
+
+import numpy as np
+
+# What a stream is for.
+ORDER, PHASE, EXAMPLE = range(3)
+_ROUNDS = 6
+
+
+def generator(seed: int, purpose: int, position: int) -> np.random.Generator:
+    """A stream of its own for each (seed, purpose, position), by NumPy's Philox-4x64."""
+    key = np.array([seed, position], np.uint64)
+    return np.random.Generator(np.random.Philox(key=key, counter=np.array([0, purpose, 0, 0], np.uint64)))
+
+
+def check_seed(seed: int) -> int:
+    if not 0 <= seed < 1 << 63:
+        raise ValueError(f"seed: an integer in [0, 2^63) expected, got {seed}")
+    return seed
+
+
+def shuffled(start: int, count: int, size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Positions start, start + 1, ... of an endless reading of `size` items, in a new order each epoch.
+
+    Returns the epochs and the items, int64 (count,). Within an epoch each item comes once. Costs O(count) anywhere.
+    """
+    positions = np.arange(start, start + count, dtype=np.int64)
+    epochs, items = positions // size, positions % size
+    for epoch in np.unique(epochs):
+        keys = generator(seed, ORDER, int(epoch)).integers(0, 1 << 64, _ROUNDS, dtype=np.uint64)
+        items[epochs == epoch] = permute(items[epochs == epoch], size, keys)
+    return epochs, items
+
+
+def permute(index: np.ndarray, size: int, keys: np.ndarray) -> np.ndarray:
+    """Where `index` (int64, in [0, size)) goes in the pseudo-random permutation of [0, size) that `keys` choose.
+
+    A Feistel network, a round a key, permutes the smallest [0, 4^h) that holds [0, size); an image outside is permuted
+    again until it is inside (cycle walking), which keeps it a permutation.
+    """
+    half = np.uint64(max(1, ((size - 1).bit_length() + 1) // 2))
+    image = index.astype(np.uint64)
+    outside = np.ones(index.shape, bool)
+    while outside.any():
+        image[outside] = _feistel(image[outside], half, keys)
+        outside = image >= size
+    return image.astype(np.int64)
+
+
+def _feistel(x: np.ndarray, half: np.uint64, keys: np.ndarray) -> np.ndarray:
+    mask = (np.uint64(1) << half) - np.uint64(1)
+    left, right = x >> half, x & mask
+    for key in keys:
+        left, right = right, left ^ (_mix(right + key) & mask)
+    return left << half | right
+
+
+def _mix(x: np.ndarray) -> np.ndarray:
+    """SplitMix64's finaliser (Steele et al. 2014): every bit of x moves every bit of the result."""
+    x = (x ^ x >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ x >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
+    return x ^ x >> np.uint64(31)
