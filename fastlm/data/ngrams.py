@@ -10,7 +10,7 @@ import numpy as np
 from fastlm.data.shards import Shards
 
 _CHUNK = 1 << 22  # tokens counted at a time
-_HELD_OUT = 0.05  # of the training text, its end, to fit the interpolation on
+_HELD_OUT, _MOST_HELD_OUT = 0.05, 1 << 20  # of the training text, its end, to fit the interpolation on
 _ITERATIONS = 100
 
 
@@ -30,38 +30,39 @@ def score(loss: float, tokens: int, text_bytes: int) -> Score:
 def ngram_scores(shards: Shards) -> dict[str, Score]:
     """Scores on the validation split of the two models of the training split: {"unigram": ..., "bigram": ...}."""
     validation = shards.split("validation")
-    losses = ngram_losses(shards.split("train").tokens, validation.tokens, shards.vocab_size)
+    text = np.asarray(validation.tokens, np.int64)
+    losses = ngram_losses(shards.split("train").tokens, text[:-1], text[1:], shards.vocab_size)
     return {name: score(loss, len(validation.tokens), validation.bytes) for name, loss in losses.items()}
 
 
-def ngram_losses(train: np.ndarray, validation: np.ndarray, vocab_size: int) -> dict[str, float]:
-    """Mean loss, in nats a token, of the second to the last token of `validation`.
+def ngram_losses(train: np.ndarray, before: np.ndarray, after: np.ndarray, vocab_size: int) -> dict[str, float]:
+    """Mean loss, in nats a token, of the tokens `after` where the tokens `before` precede them, by models of `train`.
+
+    `before` and `after` are integers of one shape, such as the tokens and targets of a batch.
 
     Unigram: p(b) = (c(b) + 1) / (N + V), so that nothing is impossible. Bigram (Jelinek and Mercer 1980):
 
         p(b | a) = l c(a b) / c(a) + (1 - l) p(b)
 
     with a weight l for each power of two of c(a), fitted by expectation maximisation on the last 5% of the training
-    tokens under the counts of the others; the counts then are those of all training tokens. Memory grows with V, the
-    validation text and that 5%.
+    tokens (at most 2^20) under the counts of the others; the counts then are those of all training tokens. Memory grows
+    with V and the pairs asked for, not with `train`.
     """
-    validation = np.asarray(validation, np.int64)
-    held_out = np.asarray(train[-max(2, int(_HELD_OUT * len(train))) :], np.int64)
+    held_out = np.asarray(train[-max(2, min(int(_HELD_OUT * len(train)), _MOST_HELD_OUT)) :], np.int64)
     rest = train[: len(train) - len(held_out)]
-    weights = _fit(_Counts(rest, held_out, vocab_size))
-    counts = _Counts(train, validation, vocab_size)
+    weights = _fit(_Counts(rest, held_out[:-1], held_out[1:], vocab_size))
+    counts = _Counts(train, np.ravel(before).astype(np.int64), np.ravel(after).astype(np.int64), vocab_size)
     mixed = weights[counts.bucket] * counts.conditional + (1 - weights[counts.bucket]) * counts.unigram
     return {"unigram": -float(np.log(counts.unigram).mean()), "bigram": -float(np.log(mixed).mean())}
 
 
 class _Counts:
-    """For each token of `text` but the first, under the counts of `train`, a chunk at a time.
+    """For each pair of tokens, under the counts of `train`, taken a chunk at a time.
 
     unigram: p(b). conditional: c(a b) / c(a), and 0 if a was never seen. bucket: 1 + floor(log2 c(a)), or 0.
     """
 
-    def __init__(self, train: np.ndarray, text: np.ndarray, vocab_size: int):
-        before, after = text[:-1], text[1:]
+    def __init__(self, train: np.ndarray, before: np.ndarray, after: np.ndarray, vocab_size: int):
         pairs, pair = np.unique(before * vocab_size + after, return_inverse=True)
         single, double = np.zeros(vocab_size, np.int64), np.zeros(len(pairs), np.int64)
         for start in range(0, len(train), _CHUNK):

@@ -214,29 +214,29 @@ class _Writer:
     """Appends documents to the three files of a split."""
 
     def __init__(self, stack: ExitStack, folder: Path, name: str, token: np.dtype):
-        parts = ("tokens", "sentences", "documents")
-        self._files = [stack.enter_context(open(folder / f"{name}.{part}", "wb")) for part in parts]
-        self._token = token
+        self._tokens = stack.enter_context(open(folder / f"{name}.tokens", "wb"))
+        self._sentences = stack.enter_context(open(folder / f"{name}.sentences", "wb"))
+        self._documents = stack.enter_context(open(folder / f"{name}.documents", "wb"))
+        self._dtype = token
         self.counts = {"documents": 0, "sentences": 0, "tokens": 0, "bytes": 0}
-        for offsets in self._files[1:]:
+        for offsets in (self._sentences, self._documents):
             offsets.write(np.zeros(1, _OFFSET).tobytes())
 
     def add(self, sentences: list[list[int]], size: int) -> None:
         """One document: the ids of its sentences, and its UTF-8 bytes."""
-        tokens, starts, documents = self._files
         sentences = [s for s in sentences if s]  # control characters alone are no token
         lengths = np.array([len(s) for s in sentences], _OFFSET)
-        tokens.write(np.array([t for s in sentences for t in s], self._token).tobytes())
-        starts.write((self.counts["tokens"] + np.cumsum(lengths)).astype(_OFFSET).tobytes())
+        self._tokens.write(np.array([t for s in sentences for t in s], self._dtype).tobytes())
+        self._sentences.write((self.counts["tokens"] + np.cumsum(lengths)).astype(_OFFSET).tobytes())
         self.counts["tokens"] += int(lengths.sum())
         self.counts["sentences"] += len(sentences)
         self.counts["bytes"] += size
         if sentences:
-            documents.write(np.array([self.counts["sentences"]], _OFFSET).tobytes())
+            self._documents.write(np.array([self.counts["sentences"]], _OFFSET).tobytes())
             self.counts["documents"] += 1
 
     def sync(self) -> None:
-        for file in self._files:
+        for file in (self._tokens, self._sentences, self._documents):
             file.flush()
             os.fsync(file.fileno())
 
