@@ -1,8 +1,8 @@
 """BERT: Devlin et al. 2019, "BERT: Pre-training of Deep Bidirectional Transformers for Language Understanding".
 
 An encoder of post-LN blocks over word, position and segment embeddings, with dropout on the normalised embedding sum,
-on attention's probabilities and before each residual. Two heads: masked tokens (dense, GELU, layer norm, word embedding,
-bias), computed at the predicted positions alone, and next sentence, from a tanh pooling of [CLS].
+on attention's probabilities and before each residual. Two heads: masked tokens (dense, GELU, layer norm, the word
+embedding, bias), computed at the predicted positions alone, and next sentence, from a tanh pooling of [CLS].
 """
 
 from __future__ import annotations

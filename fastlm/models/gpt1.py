@@ -29,8 +29,8 @@ class GPT1Config(ModelConfig):
     def flops_per_token(self, sequence_length: int) -> int:
         """Floating-point operations a token of a training step: 6 a weight, and causal attention's.
 
-        6 L (4 E^2 + 2 E I) + 6 L 2 E (S + 1) / 2 + 6 V E: blocks' weights; scores and context, a query seeing (S + 1) / 2
-        keys on average; head. The embedding's look-up, layer norms, GELU and softmax count nothing.
+        6 L (4 E^2 + 2 E I) + 6 L 2 E (S + 1) / 2 + 6 V E: blocks' weights; scores and context, where a query sees
+        (S + 1) / 2 keys on average; head. Look-ups, layer norms, GELU and softmax count nothing.
         """
         return self.block_flops_per_token((sequence_length + 1) / 2) + 6 * self.vocab_size * self.hidden
 
