@@ -24,7 +24,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -35,7 +35,8 @@ from fastlm.data.tokenizer import Tokenizer
 
 FORMAT = 1
 SPLITS = ("train", "validation")
-_BATCH = 1 << 20  # characters that are tokenised at a time
+PARTS = ("tokens", "sentences", "documents")
+_PIECE = 4096  # sentences that are tokenised at a time
 _OFFSET = np.dtype("<i8")
 
 
@@ -77,7 +78,10 @@ class Shards:
         Raises DataError if the folder holds no shards, a file is missing or cut short, or the tokenizer is another one.
         """
         path = Path(path)
-        shards = cls(path, _read_manifest(path))
+        try:
+            shards = cls(path, _read_manifest(path))
+        except (KeyError, TypeError) as error:
+            raise DataError(f"{path / 'manifest.json'}: not the manifest of shards ({error!r})") from None
         if tokenizer is not None and tokenizer.hash != shards.tokenizer_hash:
             raise DataError(
                 f"tokenizer: {path} was made with the {shards.kind} tokenizer {shards.tokenizer_hash[:12]} "
@@ -125,9 +129,10 @@ def prepare(
     """Tokenise text files into the new folder `out`, and open it.
 
     All or nothing: the folder appears when it is whole. If it is there already and was made from the same text,
-    tokenizer and options, it is opened as it is. The text is read twice; memory holds a document and about a megabyte
-    of others. `document`: see corpus.py. Raises DataError for text that cannot be read or split, and for an `out` that
-    holds anything else; OSError for a full disk. One process at a time may prepare a folder.
+    tokenizer and options, it is opened as it is. The text is read twice; memory holds the text of a document and the
+    tokens of a few thousand sentences. `document`: see corpus.py. Raises DataError for text that cannot be read or
+    split, and for an `out` that holds anything else; OSError for a full disk. One process at a time may prepare a
+    folder.
     """
     out = Path(out)
     if not 0 < validation_fraction < 1:
@@ -210,20 +215,28 @@ def _digest(text: str) -> bytes:
     return hashlib.blake2b(text.encode(), digest_size=16).digest()
 
 
-class _Writer:
-    """Appends documents to the three files of a split."""
+class _Piece(NamedTuple):
+    """Sentences of one document, and whether they are its last."""
 
-    def __init__(self, stack: ExitStack, folder: Path, name: str, token: np.dtype):
-        self._tokens = stack.enter_context(open(folder / f"{name}.tokens", "wb"))
-        self._sentences = stack.enter_context(open(folder / f"{name}.sentences", "wb"))
-        self._documents = stack.enter_context(open(folder / f"{name}.documents", "wb"))
+    split: str
+    sentences: list[str]
+    ends: bool
+
+
+class _Writer:
+    """Appends documents to the three files of a split: tokens, sentences, documents."""
+
+    def __init__(self, files: list[BinaryIO], token: np.dtype):
+        self._files = files
+        self._tokens, self._sentences, self._documents = files
         self._dtype = token
+        self._in_document = False
         self.counts = {"documents": 0, "sentences": 0, "tokens": 0, "bytes": 0}
-        for offsets in (self._sentences, self._documents):
+        for offsets in files[1:]:
             offsets.write(np.zeros(1, _OFFSET).tobytes())
 
     def add(self, sentences: list[list[int]], size: int) -> None:
-        """One document: the ids of its sentences, and its UTF-8 bytes."""
+        """Sentences of a document: their ids, and their UTF-8 bytes."""
         sentences = [s for s in sentences if s]  # control characters alone are no token
         lengths = np.array([len(s) for s in sentences], _OFFSET)
         self._tokens.write(np.array([t for s in sentences for t in s], self._dtype).tobytes())
@@ -231,12 +244,16 @@ class _Writer:
         self.counts["tokens"] += int(lengths.sum())
         self.counts["sentences"] += len(sentences)
         self.counts["bytes"] += size
-        if sentences:
+        self._in_document |= bool(sentences)
+
+    def end_document(self) -> None:
+        if self._in_document:
             self._documents.write(np.array([self.counts["sentences"]], _OFFSET).tobytes())
             self.counts["documents"] += 1
+        self._in_document = False
 
     def sync(self) -> None:
-        for file in (self._tokens, self._sentences, self._documents):
+        for file in self._files:
             file.flush()
             os.fsync(file.fileno())
 
@@ -244,8 +261,11 @@ class _Writer:
 def _write(folder: Path, survey: _Survey, documents: Documents, tokenizer: Tokenizer, source: dict[str, Any]) -> None:
     token = np.dtype("<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4")
     with ExitStack() as stack:
-        writers = {name: _Writer(stack, folder, name, token) for name in SPLITS}
-        for batch in _batches(part for text in documents for part in survey.parts(text)):
+        writers = {}
+        for name in SPLITS:
+            files = [stack.enter_context(open(folder / f"{name}.{part}", "wb")) for part in PARTS]
+            writers[name] = _Writer(files, token)
+        for batch in _batches(_pieces(documents, survey)):
             _write_batch(batch, writers, tokenizer)
         for writer in writers.values():
             writer.sync()
@@ -271,21 +291,32 @@ def _write(folder: Path, survey: _Survey, documents: Documents, tokenizer: Token
     sync_folder(folder)
 
 
-def _batches(parts: Iterable[tuple[str, list[str]]]) -> Iterator[list[tuple[str, list[str]]]]:
-    batch, size = [], 0
-    for part in parts:
-        batch.append(part)
-        size += sum(map(len, part[1]))
-        if size >= _BATCH:
+def _pieces(documents: Documents, survey: _Survey) -> Iterator[_Piece]:
+    """Documents in pieces, so that a book is not tokenised at a stroke."""
+    for text in documents:
+        for split, sentences in survey.parts(text):
+            for start in range(0, len(sentences), _PIECE):
+                yield _Piece(split, sentences[start : start + _PIECE], start + _PIECE >= len(sentences))
+
+
+def _batches(pieces: Iterable[_Piece]) -> Iterator[list[_Piece]]:
+    batch, count = [], 0
+    for piece in pieces:
+        batch.append(piece)
+        count += len(piece.sentences)
+        if count >= _PIECE:
             yield batch
-            batch, size = [], 0
+            batch, count = [], 0
     yield batch
 
 
-def _write_batch(batch: list[tuple[str, list[str]]], writers: dict[str, _Writer], tokenizer: Tokenizer) -> None:
-    ids = iter(tokenizer.encode_corpus([s for _, sentences in batch for s in sentences]))
-    for split, sentences in batch:
-        writers[split].add([next(ids) for _ in sentences], sum(len(s.encode()) for s in sentences))
+def _write_batch(batch: list[_Piece], writers: dict[str, _Writer], tokenizer: Tokenizer) -> None:
+    ids = iter(tokenizer.encode_corpus([s for piece in batch for s in piece.sentences]))
+    for piece in batch:
+        writer = writers[piece.split]
+        writer.add([next(ids) for _ in piece.sentences], sum(len(s.encode()) for s in piece.sentences))
+        if piece.ends:
+            writer.end_document()
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:
@@ -296,10 +327,8 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         raise DataError(f"{path}: a folder of shards expected, but there is no manifest.json in it") from None
     except ValueError as error:
         raise DataError(f"{file}: not the manifest of shards ({error})") from None
-    if not isinstance(manifest, dict) or "splits" not in manifest:
-        raise DataError(f"{file}: not the manifest of shards")
-    if manifest.get("format") != FORMAT:
-        raise DataError(f"{file}: shards of format {manifest.get('format')}; this fastlm reads format {FORMAT}")
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise DataError(f"{file}: the manifest of shards of format {FORMAT} expected, got {str(manifest)[:60]}")
     return manifest
 
 

@@ -191,7 +191,7 @@ _JOINS = (
     (re.compile(r"(?<=\w) ' (?=(?:s|d|t|m|ll|re|ve)\b)"), "'"),
     (re.compile(r" (?=[.,;:!?)\]}%’”])| (?='(?: |$))"), ""),
     (re.compile(r"(?<=\d), (?=\d{3}\b)"), ","),
-    (re.compile(r"(?<=[(\[{$£#‘“]) "), ""),
+    (re.compile(r"(?<=[(\[{$#‘“]) "), ""),
     (re.compile(r" ?([-/–—]) ?"), r"\1"),
     (re.compile(r'" ([^"\n]*?) ?"|_ ([^_\n]*?) ?_'), lambda m: f'"{m[1]}"' if m[2] is None else f"_{m[2]}_"),
 )
