@@ -48,7 +48,11 @@ def test_novels():
     documents = list(read_documents(novels()))
     assert len(documents) == 55 + 48 + 31 + 24 + 61 + 50  # chapters of the six, as published
     assert documents[0].split("\n")[:4] == ["EMMA", "By Jane Austen", "VOLUME I", "CHAPTER I"]
-    assert documents[0].split("\n")[4].startswith("Emma Woodhouse, handsome, clever, and rich, with a comfortable home and")
+    assert (
+        documents[0]
+        .split("\n")[4]
+        .startswith("Emma Woodhouse, handsome, clever, and rich, with a comfortable home and")
+    )
     assert documents[-1].endswith("THE END")
     assert 700_000 < sum(len(document.split()) for document in documents) < 720_000
 

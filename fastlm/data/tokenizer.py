@@ -185,8 +185,9 @@ def _alphabet(documents: Iterable[str], normalizer: Any, most: int) -> list[str]
     return sorted(_ASCII + others[: max(0, min(most, _MOST_CHARACTERS) - len(_ASCII))])
 
 
-# Spaces that the split at punctuation put in, taken out again.
+# Spaces that the split at punctuation put in, taken out again (and one that <unk>, ending no word, lacks).
 _JOINS = (
+    (re.compile(r"<unk>(?=\w)"), "<unk> "),
     (re.compile(r" *\n *"), "\n"),
     (re.compile(r"(?<=\w) ' (?=(?:s|d|t|m|ll|re|ve)\b)"), "'"),
     (re.compile(r" (?=[.,;:!?)\]}%’”])| (?='(?: |$))"), ""),
