@@ -8,6 +8,7 @@ nn.Linear as (out, in); their BERT has three projections where ours has one, q a
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -99,7 +100,8 @@ def import_config(config: Mapping[str, Any]) -> Config:
         raise ValueError(f"the {model_type} configuration lacks {', '.join(missing)}")
     values = {ours: config[theirs] for ours, theirs in renamed.items()}
     if model_type == "openai-gpt":
-        return GPT1Config(**values, intermediate=4 * values["hidden"])
+        gpt1 = GPT1Config(**values)
+        return replace(gpt1, intermediate=4 * gpt1.hidden)
     activation = config.get("hidden_act", "gelu")
     if activation not in _GELU:
         raise ValueError(f"hidden_act must be one of {', '.join(_GELU)}, got {activation!r}")
