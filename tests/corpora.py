@@ -7,12 +7,15 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
+from hypothesis import settings
 
 from fastlm.data import Tokenizer, novels, read_documents, train_bpe, train_wordpiece
 from fastlm.data.shards import Split
 
 SPECIALS = {"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3, "[MASK]": 4}
 FIRST = 5  # ids below are specials
+
+no_deadline = settings(deadline=None)  # machines that test are busy
 
 
 @cache

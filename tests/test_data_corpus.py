@@ -7,6 +7,7 @@ import json
 import lzma
 from pathlib import Path
 
+import corpora
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -121,6 +122,7 @@ def test_sentences(sentences):
     assert split_sentences(" ".join(sentences)) == sentences
 
 
+@corpora.no_deadline
 @given(st.lists(st.text(alphabet="aB.!?\"'()_-1 é", min_size=1), max_size=20))
 def test_sentences_keep_the_text(words):
     paragraph = " ".join(" ".join(words).split())
