@@ -148,7 +148,7 @@ def import_weights(
     if text:
         lacks_head = any(n.startswith(("bert.pooler.", "cls.")) for n in problems["missing"])
         hint = " (fresh_heads=True initialises heads that the weights lack)" if lacks_head and not fresh_heads else ""
-        raise ValueError(f"{what} does not fit the model: {text}{hint}")
+        raise ValueError(f"{what}: not the tensors of this model: {text}{hint}")
     return {ours: source.read(theirs) for ours, source in table.items()}
 
 

@@ -61,7 +61,8 @@ class ModelConfig:
         if given != known:
             problems = {"missing": known - given, "unknown": given - known}
             text = "; ".join(f"{kind}: {', '.join(sorted(names))}" for kind, names in problems.items() if names)
-            raise ValueError(f"not the configuration of a fastlm {cls.model_type}: {text}")
+            hint = "a folder of transformers' is loaded by fastlm.integrations.transformers.load"
+            raise ValueError(f"not the configuration of a fastlm {cls.model_type}: {text} ({hint})")
         return cls(**{name: value for name, value in values.items() if name != "model_type"})
 
     def block_flops_per_token(self, keys: float) -> int:
@@ -105,8 +106,7 @@ class Model(nn.Module):
         try:
             config = cls.config_class.from_json(values)
         except (TypeError, ValueError) as error:
-            hint = "a folder of transformers' is loaded by fastlm.integrations.transformers.load"
-            raise ValueError(f"{Path(folder) / files.CONFIG}: {error} ({hint})") from error
+            raise ValueError(f"{Path(folder) / files.CONFIG}: {error}") from error
         return cls.from_weights(config, files.read_weights(folder), backend, what=str(Path(folder) / files.WEIGHTS))
 
     @classmethod

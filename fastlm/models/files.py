@@ -74,7 +74,7 @@ def check_names(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], wha
     }
     problems = [f"{kind}: {', '.join(names)}" for kind, names in kinds.items() if names]
     if problems:
-        raise ValueError(f"{what} does not fit the model: {'; '.join(problems)}")
+        raise ValueError(f"{what}: not the tensors of this model: {'; '.join(problems)}")
 
 
 def _replace(path: Path, write: Callable[[Path], Any]) -> None:

@@ -1,0 +1,146 @@
+"""A model's folder: what is not one gets a sentence, and what was there before survives a failed write."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from fastlm import models
+from fastlm.models import BERT, GPT1
+
+TINY = models.PRESETS["gpt1_tiny"]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    models.build(TINY).save(tmp_path)
+    return tmp_path
+
+
+def edit_config(folder, **changes):
+    path = folder / "config.json"
+    values = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps({name: value for name, value in values.items() if value is not None}))
+
+
+def edit_weights(folder, change):
+    path = folder / "model.safetensors"
+    weights = load_file(path)
+    change(weights)
+    save_file(weights, path)
+
+
+def assert_refused(folder, sentence, error=ValueError):
+    with pytest.raises(error, match=sentence) as caught:
+        models.load(folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_tied_weights_are_stored_once(folder):
+    stored = sum(t.numel() for t in load_file(folder / "model.safetensors").values())
+    assert stored == models.parameter_count(TINY)
+    assert json.loads((folder / "config.json").read_text())["model_type"] == "gpt1"
+
+
+def test_half_precision_stays(tmp_path):
+    models.build(TINY).bfloat16().save(tmp_path)
+    assert {p.dtype for p in models.load(tmp_path).parameters()} == {torch.bfloat16}
+
+
+def test_missing_files_are_named(folder):
+    (folder / "model.safetensors").unlink()
+    assert_refused(folder, r"model\.safetensors: no such file$", FileNotFoundError)
+    (folder / "pytorch_model.bin").touch()
+    assert_refused(folder, r"no such file; pytorch_model\.bin beside it may be pickles", FileNotFoundError)
+    (folder / "config.json").unlink()
+    assert_refused(folder, r"config\.json: no such file; a model's folder holds", FileNotFoundError)
+    assert_refused(folder / "nowhere", r"nowhere/config\.json: no such file", FileNotFoundError)
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+def test_a_pickle_is_never_loaded(folder, zipped):
+    path = folder / "model.safetensors"
+
+    class Trap:
+        def __reduce__(self):
+            return os.mkdir, (str(folder / "sprung"),)
+
+    torch.save({"embedding.word": Trap()}, path, _use_new_zipfile_serialization=zipped)
+    assert_refused(folder, r"model\.safetensors: a pickle, which is never loaded")
+    assert not (folder / "sprung").exists()
+
+
+@pytest.mark.parametrize("size", [0, 4, 100, 5000, -1])
+def test_a_truncated_file_is_refused(folder, size):
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:size])
+    assert_refused(folder, r"model\.safetensors: not a safetensors file, or a truncated one \(")
+
+
+def test_another_file_is_refused(folder):
+    (folder / "model.safetensors").write_text("<html>404: Not Found</html>" * 10)
+    assert_refused(folder, r"model\.safetensors: not a safetensors file")
+
+
+def test_a_configuration_that_is_not_ours_is_refused(folder):
+    edit_config(folder, hidden_size=64, heads=None)
+    assert_refused(
+        folder, r"not the configuration of a fastlm gpt1: missing: heads; unknown: hidden_size .*transformers"
+    )
+    edit_config(folder, hidden_size=None, heads=5)
+    assert json.loads((folder / "config.json").read_text())["heads"] == 5
+    edit_config(folder, model_type="llama")
+    assert_refused(folder, r"model_type must be 'gpt1' or 'bert', got 'llama'")
+    (folder / "config.json").write_text("[1]")
+    assert_refused(folder, r"config\.json: a JSON object expected, got a list")
+    (folder / "config.json").write_text("{")
+    assert_refused(folder, r"config\.json: not JSON")
+
+
+def test_values_that_make_no_model_are_refused(folder):
+    edit_config(folder, heads=5)
+    assert_refused(folder, r"config\.json: hidden must be a multiple of heads")
+    edit_config(folder, heads="two")
+    assert_refused(folder, r"config\.json: heads must be an integer of at least 1, got 'two'")
+
+
+def test_the_other_model_is_refused(folder):
+    with pytest.raises(ValueError, match=r"a bert model expected, its config.json has 'gpt1'"):
+        BERT.load(folder)
+    assert isinstance(GPT1.load(folder), GPT1)
+
+
+def test_tensors_that_do_not_fit_are_listed(folder):
+    edit_config(folder, layers=1)
+    assert_refused(folder, r"not the tensors of this model: unknown: blocks\.1\.attention\.out\.bias, ")
+    edit_config(folder, layers=2, vocab_size=500)
+    assert_refused(folder, r"of another shape: embedding\.word \(512, 64\), not \(500, 64\)")
+    edit_config(folder, vocab_size=512)
+    edit_weights(folder, lambda weights: weights.pop("embedding.position"))
+    assert_refused(folder, r"missing: embedding\.position$")
+
+
+FULL_DISK = """
+import resource, sys
+from fastlm import models
+model = models.build(models.PRESETS["gpt1_tiny"])
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+try:
+    model.save(sys.argv[1])
+except OSError as error:
+    print(f"OSError: {error}")
+"""
+
+
+def test_a_failed_write_leaves_what_was_there(folder):
+    """The limit on a file's size stands for a full disk: the write fails half-way, as it does there."""
+    before = {p.name: p.read_bytes() for p in folder.iterdir()}
+    run = subprocess.run([sys.executable, "-c", FULL_DISK, str(folder)], capture_output=True, text=True, timeout=60)
+    assert run.stdout.startswith("OSError: [Errno 27] File too large"), run.stderr
+    assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
