@@ -78,7 +78,7 @@ endif
 
 # Both builds of csrc/, then what there is, and what is missing, by name.
 $(COMPILED): $(INSTALLED) $(NATIVE)
-	$(PY) setup.py --quiet build_py build_ext --inplace
+	$(PY) setup.py --quiet build_ext --inplace
 	cmake -G Ninja -S . -B build/emulated -DFASTLM_EMULATOR=ON -DCMAKE_BUILD_TYPE=Release \
 	    -DPython_EXECUTABLE=$(firstword $(PY)) -Dpybind11_DIR=$$($(PY) -m pybind11 --cmakedir)
 	cmake --build build/emulated

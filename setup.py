@@ -58,38 +58,35 @@ def why_without_extension() -> str | None:
     return None
 
 
+def report_missing_extension() -> None:
+    """Says in one line, when building, that `_C` is left out; ends the build where it is required."""
+    why = why_without_extension()
+    if why is not None and os.environ.get("FASTLM_REQUIRE_CUDA") == "1":
+        sys.exit(f"fastlm: FASTLM_REQUIRE_CUDA=1, but {why}: fastlm._C cannot be compiled")
+    if why is not None:
+        print(f"fastlm: {why}: installing without fastlm._C, the CUDA C++ kernels", file=sys.stderr)
+
+
 class BuildPython(build_py):
-    """Says once, when building, that the CUDA kernels are left out."""
+    """Copies the modules into an empty folder: what an earlier build left there would go into the wheel."""
 
     def run(self) -> None:
-        why = why_without_extension()
-        if why is not None and os.environ.get("FASTLM_REQUIRE_CUDA") == "1":
-            sys.exit(f"fastlm: FASTLM_REQUIRE_CUDA=1, but {why}: fastlm._C cannot be compiled")
-        if why is not None:
-            print(f"fastlm: {why}: installing without fastlm._C, the CUDA C++ kernels", file=sys.stderr)
-        shutil.rmtree(self.build_lib, ignore_errors=True)  # what an earlier build left there would go into the wheel
+        report_missing_extension()
+        shutil.rmtree(self.build_lib, ignore_errors=True)
         super().run()
 
 
 class BuildExtension(build_ext):
     """Compiles with CMake. The build folder stays, so that the next build compiles only what has changed."""
 
-    def build_extension(self, extension: Extension) -> None:
-        import pybind11
+    def run(self) -> None:
+        report_missing_extension()
+        super().run()
 
+    def build_extension(self, extension: Extension) -> None:
         nvcc = find_nvcc()
-        # All that may differ from the run that filled the build folder's cache (an isolated build's tools are gone).
-        configure = {
-            "CMAKE_BUILD_TYPE": "Release",
-            "CMAKE_CUDA_ARCHITECTURES": ";".join(architectures()),
-            "CMAKE_CUDA_COMPILER": nvcc,
-            "CMAKE_MAKE_PROGRAM": shutil.which("ninja"),
-            "Python_EXECUTABLE": sys.executable,
-            "pybind11_DIR": pybind11.get_cmake_dir(),
-        }
-        definitions = [f"-D{name}={value}" for name, value in configure.items()]
         try:
-            subprocess.run(["cmake", "-G", "Ninja", "-S", ROOT, "-B", BUILD, *definitions], check=True)
+            configure(nvcc)
             subprocess.run(["cmake", "--build", BUILD, "--target", "_C"], check=True)
         except subprocess.CalledProcessError:
             sys.exit(
@@ -99,6 +96,27 @@ class BuildExtension(build_ext):
         target = Path(self.get_ext_fullpath(extension.name))
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(BUILD / target.name, target)
+
+
+def configure(nvcc: str | None) -> None:
+    """Runs CMake, afresh where anything differs from the last time: its cache does not survive another nvcc, nor the
+    tools of an isolated build, which are gone after it."""
+    import pybind11
+
+    cache = {
+        "CMAKE_BUILD_TYPE": "Release",
+        "CMAKE_CUDA_ARCHITECTURES": ";".join(architectures()),
+        "CMAKE_CUDA_COMPILER": nvcc,
+        "CMAKE_MAKE_PROGRAM": shutil.which("ninja"),
+        "Python_EXECUTABLE": sys.executable,
+        "pybind11_DIR": pybind11.get_cmake_dir(),
+    }
+    command = ["cmake", "-G", "Ninja", "-S", str(ROOT), "-B", str(BUILD), *(f"-D{k}={v}" for k, v in cache.items())]
+    last = BUILD / "configured-by"
+    same = last.exists() and last.read_text() == "\n".join(command)
+    last.unlink(missing_ok=True)
+    subprocess.run(command if same else [*command, "--fresh"], check=True)
+    last.write_text("\n".join(command))
 
 
 setup(

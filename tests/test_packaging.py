@@ -1,0 +1,274 @@
+"""Wheels, the sdist and editable installs, each used in an environment of its own, outside the checkout.
+
+The environments hold the package's core requirements and nothing else, linked from the one that runs the tests.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import venv
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+pytestmark = [pytest.mark.packaging, pytest.mark.xdist_group("packaging")]
+
+ROOT = Path(__file__).parent.parent
+NVCC = shutil.which("nvcc") or shutil.which("nvcc", path="/usr/local/cuda/bin")
+LEFT_OUT = (".*", "build", "dist", "runs", "*.egg-info", "*.so", "__pycache__")
+
+needs_nvcc = pytest.mark.skipif(NVCC is None, reason="no nvcc: a wheel with fastlm._C cannot be built here")
+
+SMOKE_TEST = """
+import importlib.util, torch, fastlm, fastlm.kernels
+from fastlm.data.corpus import novels
+assert importlib.util.find_spec("tokenizers") is None, "more than the core requirements is installed"
+assert novels().stat().st_size > 1_000_000
+x, residual = torch.randn(2, 5, 64, requires_grad=True), torch.randn(2, 5, 64)
+y = fastlm.add_layer_norm(x, residual, torch.ones(64), torch.zeros(64))
+torch.testing.assert_close(y, torch.nn.functional.layer_norm(x + residual, (64,)))
+y.sum().backward()
+print(fastlm.__file__, fastlm.kernels.__file__, sep="\\n")
+"""
+
+
+def run(command: Sequence[object], cwd: Path, **environment: object) -> subprocess.CompletedProcess[str]:
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("FASTLM_", "TRITON_", "PYTHON"))}
+    for name in ("CUDACXX", "CUDA_HOME"):
+        inherited.pop(name, None)
+    return subprocess.run(
+        [str(part) for part in command],
+        cwd=cwd,
+        env=inherited | {name: str(value) for name, value in environment.items()},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def checked(command: Sequence[object], cwd: Path, **environment: object) -> str:
+    result = run(command, cwd, **environment)
+    assert result.returncode == 0, result.stdout
+    return result.stdout
+
+
+def pip(*arguments: object) -> list[object]:
+    return [sys.executable, "-P", "-m", "pip", "--disable-pip-version-check", *arguments]
+
+
+@dataclass(frozen=True)
+class Environment:
+    """A virtual environment with torch, numpy and what they require; no pip."""
+
+    folder: Path
+
+    @staticmethod
+    def create(folder: Path) -> Environment:
+        venv.create(folder, with_pip=False, symlinks=True)
+        environment = Environment(folder)
+        for name in required("torch", "numpy"):
+            for top in {file.parts[0] for file in metadata.files(name) or [] if file.parts[0] != ".."}:
+                source, link = Path(metadata.distribution(name).locate_file(top)), environment.packages / top
+                if top != "__pycache__" and source.exists() and not link.is_symlink():
+                    link.symlink_to(source)
+        return environment
+
+    @property
+    def python(self) -> Path:
+        return self.folder / "bin" / "python"
+
+    @property
+    def packages(self) -> Path:
+        return next(self.folder.glob("lib/python*/site-packages"))
+
+    def smoke_test(self, cwd: Path) -> list[Path]:
+        """Import, run an op and a gradient; returns where fastlm and fastlm.kernels lie."""
+        return [Path(line) for line in checked([self.python, "-c", SMOKE_TEST], cwd).splitlines()]
+
+    def info(self, cwd: Path) -> str:
+        return checked([self.folder / "bin" / "fastlm", "info"], cwd)
+
+
+def required(*names: str) -> set[str]:
+    """The distributions that these require, and they themselves."""
+    found: set[str] = set()
+    waiting = list(names)
+    while waiting:
+        name = waiting.pop()
+        if name in found:
+            continue
+        found.add(name)
+        requirements = (Requirement(text) for text in metadata.requires(name) or [])
+        waiting += [r.name for r in requirements if r.marker is None or r.marker.evaluate({"extra": ""})]
+    return found
+
+
+@pytest.fixture(scope="module")
+def isolation(tmp_path_factory) -> list[str]:
+    """pip's options for the builds: isolated, except where no package index can be reached."""
+    probe = pip("install", "--dry-run", "--ignore-installed", "--no-deps", "--retries", 0, "--timeout", 15, "pybind11")
+    return [] if run(probe, tmp_path_factory.mktemp("probe")).returncode == 0 else ["--no-build-isolation"]
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory) -> Path:
+    """A copy of the working tree, without what it ignores."""
+    return shutil.copytree(
+        ROOT, tmp_path_factory.mktemp("checkout") / "fastlm", ignore=shutil.ignore_patterns(*LEFT_OUT)
+    )
+
+
+def build_wheel(source: Path, out: Path, isolation: list[str], **environment: object) -> Path:
+    checked(pip("wheel", source, "--no-deps", "--wheel-dir", out, *isolation), out.parent, **environment)
+    return next(out.glob("*.whl"))
+
+
+@pytest.fixture(scope="module")
+def compiled() -> Mapping[str, object]:
+    return {"CUDACXX": NVCC, "FASTLM_REQUIRE_CUDA": 1, "FASTLM_CUDA_ARCHS": "90a"}
+
+
+@pytest.fixture(scope="module")
+def sdist(checkout, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("sdist")
+    build = "import sys; from setuptools.build_meta import build_sdist; build_sdist(sys.argv[1])"
+    checked([sys.executable, "-P", "-c", build, out], checkout)
+    return next(out.glob("*.tar.gz"))
+
+
+@pytest.fixture(scope="module", params=["checkout", "sdist"])
+def wheel(request, isolation, compiled, tmp_path_factory) -> Path:
+    source = request.getfixturevalue(request.param)
+    return build_wheel(source, tmp_path_factory.mktemp("wheel") / "dist", isolation, **compiled)
+
+
+@pytest.fixture(scope="module")
+def pure_wheel(checkout, isolation, tmp_path_factory) -> Path:
+    nowhere = tmp_path_factory.mktemp("cuda")
+    return build_wheel(checkout, tmp_path_factory.mktemp("pure") / "dist", isolation, CUDA_HOME=nowhere)
+
+
+def install(wheel: Path, folder: Path) -> Environment:
+    environment = Environment.create(folder)
+    checked(pip("--python", environment.python, "install", "--no-index", wheel), folder)
+    return environment
+
+
+def names_in(wheel: Path) -> set[str]:
+    with zipfile.ZipFile(wheel) as archive:
+        return {name for name in archive.namelist() if ".dist-info/" not in name}
+
+
+def modules() -> set[str]:
+    paths = [p.relative_to(ROOT).as_posix() for folder in ("fastlm", "kernels") for p in (ROOT / folder).rglob("*.py")]
+    return {"fastlm/" + path if path.startswith("kernels/") else path for path in paths}
+
+
+DATA = {"fastlm/py.typed", "fastlm/data/novels.jsonl.xz"}
+
+
+def test_builds_are_isolated_from_torch(isolation):
+    if isolation:
+        pytest.skip("no package index can be reached: the other tests here built without isolation")
+    pyproject = (ROOT / "pyproject.toml").read_text()
+    assert "torch" not in pyproject.split("requires = ", 1)[1].split("]", 1)[0]
+
+
+@needs_nvcc
+def test_a_wheel_holds_the_package_and_nothing_else(wheel):
+    extension = {name for name in names_in(wheel) if name.startswith("fastlm/_C.") and name.endswith(".so")}
+    assert len(extension) == 1
+    assert names_in(wheel) == modules() | extension | DATA
+
+
+def test_an_sdist_holds_what_a_build_needs(sdist):
+    with tarfile.open(sdist) as archive:
+        names = {name.split("/", 1)[1] for name in archive.getnames() if "/" in name}
+    sources = {p.relative_to(ROOT).as_posix() for p in (ROOT / "csrc").rglob("*.*") if p.is_file()}
+    assert sources | {"CMakeLists.txt", "setup.py", "pyproject.toml", "LICENSE", "kernels/__init__.py"} <= names
+    assert not any(name.endswith(".so") for name in names)
+
+
+@needs_nvcc
+def test_a_wheel_works_outside_the_checkout(wheel, tmp_path):
+    environment = install(wheel, tmp_path / "venv")
+    assert all(path.is_relative_to(environment.packages / "fastlm") for path in environment.smoke_test(tmp_path))
+    assert "compiled for 90a" in environment.info(tmp_path)
+    checked([environment.python, "-c", "import fastlm._C"], tmp_path)
+
+
+def test_without_nvcc_a_wheel_is_pure_and_says_so(pure_wheel, tmp_path):
+    assert pure_wheel.name.endswith("-py3-none-any.whl")
+    assert names_in(pure_wheel) == modules() | DATA
+    environment = install(pure_wheel, tmp_path / "venv")
+    environment.smoke_test(tmp_path)
+    line = next(line for line in environment.info(tmp_path).splitlines() if line.startswith("fastlm._C"))
+    assert "not compiled" in line
+
+
+@pytest.mark.parametrize(
+    ("variables", "sentence"),
+    [
+        ({}, "installing without fastlm._C, the CUDA C++ kernels"),
+        ({"FASTLM_REQUIRE_CUDA": 1}, "FASTLM_REQUIRE_CUDA=1, but no nvcc was found in CUDA_HOME"),
+        ({"FASTLM_REQUIRE_CUDA": 1, "FASTLM_CUDA_ARCHS": "none"}, "FASTLM_REQUIRE_CUDA=1, but FASTLM_CUDA_ARCHS"),
+        ({"FASTLM_CUDA_ARCHS": "hopper"}, "FASTLM_CUDA_ARCHS must be 'none' or a list such as 90a;80, got 'hopper'"),
+    ],
+)
+def test_what_a_build_without_nvcc_says(checkout, tmp_path, variables, sentence):
+    command = pip("wheel", checkout, "--no-deps", "--no-build-isolation", "--wheel-dir", tmp_path)
+    result = run([*command, *([] if variables else ["-v"])], tmp_path, CUDA_HOME=tmp_path, **variables)
+    assert (result.returncode == 0) == (not variables), result.stdout
+    assert result.stdout.count(f"fastlm: {sentence}" if variables else sentence) == 1, result.stdout
+    assert "Traceback" not in result.stdout
+
+
+def test_an_nvcc_that_does_not_work_is_an_error(checkout, tmp_path):
+    nvcc = tmp_path / "nvcc"
+    nvcc.write_text("#!/bin/sh\nexit 1\n")
+    nvcc.chmod(0o755)
+    command = pip("wheel", checkout, "--no-deps", "--no-build-isolation", "--wheel-dir", tmp_path)
+    result = run(command, tmp_path, CUDACXX=nvcc)
+    assert result.returncode != 0
+    assert f"fastlm: compiling fastlm._C with {nvcc} failed" in result.stdout
+
+
+@needs_nvcc
+def test_a_source_that_does_not_compile_is_an_error(checkout, compiled, tmp_path):
+    broken = shutil.copytree(checkout, tmp_path / "broken", ignore=shutil.ignore_patterns(*LEFT_OUT))
+    with (broken / "csrc" / "bindings.cpp").open("a") as bindings:
+        bindings.write("#error planted\n")
+    command = pip("wheel", broken, "--no-deps", "--no-build-isolation", "--wheel-dir", tmp_path)
+    result = run(command, tmp_path, **compiled)
+    assert result.returncode != 0
+    assert "#error planted" in result.stdout
+    assert f"fastlm: compiling fastlm._C with {NVCC} failed" in result.stdout
+
+
+@needs_nvcc
+def test_an_editable_install_beside_another_package_named_kernels(checkout, compiled, isolation, tmp_path):
+    environment = Environment.create(tmp_path / "venv")
+    options = ("--python", environment.python, "install", "--no-deps", *isolation)
+    checked(pip(*options, "--editable", checkout), tmp_path, **compiled)
+    ours = checkout / "kernels" / "__init__.py"
+    assert environment.smoke_test(tmp_path) == [checkout / "fastlm" / "__init__.py", ours]
+    assert "compiled for 90a" in environment.info(tmp_path)
+
+    show = "import kernels, fastlm.kernels; print(kernels.__file__, fastlm.kernels.__file__, sep='\\n')"
+    assert checked([environment.python, "-c", show], checkout).splitlines() == [str(ours), str(ours)]
+    other = environment.packages / "kernels" / "__init__.py"
+    other.parent.mkdir()
+    other.write_text("from kernels.loading import get_kernel\n")
+    other.with_name("loading.py").write_text("def get_kernel(): ...\n")
+    for cwd, path in ((checkout, ""), (tmp_path, f"{tmp_path}:{checkout}")):
+        shown = checked([environment.python, "-c", show], cwd, PYTHONPATH=path).splitlines()
+        assert shown == [str(other), str(ours)]
