@@ -61,7 +61,7 @@ def test_novels():
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.txt", b"abc\nd\xe9f\n", r"a\.txt: UTF-8 text expected, got the byte 0xe9 at offset 5$"),
+        ("a.txt", b"a\xc3\xa9\nd\xe9f\n", r"a\.txt: UTF-8 text expected, got the byte 0xe9 at offset 5$"),
         ("a.txt", b"\xef\xbb\xbf\xff", r"a\.txt: UTF-8 text expected, got the byte 0xff at offset 3$"),
         ("a.jsonl.xz", b'{"text": "a"}\n\xff', r"0xff at offset 14 of the decompressed text$"),
         ("a.txt", b" \n\n", r"a\.txt: no text in it$"),

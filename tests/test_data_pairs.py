@@ -152,6 +152,16 @@ def test_the_label_does_not_show_in_the_length():
     assert abs(full[0] - full[1]) < 0.05 and full[0] > 0.6
 
 
+def test_a_random_second_part_is_not_cut_short_by_the_end_of_its_document():
+    corpus = InMemory(*[[3] * 20 for _ in range(50)])
+    pairs = SentencePairs(corpus, "train", 33, 1, 0)
+    found = [pair for number in range(8) for pair in epoch(pairs, number)]
+    assert pairs.pairs == 100
+    for label in (0, 1):
+        full = np.array([len(p.a) + len(p.b) == 30 for p in found if p.label == label])
+        assert abs(full.mean() - 0.91) < 4 * (0.09 * 0.91 / len(full)) ** 0.5  # 28, 29 and 30 are rounded up to 30
+
+
 def test_a_tenth_is_shortened():
     corpus = InMemory(*[[1] * 2000 for _ in range(4)])
     found = [pair for number in range(20) for pair in epoch(SentencePairs(corpus, "train", 103, 1, 0), number)]
