@@ -168,6 +168,16 @@ def test_causality_and_padding_leave_valid_positions_alone():
     torch.testing.assert_close(padded[:, :12], first[:, :12], rtol=1e-5, atol=1e-5)
 
 
+def test_padding_attends_to_nothing():
+    model = models.build(TINY).eval()
+    tokens, _ = batch(TINY.vocab_size)
+    changed = tokens.clone()
+    changed[:, :12] = (changed[:, :12] + 1) % TINY.vocab_size
+    lengths = torch.full((BATCH,), 12, dtype=torch.int32)
+    first, second = model.hidden_states(tokens, lengths), model.hidden_states(changed, lengths)
+    assert torch.equal(first[:, 12:], second[:, 12:]) and not torch.equal(first[:, :12], second[:, :12])
+
+
 def compiled_and_eager(model, tokens, targets, seeds, compiled) -> list[tuple[torch.Tensor, torch.Tensor]]:
     def results(function):
         model.zero_grad()

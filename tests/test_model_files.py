@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from fastlm import models
-from fastlm.models import BERT, GPT1
+from fastlm.models import BERT, GPT1, files
 
 TINY = models.PRESETS["gpt1_tiny"]
 
@@ -74,6 +76,18 @@ def test_a_pickle_is_never_loaded(folder, zipped):
     torch.save({"embedding.word": Trap()}, path, _use_new_zipfile_serialization=zipped)
     assert_refused(folder, r"model\.safetensors: a pickle, which is never loaded")
     assert not (folder / "sprung").exists()
+
+
+def test_a_file_that_only_begins_like_a_pickle_is_loaded(tmp_path):
+    """The first byte of a safetensors file is the low byte of its header's length: 0x80 for one file in 32."""
+    path = tmp_path / "model.safetensors"
+    for length in range(300):
+        save_file({"x" * (length + 1): torch.ones(1)}, path)
+        if path.read_bytes()[0] == 0x80:
+            break
+    else:
+        pytest.fail("no header of such a length was found")
+    assert list(files.read_weights(tmp_path)) == ["x" * (length + 1)]
 
 
 @pytest.mark.parametrize("size", [0, 4, 100, 5000, -1])
@@ -138,9 +152,33 @@ except OSError as error:
 """
 
 
-def test_a_failed_write_leaves_what_was_there(folder):
+def test_a_full_disk_is_an_os_error_and_leaves_what_was_there(folder):
     """The limit on a file's size stands for a full disk: the write fails half-way, as it does there."""
     before = {p.name: p.read_bytes() for p in folder.iterdir()}
     run = subprocess.run([sys.executable, "-c", FULL_DISK, str(folder)], capture_output=True, text=True, timeout=60)
     assert run.stdout.startswith("OSError: [Errno 27] File too large"), run.stderr
     assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
+
+
+@pytest.mark.parametrize("writer", ["save_file", "_write_json"])
+def test_a_write_that_stops_half_way_leaves_what_was_there(folder, writer, monkeypatch):
+    before = {p.name: p.read_bytes() for p in folder.iterdir()}
+
+    def interrupted(_, path, **options):
+        path.write_bytes(b"half a f")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(files, writer, interrupted)
+    same = GPT1.load(folder)
+    with pytest.raises(KeyboardInterrupt):
+        same.save(folder)
+    assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
+
+
+def test_who_reads_the_old_file_goes_on_reading_it(folder):
+    old = {path: path.read_bytes() for path in folder.iterdir()}
+    with contextlib.ExitStack() as stack:
+        readers = {path: stack.enter_context(path.open("rb")) for path in old}
+        models.build(replace(TINY, layers=1)).save(folder)
+        for path, content in old.items():
+            assert readers[path].read() == content != path.read_bytes()

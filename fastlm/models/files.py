@@ -26,7 +26,7 @@ def write(folder: str | Path, config: Mapping[str, Any], weights: Mapping[str, T
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: t.detach().cpu().contiguous() for name, t in weights.items()}
     _replace(folder / WEIGHTS, lambda path: save_file(tensors, path, metadata={"format": "pt"}))
-    _replace(folder / CONFIG, lambda path: path.write_text(json.dumps(config, indent=2) + "\n"))
+    _replace(folder / CONFIG, lambda path: _write_json(config, path))
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:
@@ -50,12 +50,15 @@ def read_weights(folder: str | Path) -> dict[str, Tensor]:
         pickles = sorted(p.name for p in path.parent.glob("*.bin"))
         also = f"; {', '.join(pickles)} beside it may be pickles, which are never loaded" if pickles else ""
         raise FileNotFoundError(f"{path}: no such file{also}")
-    with path.open("rb") as file:
-        if file.read(4).startswith(_PICKLES):
-            raise ValueError(f"{path}: a pickle, which is never loaded, as it can run code; safetensors expected")
     try:
         return load_file(path)
     except SafetensorError as error:
+        with path.open("rb") as file:
+            is_pickle = file.read(4).startswith(_PICKLES)
+        if is_pickle:
+            raise ValueError(
+                f"{path}: a pickle, which is never loaded, as it can run code; safetensors expected"
+            ) from error
         raise ValueError(f"{path}: not a safetensors file, or a truncated one ({error})") from error
 
 
@@ -88,6 +91,10 @@ def _replace(path: Path, write: Callable[[Path], Any]) -> None:
         raise _as_os_error(error, path) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _write_json(content: Mapping[str, Any], path: Path) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n")
 
 
 def _sync(path: Path) -> None:
