@@ -68,7 +68,7 @@ $(INSTALLED): pyproject.toml
 	mkdir -p $(@D) && touch $@
 else
 $(INSTALLED): pyproject.toml constraints.txt
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "fastlm: Python >= 3.11 is needed: make PYTHON=...")'
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "fastlm: Python >= 3.11 is needed: make PYTHON=...")'
 	[ -e $(VENV)/bin/python ] || $(PYTHON) -m venv $(VENV)
 	$(PIP) install --quiet -c constraints.txt $(BUILD_TOOLS)
 	$(PIP) install --quiet -c constraints.txt --no-build-isolation --editable '.[dev]'

@@ -100,16 +100,17 @@ class Environment:
 
 def required(*names: str) -> set[str]:
     """The distributions that these require, and they themselves."""
-    found: set[str] = set()
-    waiting = list(names)
+    found: set[tuple[str, str]] = set()
+    waiting = [(name, "") for name in names]  # with an extra; "" is what every install has
     while waiting:
-        name = waiting.pop()
-        if name in found:
+        name, extra = waiting.pop()
+        if (name, extra) in found:
             continue
-        found.add(name)
-        requirements = (Requirement(text) for text in metadata.requires(name) or [])
-        waiting += [r.name for r in requirements if r.marker is None or r.marker.evaluate({"extra": ""})]
-    return found
+        found.add((name, extra))
+        for requirement in map(Requirement, metadata.requires(name) or []):
+            if requirement.marker is None or requirement.marker.evaluate({"extra": extra}):
+                waiting += [(requirement.name, wanted) for wanted in ("", *requirement.extras)]
+    return {name for name, _ in found}
 
 
 @pytest.fixture(scope="module")
