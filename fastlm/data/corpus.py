@@ -30,7 +30,8 @@ class DataError(ValueError):
 
 
 def novels() -> Path:
-    """The bundled corpus: Jane Austen's six novels (public domain), 4 MB of text, one of their 269 chapters a line."""
+    """The bundled corpus: Jane Austen's six novels (public domain; the R package janeaustenr's text, without an editor's
+    note), 4 MB, each of their 269 chapters a document."""
     return Path(str(importlib.resources.files("fastlm.data") / "novels.jsonl.xz"))
 
 
