@@ -30,8 +30,10 @@ class DataError(ValueError):
 
 
 def novels() -> Path:
-    """The bundled corpus: Jane Austen's six novels (public domain; the R package janeaustenr's text, without an editor's
-    note), 4 MB, each of their 269 chapters a document."""
+    """The bundled corpus: Jane Austen's six novels (public domain), 4 MB, each of their 269 chapters a document.
+
+    The text is that of the R package janeaustenr, without an editor's note.
+    """
     return Path(str(importlib.resources.files("fastlm.data") / "novels.jsonl.xz"))
 
 
