@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -108,7 +109,7 @@ def wide_dtype(x: Tensor) -> torch.dtype:
 
 def statistics(x: Tensor) -> Tensor:
     """Room for a number a row of (..., E): (N,), wide."""
-    return x.new_empty(x.shape[:-1].numel(), dtype=wide_dtype(x))
+    return x.new_empty(math.prod(x.shape[:-1]), dtype=wide_dtype(x))
 
 
 def programs(rows: int, device: torch.device) -> int:
