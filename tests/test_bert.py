@@ -388,6 +388,15 @@ def test_compiled_block_by_block_all_layers_share_one_graph():
     assert counter.frame_count == 1
 
 
+def test_a_second_length_makes_one_graph_for_all_lengths():
+    torch._dynamo.reset()
+    model, counter = models.build(TINY).train(), CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(model, fullgraph=True, backend=counter)
+    for length in (16, 21, 32, 40):
+        compiled(**batch(TINY.vocab_size, length)).loss.backward()
+    assert counter.frame_count == 2
+
+
 TOKENS = torch.zeros(2, 8, dtype=torch.int64)
 POSITIONS = torch.zeros(2, 3, dtype=torch.int64)
 

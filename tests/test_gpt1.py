@@ -221,6 +221,15 @@ def test_compiled_block_by_block_all_layers_share_one_graph():
     assert counter.frame_count == 1
 
 
+def test_a_second_length_makes_one_graph_for_all_lengths():
+    torch._dynamo.reset()
+    model, counter = models.build(TINY).train(), CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(model, fullgraph=True, backend=counter)
+    for length in (16, 21, 32, 40):
+        compiled(*batch(TINY.vocab_size, length)).backward()
+    assert counter.frame_count == 2
+
+
 def test_each_forward_draws_fresh_seeds_in_training_alone():
     torch._dynamo.reset()
     model = models.build(TINY)

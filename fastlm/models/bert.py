@@ -214,6 +214,6 @@ class BERT(Model):
 def _rows_at(hidden: Tensor, positions: Tensor) -> Tensor:
     """hidden[b, positions[b, p]]: (B, P, E)."""
     batch, length, _ = hidden.shape
-    first = torch.arange(0, batch * length, length, device=positions.device)
+    first = torch.arange(batch, device=positions.device) * length
     rows = (positions + first[:, None]).flatten()
     return hidden.flatten(0, 1).index_select(0, rows).unflatten(0, positions.shape)
