@@ -47,7 +47,9 @@ def _pretrain(options: argparse.Namespace) -> int:
     from fastlm.train.run import RunFolder
 
     given = {f.name: getattr(options, f.name) for f in fields(PretrainConfig) if hasattr(options, f.name)}
-    cuda = given.get("device", "auto") == "cuda" or (given.get("device", "auto") == "auto" and torch.cuda.is_available())
+    cuda = given.get("device", "auto") == "cuda" or (
+        given.get("device", "auto") == "auto" and torch.cuda.is_available()
+    )
     name, why = resolve_model(given.get("model", "gpt1"), cuda=cuda)
     if "model" in given:
         given["model"] = name
@@ -106,7 +108,9 @@ def _next_steps(folder: Any, config: PretrainConfig) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="fastlm", description="Pretrain GPT-1 and BERT as their papers did, and use them.")
+    parser = argparse.ArgumentParser(
+        prog="fastlm", description="Pretrain GPT-1 and BERT as their papers did, and use them."
+    )
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
@@ -172,7 +176,9 @@ def _phases(text: str) -> tuple[tuple[float, int], ...]:
         pairs = (part.split(":") for part in text.split(","))
         return tuple((float(fraction), int(length)) for fraction, length in pairs)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"FRACTION:LENGTH,... expected, such as 0.9:128,0.1:512, got {text!r}") from None
+        raise argparse.ArgumentTypeError(
+            f"FRACTION:LENGTH,... expected, such as 0.9:128,0.1:512, got {text!r}"
+        ) from None
 
 
 if __name__ == "__main__":

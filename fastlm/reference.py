@@ -23,6 +23,10 @@ def _like(x: Tensor | None, other: Tensor) -> Tensor | None:
     return None if x is None else x.to(other.dtype)
 
 
+def _biased(x: Tensor, bias: Tensor | None) -> Tensor:
+    return _wide(x) if bias is None else _wide(x) + _wide(bias)
+
+
 def _drop_rows(x: Tensor, seed: Tensor | None, keep: int) -> Tensor:
     if keep == LEVELS:
         return x
@@ -70,11 +74,15 @@ def add_layer_norm_forward(
     keep: int,
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """s = residual + dropout(x + bias), y = LN(s): y, s, mean, rstd. Statistics and y come from the unrounded s."""
-    h = _wide(x) if bias is None else _wide(x) + _wide(bias)
-    s = _wide(residual) + _drop_rows(h, seed, keep)
-    y, mean, rstd = _normalise(s, gamma, beta, eps)
-    return y.to(x.dtype), s.to(x.dtype), mean, rstd
+    """s = residual + dropout(x + bias), y = LN(s): y, s, mean, rstd.
+
+    The sum is rounded to the activations' dtype first and then normalised, so that the backward, which has only
+    the rounded sum, sees the very row that the statistics are of: were it another, a row of little variance
+    would have its difference multiplied by rstd, which is 10^6 at BERT's eps.
+    """
+    s = (_wide(residual) + _drop_rows(_biased(x, bias), seed, keep)).to(x.dtype)
+    y, mean, rstd = _normalise(_wide(s), gamma, beta, eps)
+    return y.to(x.dtype), s, mean, rstd
 
 
 def add_layer_norm_backward(
@@ -147,10 +155,6 @@ def layer_norm_gelu_backward(
     return dx.to(x.dtype), dgamma, dbeta
 
 
-def _biased(x: Tensor, bias: Tensor | None) -> Tensor:
-    return _wide(x) if bias is None else _wide(x) + _wide(bias)
-
-
 # Embedding sum, layer norm, dropout (BERT section 3, GPT-1 equation 2) -------------------------------------------
 
 
@@ -170,7 +174,7 @@ def embedding_layer_norm_forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """s = We[tokens] + Wp[position_ids] + Ws[segments], y = dropout(LN(s)) of (N, E): y, s, mean, rstd.
 
-    Ids are (N,). Without gamma there is no layer norm, and the statistics are empty.
+    Ids are (N,). Without gamma there is no layer norm, and s and the statistics are empty.
     """
     s = _wide(word[tokens])
     if position is not None:
@@ -178,10 +182,10 @@ def embedding_layer_norm_forward(
     if segment is not None:
         s = s + _wide(segment[segments])
     if gamma is None:
-        y, mean, rstd = s, s.new_empty(0), s.new_empty(0)
-    else:
-        y, mean, rstd = _normalise(s, gamma, beta, eps)
-    return _drop_rows(y, seed, keep).to(dtype), s.to(dtype), mean, rstd
+        return _drop_rows(s, seed, keep).to(dtype), s.new_empty(0, dtype=dtype), s.new_empty(0), s.new_empty(0)
+    s = s.to(dtype)  # rounded before it is normalised, as in add_layer_norm
+    y, mean, rstd = _normalise(_wide(s), gamma, beta, eps)
+    return _drop_rows(y, seed, keep).to(dtype), s, mean, rstd
 
 
 def embedding_layer_norm_backward(

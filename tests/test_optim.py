@@ -80,7 +80,9 @@ def test_bert_adam_is_not_bias_corrected():
     weight = nn.Parameter(torch.zeros(3))
     weight.grad = torch.tensor([1.0, -2.0, 5.0])
     BertAdam([weight], lr=1e-4, weight_decay=0.0).step()
-    torch.testing.assert_close(weight.detach(), torch.tensor([-1.0, 1.0, -1.0]) * 1e-4 * 0.1 / 0.001**0.5, rtol=1e-4, atol=0)
+    torch.testing.assert_close(
+        weight.detach(), torch.tensor([-1.0, 1.0, -1.0]) * 1e-4 * 0.1 / 0.001**0.5, rtol=1e-4, atol=0
+    )
 
 
 def test_bert_adam_skips_parameters_without_gradient_and_takes_a_closure():

@@ -1,5 +1,6 @@
 """The schedules against the papers' sentences and independent formulas."""
 
+import itertools
 import math
 
 import pytest
@@ -60,7 +61,7 @@ def test_berts_two_phases():
 @given(steps=st.integers(1, 1000), cuts=st.lists(st.floats(0, 1), max_size=4))
 def test_every_step_has_a_phase_whatever_the_fractions(steps, cuts):
     edges = [0.0, *sorted(cuts), 1.0]
-    phases = [(b - a, 2 + i) for i, (a, b) in enumerate(zip(edges, edges[1:], strict=False))]
+    phases = [(b - a, 2 + i) for i, (a, b) in enumerate(itertools.pairwise(edges))]
     lengths = [sequence_length(step, steps=steps, phases=phases) for step in range(steps)]
     assert lengths == sorted(lengths)
     for fraction, length in phases:

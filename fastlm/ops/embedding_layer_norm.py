@@ -120,8 +120,7 @@ def _forward(
         tokens_, word, position, positions_, segment, segments_, gamma, beta, seed, keep, eps, dtype
     )
     shape = (*tokens.shape, word.shape[1])
-    # Without a layer norm the sum is not needed again; with neither it nor dropout it would be y itself.
-    return y.view(shape), s.view(shape) if gamma is not None else s.new_empty(0), mean, rstd
+    return y.view(shape), s if gamma is None else s.view(shape), mean, rstd
 
 
 def _fake_forward(

@@ -33,7 +33,14 @@ class CheckpointError(ValueError):
 
 
 def save(
-    folder: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, *, run_hash: str, keep: int = 2, **extra
+    folder: Path,
+    step: int,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    *,
+    run_hash: str,
+    keep: int = 2,
+    **extra,
 ) -> Path:
     """Writes folder/step-N and keeps the last `keep`; returns its path. `extra` goes into state.json.
 

@@ -63,7 +63,9 @@ class PretrainConfig:
         for name in ("steps", "minutes", "epochs"):
             value = getattr(self, name)
             _require(value is None or value > 0, name, "above 0", value)
-        _require(0 < self.validation_fraction < 1, "validation_fraction", "above 0 and below 1", self.validation_fraction)
+        _require(
+            0 < self.validation_fraction < 1, "validation_fraction", "above 0 and below 1", self.validation_fraction
+        )
         _require(self.warmup >= 0, "warmup", "at least 0", self.warmup)
         _require(self.batch_size % self.accumulation == 0, "accumulation", f"a divisor of batch_size {self.batch_size}",
                  self.accumulation)  # fmt: skip
@@ -152,7 +154,10 @@ def resolve_model(name: str, *, cuda: bool) -> tuple[str, str | None]:
         small, full = f"{name}_small", {"gpt1": "gpt1", "bert": "bert_base"}[name]
         asked = {"gpt1": "gpt1_full", "bert": "bert_base"}[name]
         if cuda:
-            return full, f"model {asked}: the paper's size, since there is a CUDA device (--model {small} for the small one)"
+            return (
+                full,
+                f"model {asked}: the paper's size, since there is a CUDA device (--model {small} for the small one)",
+            )
         return small, f"model {small}, since there is no CUDA device (--model {asked} for the paper's size)"
     preset = "gpt1" if name == "gpt1_full" else name
     if preset not in PRETRAIN_PRESETS:

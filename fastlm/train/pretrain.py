@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from tqdm import tqdm
@@ -93,7 +93,9 @@ def _steps(config: PretrainConfig, plan: Plan, objective: Objective, shards: Any
         trainer = Trainer(config, plan, objective, shards)
         batches = sum(share * trainer.dataset("train", length).batches_per_epoch for share, length in config.phases)
         return max(1, math.ceil(config.epochs * batches / config.accumulation)), f" in {config.epochs:g} epochs"
-    seconds = sum(share * _seconds_per_update(config, plan, objective, shards, length) for share, length in config.phases)
+    seconds = sum(
+        share * _seconds_per_update(config, plan, objective, shards, length) for share, length in config.phases
+    )
     steps = max(1, round(60 * config.minutes / seconds))
     return steps, f" in about {config.minutes:g} minutes at {seconds:.3g} s each"
 
@@ -146,7 +148,9 @@ class _Recorder:
 
     def __init__(self, trainer: Trainer, run: RunFolder, state: dict[str, Any] | None):
         self.trainer, self.run = trainer, run
-        self.step, self.tokens, self.seconds = (state[k] for k in ("step", "tokens", "seconds")) if state else (0, 0, 0.0)
+        self.step, self.tokens, self.seconds = (
+            (state[k] for k in ("step", "tokens", "seconds")) if state else (0, 0, 0.0)
+        )
         self.metrics = Metrics(run.metrics_file, self.step)
         self._updates: list[Update] = []
         self._records: list[dict[str, Any]] = []
@@ -207,9 +211,7 @@ class _Recorder:
         self.metrics.sync()
         state = {"tokens": self.tokens, "seconds": self.seconds}
         trainer = self.trainer
-        checkpoint.save(
-            self.run.checkpoints, self.step, trainer.model, trainer.optimizer, run_hash=run_hash, **state
-        )
+        checkpoint.save(self.run.checkpoints, self.step, trainer.model, trainer.optimizer, run_hash=run_hash, **state)
         report.plot(self.metrics.records, self.run.curve, title=trainer.config.model)
         self._since = time.perf_counter()
 
@@ -251,7 +253,7 @@ def _finish(trainer: Trainer, run: RunFolder, tokenizer: Any, seconds: float, no
 class _StopRequest:
     """Within it, the first SIGINT or SIGTERM is a request to save and stop; a second SIGINT interrupts at once."""
 
-    def __enter__(self) -> _StopRequest:
+    def __enter__(self) -> Self:
         self.requested = False
         self._previous = {}
         if threading.current_thread() is threading.main_thread():  # Python takes signals nowhere else
@@ -292,7 +294,9 @@ def _full_disk_as_a_sentence(run: RunFolder) -> Iterator[None]:
             raise
         kept = checkpoint.find(run.checkpoints)
         step = f"the run is saved up to {kept[-1].name}" if kept else "nothing was saved yet"
-        raise RunError(f"the disk of {run.path} is full; {step}: free some space and give the same command again") from error
+        raise RunError(
+            f"the disk of {run.path} is full; {step}: free some space and give the same command again"
+        ) from error
 
 
 def versions() -> dict[str, str]:

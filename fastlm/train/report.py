@@ -17,7 +17,10 @@ def markdown(result: dict[str, Any]) -> str:
         f"# {result['model']}: {result['parameters']:,} parameters, {result['steps']:,} updates, {tokens} tokens, "
         f"{minutes:.1f} minutes"
     )
-    return "\n".join([head, "", *_aligned(result["table"]), "", f"## {result['examples_title']}", "", *_items(result)]) + "\n"
+    return (
+        "\n".join([head, "", *_aligned(result["table"]), "", f"## {result['examples_title']}", "", *_items(result)])
+        + "\n"
+    )
 
 
 def read(file: Path) -> dict[str, Any]:
@@ -36,7 +39,11 @@ def plot(records: list[dict[str, Any]], file: Path, *, title: str) -> None:
     axes.plot(steps, _smoothed(losses), color="C0", label="training, smoothed")
     if validated:
         axes.plot(
-            [r["step"] for r in validated], [r["validation_loss"] for r in validated], "o-", color="C1", label="validation"
+            [r["step"] for r in validated],
+            [r["validation_loss"] for r in validated],
+            "o-",
+            color="C1",
+            label="validation",
         )
     axes.set(title=title, xlabel="update", ylabel="loss (nats)")
     axes.grid(alpha=0.3)
@@ -59,7 +66,9 @@ def _aligned(rows: list[list[str]]) -> list[str]:
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
 
     def line(row: list[str]) -> str:
-        cells = [cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))]
+        cells = [
+            cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        ]
         return f"| {' | '.join(cells)} |"
 
     rule = ["-" * widths[0], *("-" * (w - 1) + ":" for w in widths[1:])]

@@ -1,10 +1,10 @@
 """The folder of a run: what lies where, who may write to it, and its record of every step.
 
-    config.json    the options, and the plan made from them once: steps, warm-up, precision, device, sizes
-    tokenizer.json, data/            the tokenizer and the tokenised shards
-    metrics.jsonl                    one line an update
-    checkpoints/step-N/              the last two (checkpoint.py)
-    model/, loss.png, report.{json,md}   at the end (loss.png at each checkpoint too)
+config.json    the options, and the plan made from them once: steps, warm-up, precision, device, sizes
+tokenizer.json, data/            the tokenizer and the tokenised shards
+metrics.jsonl                    one line an update
+checkpoints/step-N/              the last two (checkpoint.py)
+model/, loss.png, report.{json,md}   at the end (loss.png at each checkpoint too)
 """
 
 from __future__ import annotations

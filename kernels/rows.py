@@ -1,0 +1,93 @@
+"""What kernels over the rows of an (N, E) array share: how rows lie in registers, and sums over all rows.
+
+A program holds ROWS rows at a time, each as CHUNKS tiles of BLOCK columns, a tuple of (ROWS, BLOCK) blocks: three times
+256 columns for E = 768, where one block, a power of two, would leave a quarter of the threads idle. 256 columns
+are what one warp loads at 16 bytes a thread in fp16 or bf16, so that up to E = 768 a row belongs to one warp, its sums
+need no barrier and dropout no exchange; longer rows take 2, 4, 8 or 16 warps.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+WARP = 256  # columns a warp holds of a block
+CHUNKS = 3  # at most: 24 values a thread, of which the backward has five kinds
+LONGEST = 8192  # columns, beyond which registers spill
+
+
+@triton.jit
+def columns(i: tl.constexpr, BLOCK: tl.constexpr):
+    """The columns of chunk i: (1, BLOCK)."""
+    return i * BLOCK + tl.arange(0, BLOCK)[None, :]
+
+
+@triton.jit
+def load_rows(X, row, col, N, E: tl.constexpr):
+    """X[row, col] with row (ROWS, 1) int64 and col (1, BLOCK), zeros outside of (N, E)."""
+    return tl.load(X + row * E + col, mask=(row < N) & (col < E), other=0.0)
+
+
+@triton.jit
+def store_rows(X, value, row, col, N, E: tl.constexpr):
+    tl.store(X + row * E + col, value.to(X.dtype.element_ty), mask=(row < N) & (col < E))
+
+
+@triton.jit
+def load_parameter(P, row, col, E: tl.constexpr):
+    """P[col] for each row, in fp32. A (BLOCK,) block would have to be brought into the rows' layout afterwards."""
+    col = tl.broadcast_to(col, row.shape[0], col.shape[1])
+    return tl.load(P + col, mask=col < E, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def store_partial(PARTIALS, i: tl.constexpr, chunks, E: tl.constexpr):
+    """PARTIALS[i, program] = the sum over rows of a program's chunks; PARTIALS is (3, programs, E)."""
+    at = PARTIALS + (i * tl.num_programs(0) + tl.program_id(0)) * E
+    for c in tl.static_range(len(chunks)):
+        col = c * chunks[c].shape[1] + tl.arange(0, chunks[c].shape[1])
+        tl.store(at + col, tl.sum(chunks[c], axis=0), mask=col < E)
+
+
+@triton.jit(do_not_specialize=["P"])
+def _sum_partials(
+    PARTIALS, OUT0, OUT1, OUT2, P, E: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_E: tl.constexpr
+):  # fmt: skip
+    which = tl.program_id(1)
+    col = tl.program_id(0) * BLOCK_E + tl.arange(0, BLOCK_E)
+    inside = col < E
+    total = tl.zeros((BLOCK_P, BLOCK_E), tl.float32)
+    for first in range(0, P, BLOCK_P):
+        p = first + tl.arange(0, BLOCK_P)[:, None]
+        total += tl.load(PARTIALS + (which * P + p) * E + col[None, :], mask=(p < P) & inside[None, :], other=0.0)
+    out = tl.sum(total, axis=0)
+    if OUT0 is not None:
+        tl.store(OUT0 + col, out, mask=inside & (which == 0))
+    if OUT1 is not None:
+        tl.store(OUT1 + col, out, mask=inside & (which == 1))
+    if OUT2 is not None:
+        tl.store(OUT2 + col, out, mask=inside & (which == 2))
+
+
+def sum_partials(partials: Tensor, *outs: Tensor | None) -> None:
+    """outs[i] (E,) = the sum over programs of partials[i]; partials is fp32 (3, programs, E)."""
+    _, programs, columns = partials.shape
+    outs += (None,) * (3 - len(outs))
+    grid = (triton.cdiv(columns, 16), 3)
+    _sum_partials[grid](partials, *outs, programs, E=columns, BLOCK_P=128, BLOCK_E=16, num_warps=4)
+
+
+def tiling(columns: int, warps: int) -> dict[str, int]:
+    """The constants of a program of at least `warps` warps that holds whole rows of `columns` elements."""
+    if columns > LONGEST:
+        raise ValueError(f"the Triton kernels take rows of at most {LONGEST} elements, got {columns}")
+    block = max(16, min(WARP, triton.next_power_of_2(columns)), triton.next_power_of_2(triton.cdiv(columns, CHUNKS)))
+    warps = max(warps, block // WARP)
+    return {
+        "E": columns,
+        "BLOCK": block,
+        "CHUNKS": triton.cdiv(columns, block),
+        "ROWS": warps * WARP // block,
+        "num_warps": warps,
+    }

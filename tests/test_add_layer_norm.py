@@ -1,0 +1,193 @@
+"""LN(residual + dropout(x + bias)) in every backend and dtype of the table."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from checks import (
+    Case,
+    assert_accurate,
+    assert_differentiable_once,
+    assert_passes_opcheck,
+    assert_repeats,
+    cases,
+    evaluate,
+    inputs,
+)
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import fastlm
+from fastlm import backends
+from fastlm.dropout import keep_count, row_mask
+
+OP = "add_layer_norm"
+SHAPES = [(37, 768), (5, 1024), (3, 1000), (64, 16), (17, 100), (9, 7), (1, 3), (2, 8192), (33, 2), (8, 48)]
+
+
+def naive(x, residual, gamma, beta, bias=None, mask=None, keep=256):
+    h = x if bias is None else x + bias
+    h = h if mask is None else h * mask.to(x.dtype) * (256 / keep)
+    s = residual + h
+    return F.layer_norm(s, s.shape[-1:], gamma, beta, 1e-5), s
+
+
+def tensors(case: Case, rows: int, columns: int) -> dict[str, torch.Tensor]:
+    vectors = {name: (columns,) for name in ("gamma", "beta", "bias")}
+    return inputs(case.device, case.dtype, x=(rows, columns), residual=(rows, columns), **vectors)
+
+
+def check(case: Case, rows: int, columns: int, p: float = 0.1, wide: tuple[str, ...] = ()) -> None:
+    seed = torch.tensor([-(2**40) + 12345], device=case.device)
+    keep = keep_count(p)
+    mask = row_mask(seed, rows, columns, keep) if p else None
+    assert_accurate(
+        lambda **t: fastlm.add_layer_norm(**t, dropout_p=p, seed=seed, return_sum=True, backend=case.backend),
+        lambda **t: naive(**t, mask=mask, keep=keep),
+        tensors(case, rows, columns),
+        case.dtype,
+        wide=wide,
+    )
+
+
+@pytest.mark.parametrize("case", cases(OP))
+@pytest.mark.parametrize(("rows", "columns"), SHAPES, ids=str)
+def test_accuracy(case, rows, columns):
+    check(case, rows, columns)
+
+
+@pytest.mark.parametrize("case", cases(OP))
+def test_accuracy_without_dropout(case):
+    check(case, 19, 768, p=0.0)
+
+
+@pytest.mark.parametrize("case", cases(OP))
+def test_accuracy_with_float32_parameters(case):
+    check(case, 19, 768, wide=("gamma", "beta", "bias"))
+
+
+@pytest.mark.parametrize("case", cases(OP))
+@given(rows=st.integers(1, 40), columns=st.integers(3, 600), p=st.sampled_from([0.0, 0.1, 0.5]))
+@settings(max_examples=6)
+def test_any_shape(case, rows, columns, p):
+    check(case, rows, columns, p)
+
+
+@pytest.mark.parametrize("case", cases(OP))
+def test_mask_is_the_common_one(case):
+    rows, columns, keep = 21, 333, keep_count(0.3)
+    seed = torch.tensor([2**62 + 7], device=case.device)
+    x = torch.ones(rows, columns, dtype=case.dtype, device=case.device)
+    gamma = torch.ones(columns, device=case.device)
+    options = {"dropout_p": 0.3, "seed": seed, "return_sum": True, "backend": case.backend}
+    _, s = fastlm.add_layer_norm(x, torch.zeros_like(x), gamma, **options)
+    assert torch.equal(s != 0, row_mask(seed, rows, columns, keep))
+    assert torch.equal(s[s != 0], torch.full_like(s[s != 0], 256 / keep))
+
+
+@pytest.mark.parametrize("case", cases(OP))
+def test_repeats_and_compiles(case):
+    seed = torch.tensor([5], device=case.device)
+    options = {"dropout_p": 0.1, "seed": seed, "return_sum": True, "backend": case.backend}
+    assert_repeats(lambda **t: fastlm.add_layer_norm(**t, **options), tensors(case, 70, 96), case.dtype)
+
+
+@pytest.mark.parametrize("case", cases(OP))
+def test_optional_arguments_and_their_gradients(case):
+    """No bias, no beta, the sum unused or used alone, and inputs that want no gradient."""
+    t = tensors(case, 6, 40)
+    gamma = t["gamma"].clone().requires_grad_()
+    x = t["x"].clone().requires_grad_()
+    y, s = fastlm.add_layer_norm(x, t["residual"], gamma, return_sum=True, backend=case.backend)
+    (gx,) = torch.autograd.grad(s.float().sum(), x, retain_graph=True)
+    assert torch.equal(gx, torch.ones_like(gx))
+    (ggamma,) = torch.autograd.grad(y.float().sum(), gamma)
+    expected = F.layer_norm(t["x"].double() + t["residual"].double(), (40,)).sum(0)
+    # xhat comes from the stored sum, rounded at 2 units in the last place of its values, which are under 8.
+    assert (ggamma.double() - expected).abs().max() <= 6 * 8 * torch.finfo(case.dtype).eps
+
+
+@pytest.mark.parametrize("case", cases(OP))
+@pytest.mark.parametrize("shape", [(0, 16), (2, 0, 16), (1, 1), (1, 16)], ids=str)
+def test_empty_and_single(case, shape):
+    x = torch.randn(shape, dtype=case.dtype, device=case.device).requires_grad_()
+    gamma = torch.ones(shape[-1], dtype=case.dtype, device=case.device).requires_grad_()
+    y = fastlm.add_layer_norm(x, x, gamma, backend=case.backend)
+    y.sum().backward()
+    assert y.shape == x.grad.shape == shape
+    assert torch.isfinite(gamma.grad).all()
+    assert x.numel() or not gamma.grad.any()
+
+
+@pytest.mark.parametrize("case", cases(OP))
+def test_one_column(case):
+    """A row of one element is its own mean: y is beta, and the gradients but beta's are 0.
+
+    Short of that, rstd is 1 / sqrt(1e-5) = 316 and multiplies what (s - mean) keeps of the rounding of s, which is
+    under 8, in float32.
+    """
+    result = evaluate(
+        lambda **t: fastlm.add_layer_norm(**t, backend=case.backend), tensors(case, 33, 1), case.dtype, ("gamma",)
+    )
+    assert torch.equal(result["out0"], tensors(case, 33, 1)["beta"].expand(33, 1))
+    bound = 33 * 8 * 317 * torch.finfo(torch.float32).eps
+    for name in ("dx", "dresidual", "dgamma", "dbias"):
+        assert result[name].abs().max() <= bound * (317 if name != "dgamma" else 1)
+
+
+@pytest.mark.parametrize("case", cases(OP))
+def test_strided_and_unaligned(case):
+    base = torch.randn(6, 3, 65, dtype=case.dtype, device=case.device)
+    x, residual = base[:, 1, 1:], base.transpose(0, 1)[2, :, :64]
+    gamma, beta = base[0, 0, 1:], base[1, 1, :64]
+    y = fastlm.add_layer_norm(x, residual, gamma, beta, backend=case.backend)
+    contiguous = (t.clone() for t in (x, residual, gamma, beta))
+    assert torch.equal(y, fastlm.add_layer_norm(*contiguous, backend=case.backend))
+
+
+@pytest.mark.parametrize("case", cases(OP))
+def test_opcheck(case):
+    t = {name: x.requires_grad_() for name, x in tensors(case, 4, 24).items()}
+    seed = torch.tensor([5], device=case.device)
+    rest = (t["bias"], t["gamma"], t["beta"], seed, 230, 1e-5, True, case.backend)
+    assert_passes_opcheck(OP, t["x"], t["residual"], *rest)
+
+
+def test_float64_is_the_references_alone():
+    x = torch.randn(3, 8, dtype=torch.float64)
+    gamma = torch.ones(8, dtype=torch.float64)
+    assert fastlm.add_layer_norm(x, x, gamma).dtype == torch.float64
+    with pytest.raises(RuntimeError, match="not float64"):
+        fastlm.add_layer_norm(x, x, gamma, backend="cuda")
+    assert backends.resolve(OP, "auto", torch.float64, "cuda") == "reference"
+
+
+def test_second_derivative_raises():
+    assert_differentiable_once(fastlm.add_layer_norm, tensors(Case("reference", torch.float32, "cpu"), 3, 8))
+
+
+X = torch.zeros(3, 8)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "sentence"),
+    [
+        ({"x": X.int()}, TypeError, "x must be float32.* got int32"),
+        ({"residual": X.half()}, TypeError, "residual must have the activations' dtype float32, got float16"),
+        ({"residual": X[:2]}, ValueError, r"residual must have shape \(3, 8\), got \(2, 8\)"),
+        ({"gamma": torch.ones(7)}, ValueError, r"gamma must have shape \(8,\), got \(7,\)"),
+        ({"beta": torch.ones(8, dtype=torch.bfloat16)}, TypeError, "beta must be float32, got bfloat16"),
+        ({"bias": torch.ones(8, device="meta")}, ValueError, "bias is on meta, but the activations are on cpu"),
+        ({"dropout_p": 1.0}, ValueError, r"dropout_p must be in \[0, 1\), got 1.0"),
+        ({"dropout_p": 0.001}, ValueError, "rounds to 0: give 0, or a value from"),
+        ({"dropout_p": 0.1}, ValueError, "needs a seed"),
+        ({"dropout_p": 0.1, "seed": torch.tensor([1.0])}, TypeError, "seed must hold one int64, got float32"),
+        ({"eps": -1.0}, ValueError, "eps must be at least 0"),
+        ({"backend": "tirton"}, ValueError, "backend must be one of auto, reference, triton, cuda"),
+    ],
+)
+def test_bad_arguments(arguments, error, sentence):
+    good = {"x": X, "residual": X, "gamma": torch.ones(8)}
+    with pytest.raises(error, match=sentence):
+        fastlm.add_layer_norm(**(good | arguments))

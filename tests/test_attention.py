@@ -1,0 +1,231 @@
+"""Self-attention, from q, k, v and from a packed projection, in every backend and dtype of the table."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from checks import (
+    Case,
+    assert_accurate,
+    assert_differentiable_once,
+    assert_passes_opcheck,
+    assert_repeats,
+    cases,
+    evaluate,
+    inputs,
+)
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import fastlm
+from fastlm.dropout import attention_mask, keep_count
+
+
+def naive(q, k, v, causal=False, lengths=None, mask=None, keep=256):
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    sequence = q.shape[2]
+    scores = (q @ k.transpose(-1, -2)) * (1 / math.sqrt(q.shape[-1]))
+    position = torch.arange(sequence, device=q.device)
+    if causal:
+        scores = scores.masked_fill(position[None, :] > position[:, None], -torch.inf)
+    valid = torch.ones(q.shape[0], sequence, dtype=torch.bool, device=q.device)
+    if lengths is not None:
+        valid = position < lengths[:, None]
+        scores = scores.masked_fill(~valid[:, None, None, :], -1e4)
+    p = torch.softmax(scores, -1)
+    if lengths is not None:
+        p = p * valid[:, None, None, :] * valid[:, None, :, None]
+    p = p if mask is None else p * mask.to(p.dtype) * (256 / keep)
+    return (p @ v).transpose(1, 2)
+
+
+def tensors(case: Case, batch: int, sequence: int, heads: int, dim: int) -> dict[str, torch.Tensor]:
+    shape = (batch, sequence, heads, dim)
+    return inputs(case.device, case.dtype, q=shape, k=shape, v=shape)
+
+
+def check(case: Case, shape: tuple[int, ...], *, causal=False, lengths=None, p=0.1) -> None:
+    batch, sequence, heads, _ = shape
+    seed = torch.tensor([77], device=case.device)
+    keep = keep_count(p)
+    mask = attention_mask(seed, batch, heads, sequence, sequence, keep) if p else None
+    lengths = None if lengths is None else torch.tensor(lengths, dtype=torch.int32, device=case.device)
+    options = {"causal": causal, "lengths": lengths}
+    assert_accurate(
+        lambda **t: fastlm.attention(**t, **options, dropout_p=p, seed=seed, backend=case.backend),
+        lambda **t: naive(**t, **options, mask=mask, keep=keep),
+        tensors(case, *shape),
+        case.dtype,
+    )
+
+
+@pytest.mark.parametrize("case", cases("attention"))
+@pytest.mark.parametrize("causal", [False, True], ids=["bidirectional", "causal"])
+@pytest.mark.parametrize("shape", [(2, 128, 2, 64), (1, 200, 3, 32), (2, 33, 1, 96), (3, 17, 2, 128)], ids=str)
+def test_accuracy(case, causal, shape):
+    check(case, shape, causal=causal)
+
+
+@pytest.mark.parametrize("case", cases("attention"))
+@pytest.mark.parametrize("causal", [False, True], ids=["bidirectional", "causal"])
+def test_accuracy_with_lengths(case, causal):
+    check(case, (4, 40, 2, 64), causal=causal, lengths=[40, 1, 0, 23])
+    check(case, (4, 40, 2, 64), causal=causal, lengths=[3, 17, 40, 16], p=0.0)
+
+
+@pytest.mark.parametrize("case", cases("attention"))
+@given(
+    shape=st.tuples(st.integers(1, 3), st.integers(1, 70), st.integers(1, 3), st.sampled_from([32, 64])),
+    causal=st.booleans(),
+    p=st.sampled_from([0.0, 0.1, 0.5]),
+)
+@settings(max_examples=6)
+def test_any_shape(case, shape, causal, p):
+    check(case, shape, causal=causal, p=p)
+
+
+@pytest.mark.parametrize("case", cases("attention"))
+def test_mask_is_the_common_one(case):
+    """With equal scores each probability is 1 / S, so o @ (v = identity) shows what was kept, and its scale."""
+    sequence = 64
+    q = torch.zeros(2, sequence, 3, 64, dtype=case.dtype, device=case.device)
+    v = torch.eye(sequence, dtype=case.dtype, device=case.device)[None, :, None, :].expand(2, -1, 3, -1)
+    seed = torch.tensor([2**50 + 3], device=case.device)
+    o = fastlm.attention(q, q, v, dropout_p=0.3, seed=seed, backend=case.backend)
+    mask = attention_mask(seed, 2, 3, sequence, sequence, keep_count(0.3))
+    assert torch.equal(o.transpose(1, 2) != 0, mask)
+    kept = o[o != 0].double()
+    assert (kept * sequence * keep_count(0.3) / 256 - 1).abs().max() <= 2 * torch.finfo(case.dtype).eps
+
+
+@pytest.mark.parametrize("case", cases("attention_packed"))
+@pytest.mark.parametrize("causal", [False, True], ids=["bidirectional", "causal"])
+def test_packed_projection_equals_separate(case, causal):
+    qkv = inputs(case.device, case.dtype, qkv=(2, 37, 3, 2, 64))
+    options = {"causal": causal, "dropout_p": 0.1, "seed": torch.tensor([7], device=case.device)}
+    packed = evaluate(lambda qkv: fastlm.attention_packed(qkv, **options, backend=case.backend), qkv, case.dtype)
+    separate = evaluate(
+        lambda qkv: fastlm.attention(*qkv.unbind(2), **options, backend=case.backend), qkv, case.dtype
+    )
+    assert torch.equal(packed["out0"], separate["out0"])
+    assert torch.equal(packed["dqkv"], separate["dqkv"])
+
+
+@pytest.mark.parametrize("case", cases("attention_packed"))
+def test_packed_rows_equal_padded_rows(case):
+    """Packed and padded batches draw the same masks and give the same rows, forward and backward."""
+    lengths = torch.tensor([5, 0, 19, 1], dtype=torch.int32, device=case.device)
+    cu_seqlens = torch.cat([lengths.new_zeros(1), lengths.cumsum(0, dtype=torch.int32)])
+    padded = inputs(case.device, case.dtype, qkv=(4, 19, 3, 2, 64))["qkv"]
+    valid = torch.arange(19, device=case.device) < lengths[:, None]
+    options = {"dropout_p": 0.1, "seed": torch.tensor([7], device=case.device), "backend": case.backend}
+    rows = {"cu_seqlens": cu_seqlens, "max_seqlen": 19}
+    a = padded.clone().requires_grad_()
+    b = padded[valid].clone().requires_grad_()
+    oa = fastlm.attention_packed(a, lengths=lengths, **options)
+    ob = fastlm.attention_packed(b, **rows, **options)
+    assert torch.equal(oa[valid], ob)
+    assert not oa[~valid].any()
+    do = torch.randn_like(oa)
+    (ga,) = torch.autograd.grad(oa, a, do)
+    (gb,) = torch.autograd.grad(ob, b, do[valid])
+    assert torch.equal(ga[valid], gb)
+    assert not ga[~valid].any()
+
+
+@pytest.mark.parametrize("case", cases("attention"))
+def test_padding_has_no_effect(case):
+    """What stands past a sequence's length changes nothing, were it not a number at all."""
+    t = tensors(case, 2, 24, 2, 64)
+    lengths = torch.tensor([11, 24], dtype=torch.int32, device=case.device)
+    clean = fastlm.attention(**t, lengths=lengths, backend=case.backend)
+    for x in t.values():
+        x[0, 11:] = 1e4
+    assert torch.equal(fastlm.attention(**t, lengths=lengths, backend=case.backend), clean)
+
+
+@pytest.mark.parametrize("case", cases("attention"))
+def test_strided_inputs(case):
+    t = {name: x.transpose(1, 2).contiguous().transpose(1, 2) for name, x in tensors(case, 2, 21, 3, 64).items()}
+    contiguous = {name: x.contiguous() for name, x in t.items()}
+    expected = fastlm.attention(**contiguous, backend=case.backend)
+    assert torch.equal(fastlm.attention(**t, backend=case.backend), expected)
+
+
+@pytest.mark.parametrize("case", cases("attention"))
+@pytest.mark.parametrize("shape", [(0, 5, 2, 64), (2, 0, 2, 64), (1, 1, 1, 64)], ids=str)
+def test_empty_and_single(case, shape):
+    q = torch.randn(shape, dtype=case.dtype, device=case.device).requires_grad_()
+    o = fastlm.attention(q, q, q, causal=True, backend=case.backend)
+    o.sum().backward()
+    assert o.shape == q.grad.shape == shape
+    assert torch.equal(o, q)
+
+
+@pytest.mark.parametrize("case", cases("attention"))
+def test_repeats_and_compiles(case):
+    options = {"causal": True, "dropout_p": 0.1, "seed": torch.tensor([7], device=case.device)}
+    t = tensors(case, 2, 50, 2, 64)
+    assert_repeats(lambda **t: fastlm.attention(**t, **options, backend=case.backend), t, case.dtype)
+
+
+@pytest.mark.parametrize("case", cases("attention"))
+def test_opcheck(case):
+    t = [x.requires_grad_() for x in tensors(case, 2, 9, 2, 32).values()]
+    seed = torch.tensor([7], device=case.device)
+    lengths = torch.tensor([9, 4], dtype=torch.int32, device=case.device)
+    assert_passes_opcheck("attention", *t, lengths, None, 9, seed, False, 0.125, 230, case.backend)
+    qkv = torch.stack([x.detach() for x in t], 2).requires_grad_()
+    assert_passes_opcheck("attention_packed", qkv, lengths, None, 9, seed, True, 0.125, 230, case.backend)
+    packed = qkv.detach().flatten(0, 1).requires_grad_()
+    cu_seqlens = torch.tensor([0, 9, 18], dtype=torch.int32, device=case.device)
+    assert_passes_opcheck("attention_packed", packed, None, cu_seqlens, 9, seed, True, 0.125, 230, case.backend)
+
+
+def test_second_derivative_raises():
+    assert_differentiable_once(fastlm.attention, tensors(Case("reference", torch.float32, "cpu"), 1, 4, 1, 8))
+
+
+Q = torch.zeros(2, 6, 3, 8)
+ROWS = torch.zeros(7, 3, 8)
+STARTS = torch.tensor([0, 3, 7], dtype=torch.int32)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "sentence"),
+    [
+        ({"q": Q[0]}, ValueError, r"q must have shape \(B, S, H, D\), or \(T, H, D\) with cu_seqlens, got \(6, 3, 8\)"),
+        ({"k": Q.half()}, TypeError, "k must have the activations' dtype float32, got float16"),
+        ({"v": Q[:, :5]}, ValueError, r"v must have shape \(2, 6, 3, 8\), got \(2, 5, 3, 8\)"),
+        ({"k": torch.zeros(2, 6, 8, 3).transpose(2, 3)}, ValueError, "k must have stride 1 in its last dimension"),
+        ({"lengths": torch.tensor([1, 2])}, TypeError, "lengths must be int32, got int64"),
+        ({"lengths": torch.tensor([1], dtype=torch.int32)}, ValueError, r"lengths must have shape \(2,\), got \(1,\)"),
+        ({"lengths": torch.tensor([1, 7], dtype=torch.int32)}, ValueError, r"lengths must lie in \[0, 7\), got 7"),
+        ({"max_seqlen": 6}, ValueError, "max_seqlen goes with cu_seqlens"),
+        ({"dropout_p": 0.1}, ValueError, "needs a seed"),
+    ],
+)
+def test_bad_arguments(arguments, error, sentence):
+    with pytest.raises(error, match=sentence):
+        fastlm.attention(**({"q": Q, "k": Q, "v": Q} | arguments))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "sentence"),
+    [
+        ({"max_seqlen": None}, ValueError, "cu_seqlens needs max_seqlen"),
+        ({"max_seqlen": 3}, ValueError, "max_seqlen must be at least the longest sequence, 4, got 3"),
+        ({"cu_seqlens": STARTS + 1}, ValueError, "cu_seqlens must rise from 0 to the 7 rows given"),
+        ({"cu_seqlens": STARTS.long()}, TypeError, "cu_seqlens must be int32, got int64"),
+        ({"cu_seqlens": STARTS[:1]}, ValueError, r"cu_seqlens must have shape \(B \+ 1,\)"),
+        ({"lengths": STARTS}, ValueError, "give lengths .* or cu_seqlens .* not both"),
+        ({"qkv": torch.zeros(7, 2, 3, 8)}, ValueError, "qkv must have 3"),
+        ({"qkv": torch.zeros(1, 7, 3, 3, 8)}, ValueError, r"with cu_seqlens, got \(1, 7, 3, 3, 8\)"),
+    ],
+)
+def test_bad_packed_arguments(arguments, error, sentence):
+    good = {"qkv": torch.zeros(7, 3, 3, 8), "cu_seqlens": STARTS, "max_seqlen": 4}
+    with pytest.raises(error, match=sentence):
+        fastlm.attention_packed(**(good | arguments))

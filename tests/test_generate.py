@@ -1,0 +1,110 @@
+"""Sampling: temperature, top-k and top-p against their definitions, and their errors."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from fastlm.generate import continue_tokens, filter_logits
+
+PLAIN = {"temperature": 1.0, "top_k": None, "top_p": None}
+
+
+class Successor(nn.Module):
+    """Its likeliest next token is the last one plus 1; it records the lengths of the windows it is shown."""
+
+    def __init__(self, vocab_size=7, context=5, sharpness=3.0):
+        super().__init__()
+        self.config = SimpleNamespace(context=context)
+        self.scale = nn.Parameter(torch.tensor(sharpness))
+        self.vocab_size, self.seen = vocab_size, []
+
+    def forward(self, tokens):
+        assert not self.training
+        self.seen.append(tokens.shape[1])
+        return self.scale * nn.functional.one_hot((tokens + 1) % self.vocab_size, self.vocab_size).float()
+
+
+def kept(logits, **options):
+    return filter_logits(torch.tensor(logits), **{**PLAIN, **options}).isfinite().nonzero().flatten().tolist()
+
+
+def test_top_k_keeps_the_k_likeliest():
+    assert kept([0.0, 3.0, 1.0, 2.0], top_k=2) == [1, 3]
+    assert kept([0.0, 3.0, 1.0, 2.0], top_k=9) == [0, 1, 2, 3]
+
+
+def test_top_p_keeps_the_smallest_set_that_reaches_p():
+    logits = torch.tensor([0.5, 0.3, 0.15, 0.05]).log().tolist()
+    assert kept(logits, top_p=0.4) == [0]
+    assert kept(logits, top_p=0.6) == [0, 1]
+    assert kept(logits, top_p=0.9) == [0, 1, 2]
+    assert kept(logits, top_p=1.0) == [0, 1, 2, 3]
+
+
+def test_top_p_counts_what_top_k_left():
+    # Of the two that top-k leaves, the first has 0.5 / 0.8 = 0.625 of the probability.
+    logits = torch.tensor([0.5, 0.3, 0.15, 0.05]).log().tolist()
+    assert kept(logits, top_k=2, top_p=0.62) == [0]
+    assert kept(logits, top_k=2, top_p=0.63) == [0, 1]
+
+
+@settings(deadline=None)
+@given(
+    logits=st.lists(st.floats(-8, 8, width=32), min_size=1, max_size=20),
+    k=st.integers(1, 25),
+    p=st.floats(0.01, 1.0),
+    temperature=st.floats(0.1, 5.0),
+)
+def test_what_is_kept_is_never_empty_nor_less_likely_than_what_is_not(logits, k, p, temperature):
+    result = filter_logits(torch.tensor(logits), temperature=temperature, top_k=k, top_p=p)
+    finite = result.isfinite()
+    assert finite.any()
+    original = torch.tensor(logits)
+    torch.testing.assert_close(result[finite], original[finite] / temperature)
+    if not finite.all():
+        assert original[finite].min() >= original[~finite].max()
+
+
+def test_temperature_zero_takes_the_likeliest_and_the_window_never_exceeds_the_context():
+    model = Successor().train()
+    assert continue_tokens(model, [2], 10, temperature=0) == [3, 4, 5, 6, 0, 1, 2, 3, 4, 5]
+    assert model.seen == [1, 2, 3, 4, 5, 5, 5, 5, 5, 5]
+
+
+def test_draws_follow_the_softmax():
+    model, generator = Successor(sharpness=2.0), torch.Generator().manual_seed(0)
+    drawn = [continue_tokens(model, [0], 1, generator=generator)[0] for _ in range(3000)]
+    share = drawn.count(1) / len(drawn)
+    expected = torch.tensor([0.0, 2, 0, 0, 0, 0, 0]).softmax(0)[1].item()
+    assert abs(share - expected) < 4 * (expected * (1 - expected) / 3000) ** 0.5
+
+
+def test_the_same_seed_gives_the_same_text_and_another_one_another():
+    def draw(seed):
+        return continue_tokens(Successor(sharpness=0.5), [0], 30, generator=torch.Generator().manual_seed(seed))
+
+    assert draw(1) == draw(1) != draw(2)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"temperature": -1.0}, "temperature: at least 0 expected"),
+        ({"temperature": float("nan")}, "temperature: at least 0 expected"),
+        ({"top_k": 0}, "top_k: at least 1 expected, got 0"),
+        ({"top_p": 0.0}, "top_p: above 0 and at most 1 expected"),
+        ({"top_p": 1.5}, "top_p: above 0 and at most 1 expected"),
+    ],
+)
+def test_options_that_make_no_sense_are_named(options, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        continue_tokens(Successor(), [0], 1, **options)
+
+
+def test_there_must_be_a_token_to_start_from():
+    with pytest.raises(ValueError, match="tokens: at least one"):
+        continue_tokens(Successor(), [], 1)

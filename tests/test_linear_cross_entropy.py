@@ -1,0 +1,203 @@
+"""Softmax cross-entropy of x W^T in every backend and dtype of the table."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from checks import (
+    Case,
+    assert_accurate,
+    assert_differentiable_once,
+    assert_passes_opcheck,
+    assert_repeats,
+    cases,
+    inputs,
+)
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import fastlm
+from fastlm.ops import linear_cross_entropy as module
+
+OP = "linear_cross_entropy"
+
+
+def tensors(case: Case, rows: int, columns: int, vocabulary: int, bias: bool = True) -> dict[str, torch.Tensor]:
+    shapes = {"x": (rows, columns), "weight": (vocabulary, columns)} | ({"bias": (vocabulary,)} if bias else {})
+    return inputs(case.device, case.dtype, **shapes)
+
+
+def targets_of(case: Case, rows: int, vocabulary: int) -> torch.Tensor:
+    targets = torch.randint(0, vocabulary, (rows,), generator=torch.Generator().manual_seed(9))
+    targets[1::4] = -100
+    return targets.to(case.device)
+
+
+def naive(x, weight, targets, bias=None, row_weights=None, reduction="mean", label_smoothing=0.0, z_loss=0.0):
+    logits = F.linear(x, weight, bias)
+    logits = logits if logits.dtype == torch.float64 else logits.float()
+    losses = F.cross_entropy(logits, targets, reduction="none", label_smoothing=label_smoothing)
+    counted = (targets != -100).to(losses.dtype)
+    losses = losses + z_loss * torch.logsumexp(logits, -1).square() * counted
+    w = counted if row_weights is None else row_weights.to(losses.dtype) * counted
+    losses = losses * w
+    return {"none": losses, "sum": losses.sum(), "mean": losses.sum() / w.sum()}[reduction]
+
+
+def check(case: Case, rows: int, columns: int, vocabulary: int, *, wide=(), bias=True, **options) -> None:
+    targets = targets_of(case, rows, vocabulary)
+    assert_accurate(
+        lambda **t: fastlm.linear_cross_entropy(**t, targets=targets, backend=case.backend, **options),
+        lambda **t: naive(**t, targets=targets, **options),
+        tensors(case, rows, columns, vocabulary, bias),
+        case.dtype,
+        wide=wide,
+    )
+
+
+@pytest.mark.parametrize("case", cases(OP))
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("shape", [(70, 64, 1000), (33, 48, 511), (3, 8, 7)], ids=str)
+def test_accuracy(case, reduction, shape):
+    check(case, *shape, reduction=reduction)
+    check(case, *shape, reduction=reduction, bias=False)
+
+
+@pytest.mark.parametrize("case", cases(OP))
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_accuracy_of_the_variants(case, reduction):
+    weights = torch.rand(41, device=case.device)
+    check(case, 41, 32, 257, reduction=reduction, label_smoothing=0.1)
+    check(case, 41, 32, 257, reduction=reduction, z_loss=1e-2)
+    check(case, 41, 32, 257, reduction=reduction, row_weights=weights)
+    check(case, 41, 32, 257, reduction=reduction, row_weights=weights, label_smoothing=0.2, z_loss=1e-3)
+    check(case, 41, 32, 257, reduction=reduction, wide=("weight", "bias"))
+
+
+@pytest.mark.parametrize("case", cases(OP))
+@given(rows=st.integers(2, 50), columns=st.integers(1, 70), vocabulary=st.integers(2, 300))
+@settings(max_examples=6)
+def test_any_shape(case, rows, columns, vocabulary):
+    check(case, rows, columns, vocabulary)
+
+
+@pytest.mark.parametrize("case", cases(OP))
+def test_many_chunks(case, monkeypatch):
+    """Chunks of 128 rows: the last one short."""
+    monkeypatch.setattr(module, "CHUNK_LOGITS", 128 * 50)
+    assert module.chunk_rows(300, 50) == 128
+    check(case, 300, 16, 50)
+    check(case, 300, 16, 50, reduction="none")
+
+
+def test_chunks_follow_from_the_shape():
+    assert module.chunk_rows(32768, 40478) == 5632
+    assert module.chunk_rows(4915, 30522) == 4915
+    assert module.chunk_rows(10, 10**9) == 10
+    assert module.chunk_rows(1000, 10**9) == 128
+
+
+@pytest.mark.parametrize("case", cases(OP))
+def test_gradients_that_nobody_wants_are_not_made(case):
+    t = tensors(case, 5, 8, 11)
+    targets = targets_of(case, 5, 11)
+    for wanted in t:
+        leaves = {name: x.clone().requires_grad_(name == wanted) for name, x in t.items()}
+        everything = {name: x.clone().requires_grad_() for name, x in t.items()}
+        fastlm.linear_cross_entropy(**leaves, targets=targets, backend=case.backend).backward()
+        fastlm.linear_cross_entropy(**everything, targets=targets, backend=case.backend).backward()
+        assert torch.equal(leaves[wanted].grad, everything[wanted].grad)
+        assert all(leaves[name].grad is None for name in t if name != wanted)
+
+
+@pytest.mark.parametrize("case", cases(OP))
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_main_grad_accumulates(case, reduction):
+    t = {name: x.requires_grad_() for name, x in tensors(case, 9, 8, 11).items()}
+    targets = targets_of(case, 9, 11)
+    options = {"targets": targets, "reduction": reduction, "backend": case.backend}
+    t["weight"] = t["weight"].detach().float().requires_grad_()
+    fastlm.linear_cross_entropy(**t, **options).sum().backward()
+    main_grad = torch.ones_like(t["weight"])
+    expected = 1 + 2 * t["weight"].grad
+    t["weight"].grad = None
+    for _ in range(2):
+        fastlm.linear_cross_entropy(**t, **options, main_grad=main_grad).sum().backward()
+    assert t["weight"].grad is None
+    assert (main_grad - expected).abs().max() <= 4 * torch.finfo(torch.float32).eps * expected.abs().max()
+
+
+@pytest.mark.parametrize("case", cases(OP))
+def test_nothing_counts(case):
+    """All targets ignored, or no rows: the loss and the gradients are 0."""
+    for rows in (4, 0):
+        t = {name: x.requires_grad_() for name, x in tensors(case, rows, 8, 11).items()}
+        targets = torch.full((rows,), -100, device=case.device)
+        loss = fastlm.linear_cross_entropy(**t, targets=targets, backend=case.backend)
+        loss.backward()
+        assert loss.item() == 0
+        assert all(x.grad is not None and not x.grad.any() for x in t.values())
+
+
+@pytest.mark.parametrize("case", cases(OP))
+def test_leading_dimensions_and_strides(case):
+    t = tensors(case, 12, 8, 11)
+    targets = targets_of(case, 12, 11)
+    flat = fastlm.linear_cross_entropy(**t, targets=targets, reduction="none", backend=case.backend)
+    t["x"] = t["x"].view(3, 4, 8).transpose(0, 1)
+    shaped = targets.view(3, 4).transpose(0, 1)
+    losses = fastlm.linear_cross_entropy(**t, targets=shaped, reduction="none", backend=case.backend)
+    assert losses.shape == (4, 3)
+    assert torch.equal(losses.transpose(0, 1).reshape(-1), flat)
+
+
+@pytest.mark.parametrize("case", cases(OP))
+def test_repeats_and_compiles(case):
+    targets = targets_of(case, 50, 90)
+    options = {"targets": targets, "backend": case.backend}
+    t = tensors(case, 50, 16, 90)
+    assert_repeats(lambda **t: fastlm.linear_cross_entropy(**t, **options), t, case.dtype)
+    assert_repeats(lambda **t: fastlm.linear_cross_entropy(**t, **options, reduction="none"), t, case.dtype)
+
+
+@pytest.mark.parametrize("case", cases(OP))
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_opcheck(case, reduction):
+    t = [x.requires_grad_() for x in tensors(case, 5, 8, 11).values()]
+    rest = (targets_of(case, 5, 11), None, None, -100, reduction, 0.1, 0.01, True, True, True, case.backend)
+    assert_passes_opcheck(OP, *t, *rest)
+
+
+def test_second_derivative_raises():
+    case = Case("reference", torch.float32, "cpu")
+    for reduction in module.REDUCTIONS:
+        options = {"targets": targets_of(case, 5, 11), "reduction": reduction}
+        assert_differentiable_once(
+            lambda options=options, **t: fastlm.linear_cross_entropy(**t, **options), tensors(case, 5, 8, 11)
+        )
+
+
+X, W, T = torch.zeros(3, 8), torch.zeros(11, 8), torch.tensor([0, -100, 10])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "sentence"),
+    [
+        ({"weight": W[0]}, ValueError, r"weight must have shape \(V, E\), got \(8,\)"),
+        ({"weight": torch.zeros(11, 9)}, ValueError, r"weight must have shape \(11, 8\), got \(11, 9\)"),
+        ({"weight": W.half()}, TypeError, "weight must be float32, got float16"),
+        ({"bias": torch.zeros(3)}, ValueError, r"bias must have shape \(11,\), got \(3,\)"),
+        ({"targets": T.int()}, TypeError, "targets must be int64, got int32"),
+        ({"targets": T[:2]}, ValueError, r"targets must have shape \(3,\), got \(2,\)"),
+        ({"targets": T + 1}, ValueError, r"targets must lie in \[0, 11\) or equal ignore_index -100, got -99"),
+        ({"row_weights": torch.ones(3, requires_grad=True)}, ValueError, "row_weights take no gradient"),
+        ({"reduction": "avg"}, ValueError, "reduction must be one of mean, sum, none, got 'avg'"),
+        ({"label_smoothing": 1.5}, ValueError, r"label_smoothing must be in \[0, 1\], got 1.5"),
+        ({"z_loss": -1.0}, ValueError, "z_loss must be at least 0, got -1.0"),
+        ({"main_grad": torch.zeros(8, 11)}, ValueError, r"main_grad must have shape \(11, 8\), got \(8, 11\)"),
+    ],
+)
+def test_bad_arguments(arguments, error, sentence):
+    with pytest.raises(error, match=sentence):
+        fastlm.linear_cross_entropy(**({"x": X, "weight": W, "targets": T} | arguments))
