@@ -40,7 +40,7 @@ help:
 install: $(COMPILED)
 
 test: install
-	$(PY) -m pytest $$($(PY) -c 'import xdist' 2>/dev/null && echo -n 2 --dist loadgroup) $(PYTEST_ARGS)
+	$(PY) -m pytest $$($(PY) -c 'import xdist' 2>/dev/null && printf -- "-n 2 --dist loadgroup") $(PYTEST_ARGS)
 
 train: $(INSTALLED)
 	$(PY) -m fastlm.cli pretrain --model $(MODEL) --minutes $(MINUTES) --run $(RUN)
