@@ -1,0 +1,43 @@
+// The dropout masks of fastlm/dropout.py: Philox-4x32 with 7 rounds, the same bits.
+#pragma once
+
+#include "common/cuda.cuh"
+
+namespace fastlm {
+
+constexpr int kLevels = 256;  // a keep count of 256 drops nothing
+
+// The 128 bits of one call, of a key (the seed) and a counter.
+__device__ __forceinline__ uint4 philox(uint64_t seed, uint32_t c0, uint32_t c1, uint32_t c2, uint32_t c3) {
+  uint32_t k0 = static_cast<uint32_t>(seed), k1 = static_cast<uint32_t>(seed >> 32);
+#pragma unroll
+  for (int round = 0; round < 7; round++) {
+    // Whole products: one IMAD.WIDE each.
+    const uint64_t product0 = static_cast<uint64_t>(c0) * 0xD2511F53u;
+    const uint64_t product1 = static_cast<uint64_t>(c2) * 0xCD9E8D57u;
+    c0 = static_cast<uint32_t>(product1 >> 32) ^ c1 ^ k0;
+    c1 = static_cast<uint32_t>(product1);
+    c2 = static_cast<uint32_t>(product0 >> 32) ^ c3 ^ k1;
+    c3 = static_cast<uint32_t>(product0);
+    k0 += 0x9E3779B9u;
+    k1 += 0xBB67AE85u;
+  }
+  return uint4{c0, c1, c2, c3};
+}
+
+// Row ops: 0 or `scale` for each of the 8 columns from `column` on, a multiple of 8, of a row. Column c has byte c % 16
+// of the call with counter (c / 16, row mod 2^32, row div 2^32, 0), and is kept if the byte is less than `keep`.
+__device__ __forceinline__ void row_mask(uint64_t seed, int64_t row, int column, uint32_t keep, float scale,
+                                         float (&mask)[8]) {
+  const uint4 call =
+      philox(seed, column / 16, static_cast<uint32_t>(row), static_cast<uint32_t>(static_cast<uint64_t>(row) >> 32), 0);
+  const bool second = column % 16 != 0;
+  const uint32_t low = second ? call.z : call.x, high = second ? call.w : call.y;
+#pragma unroll
+  for (int i = 0; i < 8; i++) {
+    const uint32_t byte = (i < 4 ? low : high) >> 8 * (i % 4) & 0xff;
+    mask[i] = byte < keep ? scale : 0.0f;
+  }
+}
+
+}  // namespace fastlm
