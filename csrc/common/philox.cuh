@@ -1,11 +1,19 @@
 // The dropout masks of fastlm/dropout.py: Philox-4x32 with 7 rounds, the same bits.
 #pragma once
 
+#include "common/array.h"
 #include "common/cuda.cuh"
 
 namespace fastlm {
 
 constexpr int kLevels = 256;  // a keep count of 256 drops nothing
+
+// What a launcher with dropout checks: a seed and a keep count that go together.
+inline void check_seed(const Array& seed, int keep) {
+  check(0 < keep && keep <= kLevels, "keep must be from 1 to 256, got ", keep);
+  check(bool(seed) == (keep < kLevels), "there must be a seed where keep is less than 256, and only there");
+  if (seed) seed.expect("seed", DType::kInt64, {1});
+}
 
 // The 128 bits of one call, of a key (the seed) and a counter.
 __device__ __forceinline__ uint4 philox(uint64_t seed, uint32_t c0, uint32_t c1, uint32_t c2, uint32_t c3) {

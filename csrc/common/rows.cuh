@@ -31,7 +31,8 @@ template <int kWarps_, int kChunks_>
 struct RowShape {
   static constexpr int kWarps = kWarps_, kChunks = kChunks_;
   static constexpr int kThreads = kWarps * kWarpSize > 128 ? kWarps * kWarpSize : 128;
-  static constexpr int kRows = kThreads / (kWarps * kWarpSize);  // at a time in a block
+  static constexpr int kRows = kThreads / (kWarps * kWarpSize);   // at a time in a block
+  static constexpr int kColumns = kChunks * kWarps * kWholeWarp;  // at most
 
   // The row, of those that the block has, that this thread works on.
   __device__ __forceinline__ static int row() { return threadIdx.x / (kWarps * kWarpSize); }
@@ -52,6 +53,19 @@ void with_row_shape(int64_t columns, Function&& function) {
   if (columns <= 8 * kWholeWarp) return function(RowShape<2, 4>{});
   if (columns <= 16 * kWholeWarp) return function(RowShape<4, 4>{});
   return function(RowShape<8, 4>{});
+}
+
+// The same for kernels that keep sums over rows in registers beside the row, three a column: fewer columns a thread.
+template <typename Function>
+void with_summing_row_shape(int64_t columns, Function&& function) {
+  check(columns <= kLongestRow, "the kernels take rows of at most ", kLongestRow, " columns, got ", columns);
+  if (columns <= 1 * kWholeWarp) return function(RowShape<1, 1>{});
+  if (columns <= 2 * kWholeWarp) return function(RowShape<1, 2>{});
+  if (columns <= 3 * kWholeWarp) return function(RowShape<1, 3>{});
+  if (columns <= 4 * kWholeWarp) return function(RowShape<2, 2>{});
+  if (columns <= 8 * kWholeWarp) return function(RowShape<4, 2>{});
+  if (columns <= 16 * kWholeWarp) return function(RowShape<8, 2>{});
+  return function(RowShape<16, 2>{});
 }
 
 // The columns of a parameter from `column` on, of E.
