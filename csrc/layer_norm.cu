@@ -7,7 +7,7 @@
 // H100, 50 or 67 us each: the floor. Both make one pass with the row in registers (common/rows.cuh).
 #include <utility>
 
-#include "common/launch.h"
+#include "common/launch.cuh"
 #include "common/partials.cuh"
 #include "common/philox.cuh"
 #include "common/reduce.cuh"
@@ -28,57 +28,51 @@ struct Forward {
   input_t* sum;         // (N, E), or null
   float* mean;          // (N,)
   float* rstd;          // (N,)
-  int64_t N;
-  int E;
+  int N, E;
   uint32_t keep;  // of 256
   float scale;    // 256 / keep
   float eps;
-  bool wide;  // 16-byte accesses
 };
 
 template <typename input_t, typename Shape>
 __global__ void __launch_bounds__(Shape::kThreads) forward_kernel(const Forward<input_t> p) {
   constexpr int kChunks = Shape::kChunks, kWarps = Shape::kWarps;
   __shared__ Scratch<kWarps, 1> scratch[2];
-  const int64_t row = static_cast<int64_t>(blockIdx.x) * Shape::kRows + Shape::row();
+  const int row = blockIdx.x * Shape::kRows + Shape::row();
+  const int64_t at = static_cast<int64_t>(row) * p.E;
   const int E = row < p.N ? p.E : 0;  // nothing of a row beyond the last
-  const int64_t at = row * p.E;
 
   Vec<input_t, kLane> x[kChunks], residual[kChunks];  // all loads first: none waits for another's arrival
 #pragma unroll
   for (int i = 0; i < kChunks; i++) {
-    const int column = Shape::column(i);
-    x[i] = load_vec<kLane>(p.x + at + column, E - column, p.wide);
-    residual[i] = load_vec<kLane>(p.residual + at + column, E - column, p.wide);
+    x[i] = Shape::load(p.x + at, i, E);
+    residual[i] = Shape::load(p.residual + at, i, E);
   }
   const uint64_t seed = p.seed ? load_global<Use::kRepeated>(p.seed) : 0;
 
   float total = 0.0f;
 #pragma unroll
   for (int i = 0; i < kChunks; i++) {
-    const int column = Shape::column(i);
     float h[kLane];
-#pragma unroll
-    for (int j = 0; j < kLane; j++) h[j] = x[i][j];
+    x[i].copy_to(h);
     if (p.bias.data) {
       float bias[kLane];
-      load_parameter<input_t>(p.bias, column, E, p.wide, bias);
+      Shape::template load_parameter<input_t>(p.bias, i, E, bias);
 #pragma unroll
       for (int j = 0; j < kLane; j++) h[j] += bias[j];
     }
     if (p.seed) {
-      float mask[kLane];
-      row_mask(seed, row, column, p.keep, p.scale, mask);
+      const RowMask mask(seed, row, Shape::column(i));
 #pragma unroll
-      for (int j = 0; j < kLane; j++) h[j] *= mask[j];
+      for (int j = 0; j < kLane; j++) h[j] = mask.apply(j, h[j], p.keep, p.scale);
     }
 #pragma unroll
     for (int j = 0; j < kLane; j++) h[j] += residual[i][j];
     // Rounded before it is normalised: the backward sees this sum, not a finer one. From here on x is the sum.
     x[i] = Vec<input_t, kLane>::of(h);
-    if (p.sum) store_vec(p.sum + at + column, x[i], E - column, p.wide);
+    if (p.sum) Shape::store(p.sum + at, i, E, x[i]);
 #pragma unroll
-    for (int j = 0; j < kLane; j++) total += column + j < E ? x[i][j] : 0.0f;
+    for (int j = 0; j < kLane; j++) total += x[i][j];
   }
   const float mean = group_sum<kWarps>(total, scratch[0]) / p.E;
 
@@ -99,18 +93,17 @@ __global__ void __launch_bounds__(Shape::kThreads) forward_kernel(const Forward<
 
 #pragma unroll
   for (int i = 0; i < kChunks; i++) {
-    const int column = Shape::column(i);
     float y[kLane];
-    load_parameter<input_t>(p.gamma, column, E, p.wide, y);
+    Shape::template load_parameter<input_t>(p.gamma, i, E, y);
 #pragma unroll
     for (int j = 0; j < kLane; j++) y[j] *= (x[i][j] - mean) * rstd;
     if (p.beta.data) {
       float beta[kLane];
-      load_parameter<input_t>(p.beta, column, E, p.wide, beta);
+      Shape::template load_parameter<input_t>(p.beta, i, E, beta);
 #pragma unroll
       for (int j = 0; j < kLane; j++) y[j] += beta[j];
     }
-    store_vec(p.y + at + column, Vec<input_t, kLane>::of(y), E - column, p.wide);
+    Shape::store(p.y + at, i, E, y);
   }
 }
 
@@ -128,41 +121,55 @@ struct Backward {
   input_t* ds;          // (N, E)
   input_t* dx;          // (N, E), or null without dropout
   float* partials;      // (3, gridDim.x, E): of dgamma, dbeta and dbias
-  int64_t N;
-  int E;
+  int N, E;
   uint32_t keep;  // of 256
   float scale;    // 256 / keep
-  bool wide;      // 16-byte accesses
+};
+
+// What a lane of the backward reads of a row.
+template <typename input_t, typename Shape>
+struct BackwardRow {
+  Vec<input_t, kLane> dy[Shape::kChunks], sum[Shape::kChunks];
+  float mean, rstd;
+
+  __device__ __forceinline__ void load(const Backward<input_t>& p, int row) {
+    const int64_t at = static_cast<int64_t>(row) * p.E;
+    const int E = row < p.N ? p.E : 0;  // nothing of a row beyond the last
+#pragma unroll
+    for (int i = 0; i < Shape::kChunks; i++) {
+      dy[i] = Shape::load(p.dy + at, i, E);
+      sum[i] = Shape::load(p.sum + at, i, E);
+    }
+    mean = row < p.N ? load_global<Use::kRepeated>(p.mean + row) : 0.0f;
+    rstd = row < p.N ? load_global<Use::kRepeated>(p.rstd + row) : 0.0f;
+  }
 };
 
 template <typename input_t, typename Shape>
-__global__ void __launch_bounds__(Shape::kThreads, Shape::kThreads == 128 ? 4 : 2)
-    backward_kernel(const Backward<input_t> p) {
+__global__ void __launch_bounds__(Shape::kThreads, Shape::kSummingBlocks) backward_kernel(const Backward<input_t> p) {
   constexpr int kChunks = Shape::kChunks, kWarps = Shape::kWarps;
   __shared__ Scratch<kWarps, 2> scratch[2];
   __shared__ PartialScratch<Shape> partial_scratch;
   float dgamma[kChunks][kLane] = {}, dbeta[kChunks][kLane] = {}, dbias[kChunks][kLane] = {};
   const uint64_t seed = p.seed ? load_global<Use::kRepeated>(p.seed) : 0;
 
+  BackwardRow<input_t, Shape> next;
+  constexpr bool kAhead = sizeof(input_t) == 2;  // there are no registers for two rows in float32
+  if constexpr (kAhead) next.load(p, blockIdx.x * Shape::kRows + Shape::row());
   bool odd = false;
-  for (int64_t first = blockIdx.x * Shape::kRows; first < p.N; first += gridDim.x * Shape::kRows, odd = !odd) {
-    const int64_t row = first + Shape::row(), at = row * p.E;
-    const int E = row < p.N ? p.E : 0;  // nothing of a row beyond the last
-    Vec<input_t, kLane> dy[kChunks], sum[kChunks];
-#pragma unroll
-    for (int i = 0; i < kChunks; i++) {
-      const int column = Shape::column(i);
-      dy[i] = load_vec<kLane>(p.dy + at + column, E - column, p.wide);
-      sum[i] = load_vec<kLane>(p.sum + at + column, E - column, p.wide);
-    }
-    const float mean = E > 0 ? load_global<Use::kRepeated>(p.mean + row) : 0.0f;
-    const float rstd = E > 0 ? load_global<Use::kRepeated>(p.rstd + row) : 0.0f;
+  for (int first = blockIdx.x * Shape::kRows; first < p.N; first += gridDim.x * Shape::kRows, odd = !odd) {
+    const int row = first + Shape::row();
+    if constexpr (!kAhead) next.load(p, row);
+    const auto [dy, sum, mean, rstd] = next;
+    if constexpr (kAhead) next.load(p, row + gridDim.x * Shape::kRows);  // on its way while this row is worked on
+    const int64_t at = static_cast<int64_t>(row) * p.E;
+    const int E = row < p.N ? p.E : 0;
 
     float means[2] = {0.0f, 0.0f};  // of g and g * xhat
 #pragma unroll
     for (int i = 0; i < kChunks; i++) {
       float gamma[kLane];
-      load_parameter<input_t>(p.gamma, Shape::column(i), E, p.wide, gamma);
+      Shape::template load_parameter<input_t>(p.gamma, i, E, gamma);
 #pragma unroll
       for (int j = 0; j < kLane; j++) {
         const float g = dy[i][j] * gamma[j];
@@ -171,32 +178,30 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kThreads == 128 ? 4 : 
       }
     }
     group_sum<kWarps>(means, scratch[odd]);
-    means[0] /= p.E, means[1] /= p.E;
+    const float mean_g = means[0] / p.E * rstd, mean_gx = means[1] / p.E * rstd;  // times rstd, as ds is
 
 #pragma unroll
     for (int i = 0; i < kChunks; i++) {
-      const int column = Shape::column(i);
       float gamma[kLane], ds[kLane];
-      load_parameter<input_t>(p.gamma, column, E, p.wide, gamma);
+      Shape::template load_parameter<input_t>(p.gamma, i, E, gamma);
 #pragma unroll
       for (int j = 0; j < kLane; j++) {
         const float xhat = (sum[i][j] - mean) * rstd;
-        ds[j] = rstd * (dy[i][j] * gamma[j] - means[0] - xhat * means[1]);
+        ds[j] = dy[i][j] * gamma[j] * rstd - mean_g - xhat * mean_gx;
         dgamma[i][j] += dy[i][j] * xhat;
         dbeta[i][j] += dy[i][j];
       }
       if (p.dsum) {
-        const auto dsum = load_vec<kLane>(p.dsum + at + column, E - column, p.wide);
+        const auto dsum = Shape::load(p.dsum + at, i, E);
 #pragma unroll
         for (int j = 0; j < kLane; j++) ds[j] += dsum[j];
       }
-      store_vec(p.ds + at + column, Vec<input_t, kLane>::of(ds), E - column, p.wide);
+      Shape::store(p.ds + at, i, E, ds);
       if (p.seed) {
-        float mask[kLane];
-        row_mask(seed, row, column, p.keep, p.scale, mask);
+        const RowMask mask(seed, row, Shape::column(i));
 #pragma unroll
-        for (int j = 0; j < kLane; j++) ds[j] *= mask[j];
-        store_vec(p.dx + at + column, Vec<input_t, kLane>::of(ds), E - column, p.wide);
+        for (int j = 0; j < kLane; j++) ds[j] = mask.apply(j, ds[j], p.keep, p.scale);
+        Shape::store(p.dx + at, i, E, ds);
       }
 #pragma unroll
       for (int j = 0; j < kLane; j++) dbias[i][j] += ds[j];
@@ -204,10 +209,10 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kThreads == 128 ? 4 : 
   }
 
   float* const partial = p.partials + static_cast<int64_t>(blockIdx.x) * p.E;
-  const int64_t next = static_cast<int64_t>(gridDim.x) * p.E;
-  store_partial<Shape>(dgamma, partial, p.E, p.wide, partial_scratch);
-  store_partial<Shape>(dbeta, partial + next, p.E, p.wide, partial_scratch);
-  store_partial<Shape>(dbias, partial + 2 * next, p.E, p.wide, partial_scratch);
+  const int64_t kind = static_cast<int64_t>(gridDim.x) * p.E;
+  store_partial<Shape>(dgamma, partial, p.E, partial_scratch);
+  store_partial<Shape>(dbeta, partial + kind, p.E, partial_scratch);
+  store_partial<Shape>(dbias, partial + 2 * kind, p.E, partial_scratch);
 }
 
 }  // namespace
@@ -239,13 +244,13 @@ void add_layer_norm_forward(const Array& x, const Array& residual, const Array& 
                              sum.as<input_t>(),
                              mean.as<float>(),
                              rstd.as<float>(),
-                             N,
+                             static_cast<int>(N),
                              static_cast<int>(E),
                              static_cast<uint32_t>(keep),
                              static_cast<float>(kLevels) / keep,
-                             eps,
-                             E % kLane == 0 && aligned16({x, residual, y, sum, bias, gamma, beta})};
-    with_row_shape(E, [&](auto shape) {
+                             eps};
+    const bool wide = E % kLane == 0 && aligned16({x, residual, y, sum, bias, gamma, beta});
+    with_row_shape(N, E, wide, [&](auto shape) {
       using Shape = decltype(shape);
       launch(forward_kernel<input_t, Shape>, blocks(N, Shape::kRows), Shape::kThreads, 0, stream, p);
     });
@@ -281,12 +286,12 @@ void add_layer_norm_backward(const Array& dy, const Array& dsum, const Array& su
                               ds.as<input_t>(),
                               dx.as<input_t>(),
                               partials.as<float>(),
-                              N,
+                              static_cast<int>(N),
                               static_cast<int>(E),
                               static_cast<uint32_t>(keep),
-                              static_cast<float>(kLevels) / keep,
-                              E % kLane == 0 && aligned16({dy, dsum, sum, gamma, ds, dx, partials})};
-    with_summing_row_shape(E, [&](auto shape) {
+                              static_cast<float>(kLevels) / keep};
+    const bool wide = E % kLane == 0 && aligned16({dy, dsum, sum, gamma, ds, dx, partials});
+    with_summing_row_shape<input_t>(N, E, wide, [&](auto shape) {
       using Shape = decltype(shape);
       launch(backward_kernel<input_t, Shape>, blocks(P, 1), Shape::kThreads, 0, stream, p);
     });

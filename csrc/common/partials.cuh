@@ -2,7 +2,7 @@
 // that take rows in turn) sums its own in registers and stores it once; then one kernel adds the programs' sums.
 #pragma once
 
-#include "common/launch.h"
+#include "common/launch.cuh"
 #include "common/rows.cuh"
 
 namespace fastlm {
@@ -15,14 +15,11 @@ template <typename Shape>
 using PartialScratch = float[Shape::kRows > 1 ? Shape::kRows : 1][Shape::kRows > 1 ? Shape::kColumns : 1];
 
 template <typename Shape>
-__device__ __forceinline__ void store_partial(const float (&values)[Shape::kChunks][kLane], float* to, int E, bool wide,
+__device__ __forceinline__ void store_partial(const float (&values)[Shape::kChunks][kLane], float* to, int E,
                                               PartialScratch<Shape>& scratch) {
   if constexpr (Shape::kRows == 1) {
 #pragma unroll
-    for (int i = 0; i < Shape::kChunks; i++) {
-      const int column = Shape::column(i);
-      store_vec(to + column, Vec<float, kLane>::of(values[i]), E - column, wide);
-    }
+    for (int i = 0; i < Shape::kChunks; i++) Shape::store(to, i, E, values[i]);
   } else {
     __syncthreads();  // an earlier sum has been read
 #pragma unroll
