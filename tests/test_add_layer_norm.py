@@ -26,7 +26,7 @@ OP = "add_layer_norm"
 SHAPES = [(37, 768), (5, 1024), (3, 1000), (64, 16), (17, 100), (9, 7), (1, 3), (2, 8192), (33, 2), (8, 48)]
 
 
-def naive(x, residual, gamma, beta, bias=None, mask=None, keep=256):
+def naive(x, residual, gamma, beta=None, bias=None, mask=None, keep=256):
     h = x if bias is None else x + bias
     h = h if mask is None else h * mask.to(x.dtype) * (256 / keep)
     s = residual + h
@@ -65,6 +65,22 @@ def test_accuracy_without_dropout(case):
 @pytest.mark.parametrize("case", cases(OP))
 def test_accuracy_with_float32_parameters(case):
     check(case, 19, 768, wide=("gamma", "beta", "bias"))
+
+
+@pytest.mark.parametrize("case", cases(OP))
+@pytest.mark.parametrize("without", [("bias",), ("beta",), ("bias", "beta")], ids=str)
+@pytest.mark.parametrize("p", [0.0, 0.1])
+def test_accuracy_without_optional_arguments(case, without, p):
+    """Nor is the sum returned, so that no gradient comes through it."""
+    seed = torch.tensor([3], device=case.device)
+    keep = keep_count(p)
+    mask = row_mask(seed, 19, 100, keep) if p else None
+    assert_accurate(
+        lambda **t: fastlm.add_layer_norm(**t, dropout_p=p, seed=seed, backend=case.backend),
+        lambda **t: naive(**t, mask=mask, keep=keep)[0],
+        {name: x for name, x in tensors(case, 19, 100).items() if name not in without},
+        case.dtype,
+    )
 
 
 @pytest.mark.parametrize("case", cases(OP))
