@@ -31,7 +31,7 @@ DTYPES: dict[str, dict[str, tuple[torch.dtype, ...]]] = {
     "layer_norm_gelu": {"reference": _ANY, "triton": _KERNEL},
     "bias_gelu": {"reference": _ANY, "triton": _KERNEL},
     "embedding_layer_norm": {"reference": _ANY},
-    "linear_cross_entropy": {"reference": _ANY},
+    "linear_cross_entropy": {"reference": _ANY, "triton": _KERNEL},
 }
 
 # The file, in kernels/ and csrc/, that holds an op's launchers, where it is not named after the op.
