@@ -76,10 +76,12 @@ def _forward(
 @triton.jit(do_not_specialize=["N", "keep"])
 def _backward(
     DY, DSUM, SUM, MEAN, RSTD, GAMMA, SEED, DS, DX, PARTIALS, N, keep, scale, HAS_BIAS: tl.constexpr,
-    E: tl.constexpr, BLOCK: tl.constexpr, CHUNKS: tl.constexpr, ROWS: tl.constexpr, STAGES: tl.constexpr,
+    KEEP_GAMMA: tl.constexpr, STAGES: tl.constexpr,
+    E: tl.constexpr, BLOCK: tl.constexpr, CHUNKS: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     # With g = dy * gamma: ds = rstd * (g - mean(g) - xhat * mean(g * xhat)) + dsum, dx = dropout(ds).
-    gamma = load_parameters(GAMMA, ROWS, E, BLOCK, CHUNKS)
+    if KEEP_GAMMA:
+        gamma = load_parameters(GAMMA, ROWS, E, BLOCK, CHUNKS)
     dgamma = zeros(ROWS, BLOCK, CHUNKS)
     dbeta, dbias = dgamma, dgamma
     if SEED is not None:
@@ -93,11 +95,13 @@ def _backward(
         for i in tl.static_range(CHUNKS):
             dy += (load_rows(DY, row, columns(i, BLOCK), N, E).to(tl.float32),)
             xhat += ((load_rows(SUM, row, columns(i, BLOCK), N, E).to(tl.float32) - mean) * rstd,)
-        mean_g, mean_gx = means(dy, xhat, gamma, E)
+        g = gamma if KEEP_GAMMA else load_parameters(GAMMA, ROWS, E, BLOCK, CHUNKS)
+        mean_g, mean_gx = means(dy, xhat, g, E)
 
         dgamma_, dbeta_, dbias_ = (), (), ()
         for i in tl.static_range(CHUNKS):
-            ds = rstd * (dy[i] * gamma[i] - mean_g - xhat[i] * mean_gx)
+            g = gamma[i] if KEEP_GAMMA else load_parameter(GAMMA, row, columns(i, BLOCK), E)
+            ds = rstd * (dy[i] * g - mean_g - xhat[i] * mean_gx)
             if DSUM is not None:
                 ds += load_rows(DSUM, row, columns(i, BLOCK), N, E).to(tl.float32)
             store_rows(DS, ds, row, columns(i, BLOCK), N, E)
@@ -178,8 +182,12 @@ def add_layer_norm_backward(
 ) -> None:
     """ds (N, E) and dx = dropout(ds); dgamma, dbeta, dbias (E,) fp32 by way of partials (3, programs, E)."""
     n, tile = sum.shape[0], loop_tiling(sum.shape[1])
+    # Under way beside the tile at work: two, or one where that is as many bytes. The longest rows' 512 threads have 128
+    # registers each, into which gamma and addresses of tiles to come no longer fit.
+    longest = tile["num_warps"] == 16
+    tile["STAGES"] = 1 if longest else 3 if sum.element_size() == 2 and tile["E"] <= 4096 else 2
     _backward[(partials.shape[1],)](
         dy, dsum, sum, mean, rstd, gamma, seed, ds, dx, partials, n, keep, LEVELS / keep,
-        HAS_BIAS=dbias is not None, **tile,
+        HAS_BIAS=dbias is not None, KEEP_GAMMA=not longest, **tile,
     )  # fmt: skip
     sum_partials(partials, dgamma, dbeta, dbias)

@@ -1,0 +1,45 @@
+// Starting kernels: on a stream of the GPU, or in the emulator.
+#pragma once
+
+#include <stdexcept>
+#include <string>
+
+#include "common/array.h"
+#include "common/cuda.cuh"
+
+namespace fastlm {
+
+// kernel<<<grid, threads, shared, stream>>>(arguments...), checked. `shared` is dynamic shared memory in bytes, above
+// 48 KiB too. An empty grid is no launch. Throws std::runtime_error where CUDA or the emulator finds fault.
+template <typename... Parameters, typename... Arguments>
+void launch(void (*kernel)(Parameters...), dim3 grid, int threads, size_t shared, Stream stream,
+            const Arguments&... arguments) {
+  if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
+#if defined(FASTLM_EMULATOR)
+  (void)stream;
+  emulator::run(grid, dim3(threads), shared, [&] { kernel(arguments...); });
+#else
+  const auto on = reinterpret_cast<cudaStream_t>(stream);
+  constexpr size_t kWithoutAsking = 48 * 1024;
+  cudaError_t error = cudaSuccess;
+  if (shared > kWithoutAsking) {
+    error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared));
+  }
+  if (error == cudaSuccess) {
+    kernel<<<grid, threads, shared, on>>>(arguments...);
+    error = cudaGetLastError();
+  }
+  if (error != cudaSuccess) {
+    throw std::runtime_error(std::string("a CUDA kernel could not be launched: ") + cudaGetErrorString(error));
+  }
+#endif
+}
+
+// Blocks of `size` that `count` takes, as a grid's dimension.
+inline unsigned blocks(int64_t count, int64_t size) {
+  const int64_t needed = (count + size - 1) / size;
+  check(needed <= 0x7fffffff, "a grid has at most 2^31 - 1 blocks; ", count, " rows take ", needed);
+  return static_cast<unsigned>(needed);
+}
+
+}  // namespace fastlm

@@ -1,0 +1,143 @@
+// Global memory, 16 bytes at a time, and values packed into 32-bit registers. Kernels reach global memory through these
+// functions (or cp_async of ptx.cuh) alone, so that the emulator can count the bytes they move.
+#pragma once
+
+#include <type_traits>
+
+#include "common/array.h"
+#include "common/cuda.cuh"
+
+namespace fastlm {
+
+// How often an operand's bytes are read, which decides what the emulator counts them as.
+enum class Use {
+  kOnce,     // of the arrays a kernel is there to move: from HBM
+  kRepeated  // of small operands that all blocks read: from a cache
+};
+
+template <Use kUse = Use::kOnce, typename T>
+__device__ __forceinline__ T load_global(const T* from) {
+#if defined(FASTLM_EMULATOR)
+  kUse == Use::kOnce ? emulator::count_read(sizeof(T)) : emulator::count_cached(sizeof(T));
+#endif
+  return *from;
+}
+
+template <typename T>
+__device__ __forceinline__ void store_global(T* to, const T& value) {
+#if defined(FASTLM_EMULATOR)
+  emulator::count_written(sizeof(T));
+#endif
+  *to = value;
+}
+
+// Two values in a register, the first in the low half.
+template <typename T>
+__device__ __forceinline__ uint32_t pack(float low, float high) {
+  static_assert(sizeof(T) == 2);
+#if defined(FASTLM_EMULATOR)
+  return T(low).raw | static_cast<uint32_t>(T(high).raw) << 16;
+#else
+  if constexpr (std::is_same_v<T, half_t>) {
+    const __half2 both = __floats2half2_rn(low, high);
+    return reinterpret_cast<const uint32_t&>(both);
+  } else {
+    const __nv_bfloat162 both = __floats2bfloat162_rn(low, high);
+    return reinterpret_cast<const uint32_t&>(both);
+  }
+#endif
+}
+
+template <typename T>
+__device__ __forceinline__ float unpack(uint32_t word, int half) {
+  if constexpr (std::is_same_v<T, bf16_t>) {
+    return __uint_as_float(half == 0 ? word << 16 : word & 0xffff0000u);
+  } else {
+    return float(__ushort_as_half(static_cast<uint16_t>(word >> 16 * half)));
+  }
+}
+
+// kN values of type T as they lie in memory: what a lane holds of a row, unpacked as it is used.
+template <typename T, int kN>
+struct Vec {
+  static constexpr int kPerWord = 4 / sizeof(T);
+  static constexpr int kWords = kN / kPerWord;
+  static_assert(kWords % 4 == 0, "a vector is one or more accesses of 16 bytes");
+
+  uint32_t words[kWords];
+
+  __device__ __forceinline__ float operator[](int i) const {
+    if constexpr (kPerWord == 1) {
+      return __uint_as_float(words[i]);
+    } else {
+      return unpack<T>(words[i / 2], i % 2);
+    }
+  }
+
+  __device__ __forceinline__ void copy_to(float (&values)[kN]) const {
+#pragma unroll
+    for (int i = 0; i < kN; i++) values[i] = (*this)[i];
+  }
+
+  // The values rounded to T.
+  __device__ __forceinline__ static Vec of(const float (&values)[kN]) {
+    Vec vec;
+#pragma unroll
+    for (int i = 0; i < kWords; i++) {
+      if constexpr (kPerWord == 1) {
+        vec.words[i] = __float_as_uint(values[i]);
+      } else {
+        vec.words[i] = pack<T>(values[2 * i], values[2 * i + 1]);
+      }
+    }
+    return vec;
+  }
+};
+
+// Whether 16-byte accesses can be made in all of the arrays; those that are None are not accessed.
+inline bool aligned16(std::initializer_list<Array> arrays) {
+  for (const Array& array : arrays) {
+    if (reinterpret_cast<std::uintptr_t>(array.data) % 16 != 0) return false;
+  }
+  return true;
+}
+
+// The first `count` of the kN values at `from`, and zeros. With kWide either all are there or none, and accesses are of
+// 16 bytes, to which `from` is aligned; else values are read one by one.
+template <int kN, bool kWide, Use kUse = Use::kOnce, typename T>
+__device__ __forceinline__ Vec<T, kN> load_vec(const T* from, int count) {
+  Vec<T, kN> vec;
+  if constexpr (kWide) {
+#pragma unroll
+    for (int i = 0; i < vec.kWords; i += 4) {
+      const uint4 part =
+          count > 0 ? load_global<kUse>(reinterpret_cast<const uint4*>(from) + i / 4) : uint4{0, 0, 0, 0};
+      vec.words[i] = part.x, vec.words[i + 1] = part.y, vec.words[i + 2] = part.z, vec.words[i + 3] = part.w;
+    }
+  } else {
+    float values[kN];
+#pragma unroll
+    for (int i = 0; i < kN; i++) values[i] = i < count ? float(load_global<kUse>(from + i)) : 0.0f;
+    vec = Vec<T, kN>::of(values);
+  }
+  return vec;
+}
+
+template <int kN, bool kWide, typename T>
+__device__ __forceinline__ void store_vec(T* to, const Vec<T, kN>& vec, int count) {
+  if constexpr (kWide) {
+    if (count <= 0) return;
+#pragma unroll
+    for (int i = 0; i < vec.kWords; i += 4) {
+      store_global(reinterpret_cast<uint4*>(to) + i / 4,
+                   uint4{vec.words[i], vec.words[i + 1], vec.words[i + 2], vec.words[i + 3]});
+    }
+  } else {
+#pragma unroll
+    for (int i = 0; i < kN; i++) {
+      if (i < count) store_global(to + i, T(vec[i]));
+    }
+  }
+}
+
+}  // namespace fastlm
