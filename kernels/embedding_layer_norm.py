@@ -226,7 +226,7 @@ def embedding_layer_norm_backward(
         _dropped[(triton.cdiv(n, tile["ROWS"]),)](dy, seed, ds, n, keep, LEVELS / keep, **tile)
         return
     _backward[(partials.shape[1],)](
-        dy, sum, mean, rstd, gamma, seed, ds, partials, n, keep, LEVELS / keep, **loop_tiling(columns)
+        dy, sum, mean, rstd, gamma, seed, ds, partials, n, keep, LEVELS / keep, **loop_tiling(dy)
     )  # fmt: skip
     sum_partials(partials, dgamma, dbeta)
 

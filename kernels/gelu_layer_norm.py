@@ -124,6 +124,6 @@ def gelu_layer_norm_backward(
     partials: Tensor,
 ) -> None:
     """dx (N, E); dgamma, dbeta, dbias (E,) fp32 by way of partials (3, programs, E)."""
-    n, tile = x.shape[0], loop_tiling(x.shape[1])
+    n, tile = x.shape[0], loop_tiling(x)
     _backward[(partials.shape[1],)](dy, x, bias, mean, rstd, gamma, dx, partials, n, TANH=tanh, **tile)
     sum_partials(partials, dgamma, dbeta, dbias)

@@ -181,13 +181,10 @@ def add_layer_norm_backward(
     partials: Tensor,
 ) -> None:
     """ds (N, E) and dx = dropout(ds); dgamma, dbeta, dbias (E,) fp32 by way of partials (3, programs, E)."""
-    n, tile = sum.shape[0], loop_tiling(sum.shape[1])
-    # Under way beside the tile at work: two, or one where that is as many bytes. The longest rows' 512 threads have 128
-    # registers each, into which gamma and addresses of tiles to come no longer fit.
-    longest = tile["num_warps"] == 16
-    tile["STAGES"] = 1 if longest else 3 if sum.element_size() == 2 and tile["E"] <= 4096 else 2
+    n, tile = sum.shape[0], loop_tiling(sum)
     _backward[(partials.shape[1],)](
         dy, dsum, sum, mean, rstd, gamma, seed, ds, dx, partials, n, keep, LEVELS / keep,
-        HAS_BIAS=dbias is not None, KEEP_GAMMA=not longest, **tile,
+        # Of the longest rows gamma does not fit into registers either: see loop_tiling.
+        HAS_BIAS=dbias is not None, KEEP_GAMMA=tile["num_warps"] < 16, **tile,
     )  # fmt: skip
     sum_partials(partials, dgamma, dbeta, dbias)

@@ -109,6 +109,6 @@ def layer_norm_gelu_backward(
     partials: Tensor,
 ) -> None:
     """dx (N, E); dgamma, dbeta (E,) fp32 by way of partials (2, programs, E)."""
-    n, tile = x.shape[0], loop_tiling(x.shape[1])
+    n, tile = x.shape[0], loop_tiling(x)
     _backward[(partials.shape[1],)](dy, x, mean, rstd, gamma, beta, dx, partials, n, TANH=tanh, **tile)
     sum_partials(partials, dgamma, dbeta)
