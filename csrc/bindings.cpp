@@ -3,6 +3,7 @@
 
 #include "common/array_caster.h"
 #include "layer_norm.h"
+#include "linear_cross_entropy.h"
 
 #if defined(FASTLM_EMULATOR)
 #include "emulator/block.h"
@@ -27,4 +28,5 @@ PYBIND11_MODULE(_C, m) {
 #endif
   m.def("add_layer_norm_forward", fastlm::add_layer_norm_forward);
   m.def("add_layer_norm_backward", fastlm::add_layer_norm_backward);
+  m.def("cross_entropy_rows", fastlm::cross_entropy_rows);
 }
