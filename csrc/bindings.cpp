@@ -1,6 +1,8 @@
 // The Python module: launchers, with torch tensors as their arrays.
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
+#include "adamw.h"
 #include "common/array_caster.h"
 #include "layer_norm.h"
 #include "linear_cross_entropy.h"
@@ -29,4 +31,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("add_layer_norm_forward", fastlm::add_layer_norm_forward);
   m.def("add_layer_norm_backward", fastlm::add_layer_norm_backward);
   m.def("cross_entropy_rows", fastlm::cross_entropy_rows);
+  m.def("adamw_norm", fastlm::adamw_norm);
+  m.def("adamw_update", fastlm::adamw_update);
+  m.def("adamw_tensors_per_launch", fastlm::adamw_tensors_per_launch);
 }
