@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -12,15 +15,16 @@ from checks import (
     assert_passes_opcheck,
     assert_repeats,
     cases,
+    evaluate,
     inputs,
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fastlm
-from fastlm.ops import linear_cross_entropy as module
 
 OP = "linear_cross_entropy"
+module = importlib.import_module("fastlm.ops.linear_cross_entropy")  # its function has the same name
 
 
 def tensors(case: Case, rows: int, columns: int, vocabulary: int, bias: bool = True) -> dict[str, torch.Tensor]:
@@ -34,9 +38,16 @@ def targets_of(case: Case, rows: int, vocabulary: int) -> torch.Tensor:
     return targets.to(case.device)
 
 
-def naive(x, weight, targets, bias=None, row_weights=None, reduction="mean", label_smoothing=0.0, z_loss=0.0):
+def naive(
+    x, weight, targets, bias=None, row_weights=None, reduction="mean", label_smoothing=0.0, z_loss=0.0, stored=None
+):
+    """Logits and their gradient are left in the dtype `stored`, as between the op's passes; float64 stays exact."""
     logits = F.linear(x, weight, bias)
-    logits = logits if logits.dtype == torch.float64 else logits.float()
+    if logits.dtype != torch.float64:
+        stored = stored or logits.dtype
+        logits = logits.float() + (logits.to(stored).float() - logits.float()).detach()
+        if logits.requires_grad:
+            logits.register_hook(lambda gradient: gradient.to(stored).float())
     losses = F.cross_entropy(logits, targets, reduction="none", label_smoothing=label_smoothing)
     counted = (targets != -100).to(losses.dtype)
     losses = losses + z_loss * torch.logsumexp(logits, -1).square() * counted
@@ -49,7 +60,7 @@ def check(case: Case, rows: int, columns: int, vocabulary: int, *, wide=(), bias
     targets = targets_of(case, rows, vocabulary)
     assert_accurate(
         lambda **t: fastlm.linear_cross_entropy(**t, targets=targets, backend=case.backend, **options),
-        lambda **t: naive(**t, targets=targets, **options),
+        lambda **t: naive(**t, targets=targets, **options, stored=case.dtype),
         tensors(case, rows, columns, vocabulary, bias),
         case.dtype,
         wide=wide,
@@ -76,10 +87,38 @@ def test_accuracy_of_the_variants(case, reduction):
 
 
 @pytest.mark.parametrize("case", cases(OP))
-@given(rows=st.integers(2, 50), columns=st.integers(1, 70), vocabulary=st.integers(2, 300))
+@given(rows=st.integers(8, 50), columns=st.integers(5, 70), vocabulary=st.integers(16, 300))
 @settings(max_examples=6)
 def test_any_shape(case, rows, columns, vocabulary):
     check(case, rows, columns, vocabulary)
+
+
+@pytest.mark.parametrize("case", cases(OP))
+def test_one_element(case):
+    """Of one word the probability is 1; of two, p = sigmoid(difference), d loss = p - 1.
+
+    Four roundings to the dtype make a gradient: of the logits' gradient, the product, the scale and the result.
+    """
+    x, one = (torch.tensor([[value]], dtype=case.dtype, device=case.device) for value in (0.5, 1.0))
+    target = torch.tensor([0], device=case.device)
+    result = evaluate(
+        lambda x, weight: fastlm.linear_cross_entropy(x, weight, target, backend=case.backend),
+        {"x": x, "weight": one},
+        case.dtype,
+    )
+    assert all(not value.any() for value in result.values())
+
+    leaves = {"x": x, "weight": torch.cat([one, -one]), "bias": torch.cat([one[0], one[0]])}
+    leaves = {name: leaf.requires_grad_() for name, leaf in leaves.items()}
+    loss = fastlm.linear_cross_entropy(**leaves, targets=target, backend=case.backend)
+    loss.backward()
+    p = 1 / (1 + math.exp(-1.0))  # logits 1.5 and 0.5
+    assert abs(loss.item() + math.log(p)) <= 4 * torch.finfo(torch.float32).eps
+    expected = {"x": [2 * (p - 1)], "weight": [0.5 * (p - 1), 0.5 * (1 - p)], "bias": [p - 1, 1 - p]}
+    for name, values in expected.items():
+        exact = torch.tensor(values, dtype=torch.float64, device=case.device)
+        error = leaves[name].grad.flatten().double() - exact
+        assert (error.abs() <= 4 * torch.finfo(case.dtype).eps / 2 * exact.abs()).all(), name
 
 
 @pytest.mark.parametrize("case", cases(OP))

@@ -18,8 +18,7 @@ enum class Use {
 template <Use kUse = Use::kOnce, typename T>
 __device__ __forceinline__ T load_global(const T* from) {
 #if defined(FASTLM_EMULATOR)
-  (kUse == Use::kOnce ? emulator::traffic.read : emulator::traffic.cached) += sizeof(T);
-  if (kUse == Use::kOnce) emulator::traffic.accesses++;
+  kUse == Use::kOnce ? emulator::count_read(sizeof(T)) : emulator::count_cached(sizeof(T));
 #endif
   return *from;
 }
@@ -27,8 +26,7 @@ __device__ __forceinline__ T load_global(const T* from) {
 template <typename T>
 __device__ __forceinline__ void store_global(T* to, const T& value) {
 #if defined(FASTLM_EMULATOR)
-  emulator::traffic.written += sizeof(T);
-  emulator::traffic.accesses++;
+  emulator::count_written(sizeof(T));
 #endif
   *to = value;
 }

@@ -285,7 +285,7 @@ def _autograd(ctx: Any, dloss: Tensor, *_: Tensor | None) -> tuple[Any, ...]:
 def _scaled(
     factor: Tensor, dx: Tensor, dw: Tensor, dbias: Tensor, weight_dtype: torch.dtype, bias_dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The saved gradients times the loss's: an op, so that differentiating it raises (they are constants to autograd)."""
+    """The saved gradients, constants to autograd, times the loss's: an op, so that differentiating it raises."""
     return dx * factor, (dw * factor).to(weight_dtype), (dbias * factor).to(bias_dtype)
 
 
