@@ -201,8 +201,6 @@ int64_t launches(size_t tensors) { return (static_cast<int64_t>(tensors) + kTens
 
 }  // namespace
 
-int adamw_tensors_per_launch() { return kTensors; }
-
 void adamw_norm(const std::vector<Array>& gradients, const Array& partials, Stream stream) {
   check(partials.rank == 2, "partials must have shape (launches, P), got ", partials.rank, " dimensions");
   const int64_t P = partials.shape[1];

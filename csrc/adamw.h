@@ -8,7 +8,7 @@
 namespace fastlm {
 
 // partials (launches, P) float32: sums of squares of the gradients, which are float32, float16 or bfloat16. A launch
-// takes up to adamw_tensors_per_launch() tensors.
+// takes up to 480 tensors.
 void adamw_norm(const std::vector<Array>& gradients, const Array& partials, Stream stream);
 
 // norm (1,) float32 = scale * the root of the sum of partials. With g = gradient * scale * min(1, max_norm / norm):
@@ -20,7 +20,5 @@ void adamw_update(const std::vector<Array>& parameters, const std::vector<Array>
                   const std::vector<float>& rates, const std::vector<float>& decays, const Array& partials,
                   const Array& norm, float scale, float max_norm, float beta1, float beta2, float eps,
                   float correction1, float correction2, Stream stream);
-
-int adamw_tensors_per_launch();
 
 }  // namespace fastlm

@@ -33,5 +33,4 @@ PYBIND11_MODULE(_C, m) {
   m.def("cross_entropy_rows", fastlm::cross_entropy_rows);
   m.def("adamw_norm", fastlm::adamw_norm);
   m.def("adamw_update", fastlm::adamw_update);
-  m.def("adamw_tensors_per_launch", fastlm::adamw_tensors_per_launch);
 }

@@ -31,7 +31,8 @@ DTYPES: dict[str, dict[str, tuple[torch.dtype, ...]]] = {
     "layer_norm_gelu": {"reference": _ANY},
     "bias_gelu": {"reference": _ANY},
     "embedding_layer_norm": {"reference": _ANY},
-    "linear_cross_entropy": {"reference": _ANY},
+    "linear_cross_entropy": {"reference": _ANY, "cuda": _KERNEL},
+    "adamw": {"reference": _ANY, "cuda": _KERNEL},
 }
 
 # The file, in kernels/ and csrc/, that holds an op's launchers.
