@@ -1,8 +1,8 @@
 """Layer norm of residual + dropout(x + bias), forward and backward.
 
 Bytes a row of E elements of b bytes (parameters and statistics aside, which are under 1 %): the forward reads x and
-residual and writes y, 3bE, or 4bE with the sum; the backward reads dy and the sum and writes ds, 3bE, or 4bE with dx. For
-32768 x 768 in bf16, at the 3.0 TB/s that a copy reaches on an H100, 50 or 67 us each: the floor.
+residual and writes y, 3bE, or 4bE with the sum; the backward reads dy and the sum and writes ds, 3bE, or 4bE with dx.
+For 32768 x 768 in bf16, at the 3.0 TB/s that a copy reaches on an H100, 50 or 67 us each: the floor.
 
 Both make one pass with the row in registers (rows.py). Instructions matter beside the bytes: an H100 issues about 57 an
 element in 50 us. Counted in the machine code for sm_90, E = 768, bf16: forward 20, with dropout 28; a turn of the
@@ -71,13 +71,15 @@ def _forward(
 @triton.jit(do_not_specialize=["N", "keep"])
 def _backward(
     DY, DSUM, SUM, MEAN, RSTD, GAMMA, SEED, DS, DX, PARTIALS, N, keep, scale, HAS_BIAS: tl.constexpr,
-    E: tl.constexpr, BLOCK: tl.constexpr, CHUNKS: tl.constexpr, ROWS: tl.constexpr, STAGES: tl.constexpr,
+    KEEP_GAMMA: tl.constexpr, STAGES: tl.constexpr,
+    E: tl.constexpr, BLOCK: tl.constexpr, CHUNKS: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     # With g = dy * gamma: ds = rstd * (g - mean(g) - xhat * mean(g * xhat)) + dsum, dx = dropout(ds).
     gamma, dgamma, dbeta, dbias = (), (), (), ()
     zero = tl.zeros((ROWS, BLOCK), tl.float32)
     for i in tl.static_range(CHUNKS):
-        gamma += (load_parameter(GAMMA, tl.arange(0, ROWS)[:, None], columns(i, BLOCK), E),)
+        if KEEP_GAMMA:
+            gamma += (load_parameter(GAMMA, tl.arange(0, ROWS)[:, None], columns(i, BLOCK), E),)
         dgamma += (zero,)
         dbeta += (zero,)
         dbias += (zero,)
@@ -91,16 +93,18 @@ def _backward(
         dy, xhat = (), ()
         total, product = zero, zero
         for i in tl.static_range(CHUNKS):
+            g = gamma[i] if KEEP_GAMMA else load_parameter(GAMMA, row, columns(i, BLOCK), E)
             dy += (load_rows(DY, row, columns(i, BLOCK), N, E).to(tl.float32),)
             xhat += ((load_rows(SUM, row, columns(i, BLOCK), N, E).to(tl.float32) - mean) * rstd,)
-            total += dy[i] * gamma[i]
-            product += dy[i] * gamma[i] * xhat[i]
+            total += dy[i] * g
+            product += dy[i] * g * xhat[i]
         mean_g = tl.sum(total, axis=1, keep_dims=True) / E
         mean_gx = tl.sum(product, axis=1, keep_dims=True) / E
 
         dgamma_, dbeta_, dbias_ = (), (), ()
         for i in tl.static_range(CHUNKS):
-            ds = rstd * (dy[i] * gamma[i] - mean_g - xhat[i] * mean_gx)
+            g = gamma[i] if KEEP_GAMMA else load_parameter(GAMMA, row, columns(i, BLOCK), E)
+            ds = rstd * (dy[i] * g - mean_g - xhat[i] * mean_gx)
             if DSUM is not None:
                 ds += load_rows(DSUM, row, columns(i, BLOCK), N, E).to(tl.float32)
             store_rows(DS, ds, row, columns(i, BLOCK), N, E)
@@ -155,12 +159,14 @@ def add_layer_norm_backward(
     keep: int,
     partials: Tensor,
 ) -> None:
-    """ds (N, E) of the residual and dx = dropout(ds); dgamma, dbeta, dbias (E,) fp32 by way of partials (3, programs, E)."""
+    """ds (N, E) of the residual, dx = dropout(ds); dgamma, dbeta, dbias (E,) fp32, via partials (3, programs, E)."""
     rows, tile = sum.shape[0], tiling(sum.shape[1], warps=2)
-    # Two tiles under way beside the one at work; of the longest rows one, which is as many bytes.
-    stages = 3 if tile["E"] <= 4096 else 2
+    # Under way beside the tile at work: two, or one where that is as many bytes. The longest rows' 512 threads have 128
+    # registers each, into which gamma and addresses of tiles to come no longer fit.
+    longest = tile["num_warps"] == 16
+    stages = 1 if longest else 3 if sum.element_size() == 2 and tile["E"] <= 4096 else 2
     _backward[(partials.shape[1],)](
         dy, dsum, sum, mean, rstd, gamma, seed, ds, dx, partials, rows, keep, LEVELS / keep,
-        HAS_BIAS=dbias is not None, STAGES=stages, **tile,
+        HAS_BIAS=dbias is not None, KEEP_GAMMA=not longest, STAGES=stages, **tile,
     )  # fmt: skip
     sum_partials(partials, dgamma, dbeta, dbias)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 WARP = 256  # columns a warp holds of a block
 CHUNKS = 3  # at most: 24 values a thread, of which the backward has five kinds
-LONGEST = 8192  # columns, beyond which registers spill
+LONGEST = 8192  # columns; the registers of a row's 512 threads hold no more
 
 
 @triton.jit

@@ -17,9 +17,8 @@ from fastlm.train import checkpoint
 from fastlm.train.pretrain import Interrupted
 from fastlm.train.run import Metrics, RunError, RunFolder
 
+__all__ = ["one_thread", "text"]  # fixtures
 pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.xdist_group("runs")]
-MODELS = ("gpt1_tiny", "bert_tiny")
-__all__ = ["one_thread", "text"]
 
 
 @pytest.fixture(scope="module")
@@ -80,9 +79,8 @@ def run_and_kill(text, model, folder, where, step):
     assert child.returncode == -signal.SIGKILL, child.stderr
 
 
-@pytest.mark.parametrize("model", MODELS)
-def test_killed_before_a_checkpoint_within_one_and_between_them(tmp_path, text, whole, model):
-    folder = tmp_path / "run"
+def test_killed_before_a_checkpoint_within_one_and_between_them(tmp_path, text, whole):
+    folder, model = tmp_path / "run", "gpt1_tiny"
     run_and_kill(text, model, folder, "update", 3)
     assert len(losses(folder)) == 3 and not checkpoint.find(folder / "checkpoints")
     run_and_kill(text, model, folder, "sync_tree", ".writing-8")
@@ -95,8 +93,13 @@ def test_killed_before_a_checkpoint_within_one_and_between_them(tmp_path, text, 
     assert_same_run(folder, whole(model))
 
 
-@pytest.mark.parametrize("model", MODELS)
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_bert_killed(tmp_path, text, whole):
+    run_and_kill(text, "bert_tiny", tmp_path / "run", "update", 7)  # in the second phase
+    run(configuration(text, "bert_tiny"), tmp_path / "run")
+    assert_same_run(tmp_path / "run", whole("bert_tiny"))
+
+
+@pytest.mark.parametrize(("model", "number"), [("gpt1_tiny", signal.SIGINT), ("bert_tiny", signal.SIGTERM)])
 def test_a_signal_saves_the_step_it_comes_in(tmp_path, text, whole, monkeypatch, model, number):
     handlers = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
     with monkeypatch.context() as patch:
@@ -200,8 +203,8 @@ def test_without_a_usable_checkpoint_nothing_is_begun_anew(interrupted, text):
 def test_a_checkpoint_of_another_run_is_refused(interrupted, text, tmp_path):
     other = tmp_path / "other"
     run(configuration(text, seed=1), other)
-    for path in checkpoint.find(other / "checkpoints"):
-        path.rename(interrupted / "checkpoints" / path.name)
+    newest = other / "checkpoints" / "step-00000012"
+    newest.rename(interrupted / "checkpoints" / newest.name)
     notes = []
     run(configuration(text), interrupted, notes)
     assert any("of another run" in note for note in notes) and f"resuming at step 8 of {STEPS}" in notes
@@ -247,7 +250,7 @@ def full_disk():
     resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-# In the line of update 6, the optimizer's file of step 8, and that of the loss curve beside step 4.
+# In the line of update 6, the optimizer's file of step 8, and the model's of step 4.
 @pytest.mark.parametrize(("update", "size", "saved"), [(5, 1000, 4), (6, 600_000, 4), (3, 550_000, None)])
 def test_a_full_disk_keeps_what_is_there(tmp_path, text, whole, monkeypatch, full_disk, update, size, saved):
     kept = f"the run is saved up to step-0000000{saved}" if saved else "nothing was saved yet"

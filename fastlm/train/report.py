@@ -42,7 +42,7 @@ def plot(records: list[dict[str, Any]], file: Path, *, title: str) -> None:
     """The loss curve as a PNG: each update, a smoothed line, and the validations."""
     steps, losses = [r["step"] for r in records], [r["loss"] for r in records]
     validated = [r for r in records if "validation_loss" in r]
-    figure = Figure(figsize=(7, 4), layout="constrained")
+    figure = Figure(figsize=(7, 4))  # no layout engine: it would draw twice
     axes = figure.subplots()
     axes.plot(steps, losses, color="C0", alpha=0.25, linewidth=0.8, label="training, each update")
     axes.plot(steps, _smoothed(losses), color="C0", label="training, smoothed")
