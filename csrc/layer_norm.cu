@@ -35,7 +35,8 @@ struct Forward {
 };
 
 template <typename input_t, typename Shape>
-__global__ void __launch_bounds__(Shape::kThreads) forward_kernel(const Forward<input_t> p) {
+__global__ void __launch_bounds__(Shape::kThreads, Shape::kWide ? 640 / Shape::kThreads : 1)
+    forward_kernel(const Forward<input_t> p) {
   constexpr int kChunks = Shape::kChunks, kWarps = Shape::kWarps;
   __shared__ Scratch<kWarps, 1> scratch[2];
   const int row = blockIdx.x * Shape::kRows + Shape::row();
@@ -154,7 +155,7 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kSummingBlocks) backwa
   const uint64_t seed = p.seed ? load_global<Use::kRepeated>(p.seed) : 0;
 
   BackwardRow<input_t, Shape> next;
-  constexpr bool kAhead = sizeof(input_t) == 2;  // there are no registers for two rows in float32
+  constexpr bool kAhead = sizeof(input_t) == 2 && Shape::kWide;  // where there are registers for two rows
   if constexpr (kAhead) next.load(p, blockIdx.x * Shape::kRows + Shape::row());
   bool odd = false;
   for (int first = blockIdx.x * Shape::kRows; first < p.N; first += gridDim.x * Shape::kRows, odd = !odd) {

@@ -42,6 +42,8 @@ def fill_mask(run: str | Path, text: str, *, top: int = 5, device: str = "auto")
     model, tokenizer = load_trained(run, device)
     if not isinstance(model, models.BERT):
         raise RunError(f"run: {run} holds a {type(model).__name__}; fill-mask needs a BERT (try generate)")
+    if top > tokenizer.vocab_size:
+        raise ValueError(f"top: at most the {tokenizer.vocab_size} entries of the vocabulary expected, got {top}")
     tokens = [tokenizer.id("[CLS]"), *tokenizer.encode(text), tokenizer.id("[SEP]")]
     if len(tokens) > model.config.context:
         raise ValueError(

@@ -29,9 +29,10 @@ inline Parameter parameter(const char* what, const Array& array, DType activatio
 }
 
 // kWide: accesses of 16 bytes, for which E must be a multiple of 8 and all arrays aligned.
-template <int kWarps_, int kChunks_, bool kWide>
+template <int kWarps_, int kChunks_, bool kWide_>
 struct RowShape {
   static constexpr int kWarps = kWarps_, kChunks = kChunks_;
+  static constexpr bool kWide = kWide_;
   static constexpr int kThreads = kWarps > 4 ? kWarps * kWarpSize : kWarps * kChunks == 3 ? 96 : 128;
   static constexpr int kSummingBlocks = kThreads > 128 ? 512 / kThreads : 4;
   static constexpr int kRows = kThreads / (kWarps * kWarpSize);     // at a time in a block

@@ -67,10 +67,12 @@ class PretrainConfig:
             0 < self.validation_fraction < 1, "validation_fraction", "above 0 and below 1", self.validation_fraction
         )
         _require(self.warmup >= 0, "warmup", "at least 0", self.warmup)
+        _require(0 <= self.seed < 1 << 63, "seed", "at least 0 and below 2^63", self.seed)
         _require(self.batch_size % self.accumulation == 0, "accumulation", f"a divisor of batch_size {self.batch_size}",
                  self.accumulation)  # fmt: skip
         lengths_given = [name for name in ("steps", "minutes", "epochs") if getattr(self, name) is not None]
         _require(len(lengths_given) == 1, "steps, minutes, epochs", "exactly one of them", lengths_given)
+        _require(all(share >= 0 for share, _ in self.phases), "phases", "fractions of at least 0", self.phases)
         total = sum(fraction for fraction, _ in self.phases)
         _require(abs(total - 1) < 1e-6, "phases", "fractions that sum to 1", total)
         _require(all(length >= 2 for _, length in self.phases), "phases", "sequence lengths of at least 2", self.phases)

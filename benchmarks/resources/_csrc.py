@@ -1,0 +1,141 @@
+"""What each CUDA C++ kernel of the built `fastlm._C` takes of each chip it was compiled for.
+
+python -m benchmarks.resources._csrc [--json | --budget]
+
+prints registers, spills, shared memory and the warps that fit on a multiprocessor; --budget writes csrc.tsv beside this
+file, the figures that tests/test_csrc_resources.py lets no kernel exceed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import importlib.util
+import json
+import re
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.resources._compile import CUOBJDUMP
+
+BUDGET = Path(__file__).parent / "csrc.tsv"
+
+
+@dataclass(frozen=True)
+class Multiprocessor:
+    """What its blocks share (CUDA programming guide, table of compute capabilities)."""
+
+    warps: int
+    blocks: int
+    shared: int  # bytes
+    registers: int = 65536
+
+
+MULTIPROCESSORS = {
+    "80": Multiprocessor(64, 32, 164 * 1024),
+    "90a": Multiprocessor(64, 32, 228 * 1024),
+    "100": Multiprocessor(64, 32, 228 * 1024),
+    "120": Multiprocessor(48, 24, 100 * 1024),
+}
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Of a kernel on a chip: registers a thread and bytes of spilled ones, static shared memory a block in bytes."""
+
+    kernel: str
+    arch: str
+    threads: int  # a block's
+    registers: int
+    spills: int
+    shared: int
+
+    def warps(self) -> int:
+        """How many fit on a multiprocessor, dynamic shared memory aside."""
+        chip, warps = MULTIPROCESSORS[self.arch], self.threads // 32
+        # A warp's registers are allocated 256 at a time; of shared memory the system takes 1 KiB a block.
+        by_registers = chip.registers // (-(-self.registers * 32 // 256) * 256) // warps
+        return warps * min(chip.blocks, chip.warps // warps, by_registers, chip.shared // (self.shared + 1024))
+
+
+def extension() -> Path | None:
+    """Where `fastlm._C` lies, or None where it was not compiled."""
+    spec = importlib.util.find_spec("fastlm._C")
+    return Path(spec.origin) if spec and spec.origin else None
+
+
+def usages(library: Path) -> Iterator[Usage]:
+    """Of all kernels in the library on all chips, by the name that the source gives them."""
+    threads = dict(re.findall(r"\.entry (\w+)\([^)]*\)\s*\.maxntid (\d+)", _dump("-ptx", library)))
+    names = dict(zip(threads, _demangled(threads), strict=True))
+    arch = ""
+    for line in _dump("--dump-resource-usage", library).splitlines():
+        if found := re.match(r"arch = sm_(\w+)", line):
+            arch = found[1]
+        elif found := re.match(r" Function (\w+):", line):
+            mangled = found[1]
+        elif "REG:" in line:
+            use = {name: int(value) for name, value in re.findall(r"\b([A-Z]+):(\d+)", line)}
+            spills = use["STACK"] + use["LOCAL"]
+            yield Usage(names[mangled], arch, int(threads[mangled]), use["REG"], spills, use["SHARED"])
+
+
+def _dump(option: str, library: Path) -> str:
+    return subprocess.run([CUOBJDUMP, option, library], check=True, capture_output=True, text=True).stdout
+
+
+def _demangled(names: dict[str, str]) -> list[str]:
+    """As the source has them, after the file's: layer_norm.backward<bf16, RowShape<1, 3, true>>."""
+    filtered = subprocess.run(["c++filt"], input="\n".join(names), check=True, capture_output=True, text=True).stdout
+    return [f"{_file(m)}.{_short(name)}" for m, name in zip(names, filtered.splitlines(), strict=True)]
+
+
+def _file(mangled: str) -> str:
+    """The stem of the file that a kernel in an anonymous namespace is from."""
+    found = re.search(r"_GLOBAL__N__[0-9a-f]+_\d+_(\w+?)_cu_[0-9a-f]{8}", mangled)
+    return found[1] if found else "csrc"
+
+
+def _short(name: str) -> str:
+    name = name.removeprefix("void ").replace("(anonymous namespace)::", "").replace("fastlm::", "")
+    name = re.sub(r"\(.*\)$", "", name).replace("_kernel", "")
+    for long, short in (("__nv_bfloat16", "bf16"), ("__half", "fp16"), ("float", "fp32"), ("> >", ">>")):
+        name = name.replace(long, short)
+    return name
+
+
+def table(found: list[Usage]) -> Iterator[str]:
+    """Lines of tab-separated values: a kernel, its threads and shared memory, and registers chip by chip."""
+    archs = sorted({usage.arch for usage in found}, key=lambda arch: int(re.match(r"\d+", arch)[0]))
+    yield "\t".join(["kernel", "threads", "shared", *archs])
+    for kernel in sorted({usage.kernel for usage in found}):
+        mine = {usage.arch: usage for usage in found if usage.kernel == kernel}
+        shared = max(usage.shared for usage in mine.values())
+        yield "\t".join(map(str, [kernel, mine[archs[0]].threads, shared, *(mine[a].registers for a in archs)]))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.resources._csrc", description=__doc__.split("\n")[0])
+    parser.add_argument("--json", action="store_true", help="a JSON object a line")
+    parser.add_argument("--budget", action="store_true", help=f"write {BUDGET.name}")
+    arguments = parser.parse_args()
+    library = extension()
+    if library is None:
+        parser.error("fastlm._C is not compiled: there is no nvcc, or the build was told to leave it out")
+    found = sorted(usages(library), key=lambda usage: (usage.kernel, usage.arch))
+    if arguments.budget:
+        BUDGET.write_text("\n".join(table(found)) + "\n")
+    elif arguments.json:
+        for usage in found:
+            print(json.dumps({**dataclasses.asdict(usage), "warps": usage.warps()}))
+    else:
+        row = "{:64} {:>4} {:>7} {:>9} {:>6} {:>6} {:>5}".format
+        print(row("kernel", "arch", "threads", "registers", "spills", "shared", "warps"))
+        for usage in found:
+            print(row(*dataclasses.astuple(usage), usage.warps()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,187 @@
+"""The command line: what each command does, and that what a user can mend is one sentence and an exit code."""
+
+import signal
+import subprocess
+import sys
+import textwrap
+
+import pytest
+from runs import before_update, losses, one_thread, text, weights
+
+from fastlm import cli
+from fastlm.train import objectives
+from fastlm.train.config import PRETRAIN_PRESETS
+
+__all__ = ["one_thread", "text"]  # fixtures
+pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.xdist_group("runs")]
+
+
+@pytest.fixture(autouse=True)
+def brief(monkeypatch):
+    monkeypatch.setattr(objectives, "WRITTEN", 5)
+
+
+def main(capsys, *arguments):
+    """The exit code, stdout, and stderr without the progress bar."""
+    capsys.readouterr()
+    try:
+        code = cli.main([str(argument) for argument in arguments])
+    except SystemExit as exit:
+        code = exit.code
+    out, err = capsys.readouterr()
+    return code, out, [line for line in err.splitlines() if line and "step/s" not in line]
+
+
+def options(text, folder, model="gpt1_tiny", **more):
+    given = {"model": model, "data": text, "run": folder, "device": "cpu", "precision": "fp32"}
+    return [part for name, value in (given | more).items() for part in (f"--{name.replace('_', '-')}", value)]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, text):
+    """Run folders of a GPT-1 and a BERT."""
+    folders = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(objectives, "WRITTEN", 5)
+        for model in ("gpt1_tiny", "bert_tiny"):
+            folders[model] = tmp_path_factory.mktemp(model) / "run"
+            chosen = options(text, folders[model], model, steps=2, validation_fraction=0.2)
+            assert cli.main(["pretrain", *map(str, chosen)]) == 0
+    return folders
+
+
+def test_pretrain_reports_and_says_how_to_use_the_model(tmp_path, text, capsys):
+    code, out, err = main(capsys, "pretrain", *options(text, tmp_path / "run", steps=3, phases="0.5:8,0.5:16"))
+    assert (code, err) == (0, [])
+    assert out.startswith("model gpt1_tiny\ntraining a tokenizer of 512 entries on ")
+    assert "device cpu, fp32 (as asked)\n3 updates, 0 of warm-up, then cosine decay to 0" in out
+    assert "| bigram " in out and "## What it writes" in out
+    assert out.endswith(f'Try: fastlm generate {tmp_path / "run"} --prompt "..."\n')
+    recorded = (tmp_path / "run" / "config.json").read_text()
+    assert "phases" in recorded
+
+
+def test_an_interrupted_run_goes_on_with_what_it_was_given(tmp_path, text, capsys, monkeypatch):
+    whole, folder = tmp_path / "whole", tmp_path / "run"
+    assert main(capsys, "pretrain", *options(text, whole, steps=5, learning_rate=3e-3))[0] == 0
+    with monkeypatch.context() as patch:
+        before_update(patch, 2, lambda: signal.raise_signal(signal.SIGINT))
+        code, _, err = main(capsys, "pretrain", *options(text, folder, steps=5, learning_rate=3e-3))
+    assert code == cli.INTERRUPTED
+    assert err[-1] == "fastlm: stopped and saved at step 3 of 5; give the same command again to go on"
+    code, out, _ = main(capsys, "pretrain", "--run", folder)  # what is not given is as it was
+    assert code == 0 and "resuming at step 3 of 5" in out
+    assert losses(folder) == losses(whole) and weights(folder) == weights(whole)
+
+
+def test_generate(trained, capsys):
+    command = ("generate", trained["gpt1_tiny"], "--prompt", "It was", "--tokens", 7, "--device", "cpu")
+    code, out, err = main(capsys, *command)
+    assert (code, err) == (0, []) and out.startswith("it was")
+    assert main(capsys, *command)[1] == out != main(capsys, *command, "--seed", 1)[1]
+    assert main(capsys, *command, "--temperature", 0, "--top-k", 3, "--top-p", 0.5)[0] == 0
+
+
+def test_fill_mask(trained, capsys):
+    text = "it was a [MASK] walk with [MASK]."
+    code, out, err = main(capsys, "fill-mask", trained["bert_tiny"], text, "--top", 2, "--device", "cpu")
+    assert (code, err) == (0, [])
+    first, second = out.splitlines()
+    assert first.startswith("[MASK] 1: ") and second.startswith("[MASK] 2: ") and first.count("%") == 2
+
+
+def test_info(capsys):
+    code, out, err = main(capsys, "info")
+    assert (code, err) == (0, []) and "What backend='auto' takes" in out
+
+
+@pytest.mark.parametrize("command", [[], ["pretrain"], ["generate"], ["fill-mask"], ["info"]])
+def test_help(command, capsys):
+    code, out, _ = main(capsys, *command, "--help")
+    assert code == 0 and "usage: fastlm" in out
+
+
+USAGE = [
+    ([], "the following arguments are required: COMMAND"),
+    (["train"], "argument COMMAND: invalid choice: 'train'"),
+    (["pretrain", "--steps", "many"], "argument --steps: invalid int value: 'many'"),
+    (["pretrain", "--phases", "0.9:x"], "argument --phases: FRACTION:LENGTH,... expected, such as 0.9:128,0.1:512"),
+    (["pretrain", "--optimizer", "sgd"], "argument --optimizer: invalid choice: 'sgd'"),
+    (["pretrain", "--dropouts", "0.1"], "unrecognized arguments: --dropouts 0.1"),
+    (["pretrain", "--model", "gpt5"], "model: one of gpt1, bert, gpt1_full, "),
+    (["pretrain", "--steps", "-1"], "steps: above 0 expected, got -1"),
+    (["pretrain", "--steps", "1", "--minutes", "2"], "steps, minutes, epochs: exactly one of them expected"),
+    (["pretrain", "--run", "RUN", "--data", "no.txt"], "no.txt: no such file"),
+    (["pretrain", "--run", "RUN", "--data", "a.docx"], "a.docx: a file whose name ends in .txt, "),
+    (["generate", "RUN"], "the following arguments are required: --prompt"),
+    (["generate", "RUN", "--prompt", "a"], "is not a run folder (it has no config.json)"),
+    (["generate", "GPT", "--prompt", " "], "prompt: at least one token expected, got ' '"),
+    (["generate", "GPT", "--prompt", "a", "--tokens", "0"], "tokens: at least 1 expected, got 0"),
+    (["generate", "GPT", "--prompt", "a", "--top-p", "2"], "top_p: above 0 and at most 1 expected, got 2.0"),
+    (["generate", "BERT", "--prompt", "a"], "holds a BERT; generate needs a GPT1 (try fill-mask)"),
+    (["fill-mask", "GPT", "a [MASK]"], "holds a GPT1; fill-mask needs a BERT (try generate)"),
+    (["fill-mask", "BERT", "a walk"], "text: at least one [MASK] expected, got 'a walk'"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "sentence"), USAGE)
+def test_an_error_is_one_sentence(trained, tmp_path, monkeypatch, capsys, arguments, sentence):
+    monkeypatch.chdir(tmp_path)
+    folders = {"RUN": tmp_path / "run", "GPT": trained["gpt1_tiny"], "BERT": trained["bert_tiny"]}
+    code, _, err = main(capsys, *(folders.get(argument, argument) for argument in arguments))
+    assert code == cli.USAGE_ERROR and len(err) == 1 and err[0].startswith("fastlm") and sentence in err[0]
+
+
+def test_debug_shows_where(tmp_path):
+    with pytest.raises(ValueError, match="is not a run folder"):
+        cli.main(["--debug", "generate", str(tmp_path), "--prompt", "a"])
+
+
+def test_a_bug_is_not_dressed_as_a_mistake_of_the_user(monkeypatch):
+    monkeypatch.setattr(cli, "_info", lambda options: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        cli.main(["info"])
+
+
+WITHOUT = """
+    import os, sys
+    import torch  # once; each fork then goes without one package
+
+    class Blocked:
+        def find_spec(self, name, *ignored):
+            if name.split(".")[0] == missing:
+                raise ModuleNotFoundError(f"No module named {name!r}", name=missing)
+
+    for missing in ("tqdm", "matplotlib", "tokenizers", "safetensors"):
+        child = os.fork()
+        if not child:
+            sys.meta_path.insert(0, Blocked())
+            sys.modules.pop(missing, None)  # torch may have it
+            from fastlm import cli
+
+            os._exit(cli.main(sys.argv[1:]))
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == cli_usage_error, missing
+"""
+
+
+def test_a_missing_extra_is_named_before_any_training(tmp_path, text):
+    script = textwrap.dedent(WITHOUT).replace("cli_usage_error", str(cli.USAGE_ERROR))
+    arguments = options(text, tmp_path / "run", steps=1)
+    command = [sys.executable, "-P", "-c", script, "pretrain", *map(str, arguments)]
+    child = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert [line for line in child.stderr.splitlines() if line] == [
+        f"fastlm: {name} is not installed: pip install 'fastlm[train]'"
+        for name in ("tqdm", "matplotlib", "tokenizers", "safetensors")
+    ]
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_every_option_of_a_run_is_on_the_command_line():
+    parser = cli._parser()
+    given = parser.parse_args(["pretrain", "--data", "a.txt", "b.txt", "--batch-size", "8", "--phases", "64"])
+    assert (given.data, given.batch_size, given.phases) == (("a.txt", "b.txt"), 8, ((1.0, 64),))
+    assert not hasattr(given, "steps")  # what is not given is the preset's
+    for name, value in PRETRAIN_PRESETS["bert_base"].to_json().items():
+        if value is not None and name not in ("data", "phases"):
+            parsed = parser.parse_args(["pretrain", f"--{name.replace('_', '-')}", str(value)])
+            assert getattr(parsed, name) == value

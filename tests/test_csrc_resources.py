@@ -1,0 +1,66 @@
+"""The CUDA C++ kernels of the built `fastlm._C`: nothing spills, and no kernel takes more than the committed budget."""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+BUDGET = ROOT / "benchmarks" / "resources" / "csrc.tsv"
+REFRESH = "if it is worth it: python -m benchmarks.resources._csrc --budget"
+
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("fastlm._C") is None, reason="fastlm._C is not compiled: no nvcc here"
+)
+
+
+@pytest.fixture(scope="module")
+def found() -> list[dict]:
+    command = [sys.executable, "-m", "benchmarks.resources._csrc", "--json"]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    return [json.loads(line) for line in run.stdout.splitlines()]
+
+
+@pytest.fixture(scope="module")
+def budget() -> dict[str, dict[str, int]]:
+    with BUDGET.open(newline="") as file:
+        rows = list(csv.DictReader(file, delimiter="\t"))
+    return {row.pop("kernel"): {name: int(value) for name, value in row.items()} for row in rows}
+
+
+def test_nothing_spills(found):
+    spilling = [usage for usage in found if usage["spills"]]
+    assert not spilling, spilling
+
+
+def test_the_budget_names_every_kernel(found, budget):
+    assert {usage["kernel"] for usage in found} == budget.keys(), REFRESH
+
+
+def test_no_kernel_exceeds_its_budget(found, budget):
+    """The figures are of nvcc 13.0; another release may allocate a few registers more."""
+    over = []
+    for usage in found:
+        allowed = budget[usage["kernel"]]
+        if usage["registers"] > allowed[usage["arch"]] or usage["shared"] > allowed["shared"]:
+            over.append(f"{usage}; budget: {allowed}")
+    assert not over, "\n".join([*over, REFRESH])
+
+
+def test_one_more_block_would_not_fit(found):
+    """The occupancy that is printed, by the limits that all these chips share: 65536 registers, 32 blocks, 64 warps."""
+    for usage in (u for u in found if u["arch"] in ("80", "90a", "100")):
+        block = usage["threads"] // 32
+        assert usage["warps"] % block == 0
+        assert usage["warps"] * 32 * usage["registers"] <= 65536
+        more = usage["warps"] + block
+        # A warp's registers are allocated in steps of 256; no kernel here has much shared memory of fixed size.
+        registers = more * -(-usage["registers"] * 32 // 256) * 256
+        assert more > 64 or more // block > 32 or registers > 65536, usage
