@@ -1,16 +1,15 @@
 // GELU(x + bias), forward and backward.
 //
-// Bytes of N rows of F elements of b bytes (the bias aside): the forward reads x and writes y, 2bNF; the backward reads dy
-// and x and writes dx, 3bNF, and recomputes GELU's argument. For 32768 x 3072 in bf16, at the 3.0 TB/s that a copy reaches
-// on an H100, 134 us and 201 us: the floor.
+// Bytes of N rows of F elements of b bytes (the bias aside): the forward reads x and writes y, 2bNF; the backward reads
+// dy and x and writes dx, 3bNF, and recomputes GELU's argument. For 32768 x 3072 in bf16, at the 3.0 TB/s that a copy
+// reaches on an H100, 134 us and 201 us: the floor.
 //
 // A warp takes 256 columns of some rows, 16 bytes a lane in half precision; a block's warps take other rows of the same
 // columns, whose bias stays in registers. A program of the backward goes down the rows, so that the bias's gradient is
 // one partial sum a program.
-#include "bias_gelu.h"
-
 #include <utility>
 
+#include "bias_gelu.h"
 #include "common/gelu.cuh"
 #include "common/launch.cuh"
 #include "common/partials.cuh"
@@ -144,8 +143,9 @@ void bias_gelu_forward(const Array& x, const Array& bias, const Array& y, bool t
   check(N <= kMostRows, "the kernels take at most 2^30 rows, got ", N);
   with_input_type(x.dtype, [&](auto type) {
     using input_t = typename decltype(type)::type;
-    const Forward<input_t> p{x.as<input_t>(), parameter("bias", bias, x.dtype, F), y.as<input_t>(),
-                             static_cast<int>(N), static_cast<int>(F), tanh};
+    const Forward<input_t> p{x.as<input_t>(),     parameter("bias", bias, x.dtype, F),
+                             y.as<input_t>(),     static_cast<int>(N),
+                             static_cast<int>(F), tanh};
     with_bool(F % kLane == 0 && aligned16({x, bias, y}), [&](auto wide) {
       launch(forward_kernel<input_t, wide.value>, dim3(blocks(N, kWarps * kForwardRows), blocks(F, kWarpColumns)),
              kThreads, 0, stream, p);
@@ -162,12 +162,16 @@ void bias_gelu_backward(const Array& dy, const Array& x, const Array& bias, cons
   const int64_t P = programs_of(partials, 1, F);
   with_input_type(x.dtype, [&](auto type) {
     using input_t = typename decltype(type)::type;
-    const Backward<input_t> p{dy.as<input_t>(),       x.as<input_t>(),     parameter("bias", bias, x.dtype, F),
-                              dx.as<input_t>(),       partials.as<float>(), static_cast<int>(N),
-                              static_cast<int>(F),    tanh};
+    const Backward<input_t> p{dy.as<input_t>(),
+                              x.as<input_t>(),
+                              parameter("bias", bias, x.dtype, F),
+                              dx.as<input_t>(),
+                              partials.as<float>(),
+                              static_cast<int>(N),
+                              static_cast<int>(F),
+                              tanh};
     with_bool(F % kLane == 0 && aligned16({dy, x, bias, dx, partials}), [&](auto wide) {
-      launch(backward_kernel<input_t, wide.value>, dim3(blocks(P, 1), blocks(F, kWarpColumns)), kThreads, 0, stream,
-             p);
+      launch(backward_kernel<input_t, wide.value>, dim3(blocks(P, 1), blocks(F, kWarpColumns)), kThreads, 0, stream, p);
     });
   });
   sum_partials(partials, dbias, Array{}, Array{}, stream);

@@ -1,16 +1,15 @@
 // GELU(LN(x)), forward and backward.
 //
-// Bytes a row of E elements of b bytes: the forward reads x and writes y, 2bE, and the statistics, 8; the backward reads dy
-// and x and writes dx, 3bE, and computes the normalised row again; sums over rows as in layer_norm.cu. For 32768 x 768 in
-// bf16, at the 3.0 TB/s that a copy reaches on an H100, 34 us and 50 us: the floor.
-#include "layer_norm_gelu.h"
-
+// Bytes a row of E elements of b bytes: the forward reads x and writes y, 2bE, and the statistics, 8; the backward
+// reads dy and x and writes dx, 3bE, and computes the normalised row again; sums over rows as in layer_norm.cu. For
+// 32768 x 768 in bf16, at the 3.0 TB/s that a copy reaches on an H100, 34 us and 50 us: the floor.
 #include <utility>
 
 #include "common/gelu.cuh"
 #include "common/launch.cuh"
 #include "common/norm.cuh"
 #include "common/partials.cuh"
+#include "layer_norm_gelu.h"
 
 namespace fastlm {
 
@@ -29,7 +28,7 @@ struct Forward {
 };
 
 template <typename input_t, typename Shape>
-__global__ void __launch_bounds__(Shape::kThreads) forward_kernel(const Forward<input_t> p) {
+__global__ void __launch_bounds__(Shape::kThreads, 1) forward_kernel(const Forward<input_t> p) {
   __shared__ Scratch<Shape::kWarps, 1> scratch[2];
   const int row = blockIdx.x * Shape::kRows + Shape::row();
   const int64_t at = static_cast<int64_t>(row) * p.E;

@@ -1,6 +1,7 @@
 // GELU (Hendrycks & Gimpel 2016, section 2) and its derivative.
 //
-// With Phi the normal distribution function, GELU(x) = x Phi(x) and GELU'(x) = Phi(x) + x Phi'(x). The papers' code puts
+// With Phi the normal distribution function, GELU(x) = x Phi(x) and GELU'(x) = Phi(x) + x Phi'(x). The papers' code
+// puts
 //   Phi(x) = (1 + tanh(u)) / 2 = 1 / (1 + exp(-2u)), u = sqrt(2 / pi) (x + 0.044715 x^3), Phi' = Phi(x) Phi(-x) 2u'.
 // Of the two, Phi(|x|) and Phi(-|x|), both come from exp(-2|u|), and neither by a difference that would cancel.
 #pragma once
@@ -13,7 +14,7 @@
 namespace fastlm {
 
 constexpr float kCubic = 0.044715f;
-constexpr float kTwoRootTwoOverPi = 1.5957691216057308f;             // 2u' at 0
+constexpr float kTwoRootTwoOverPi = 1.5957691216057308f;              // 2u' at 0
 constexpr float kToBase2 = -kTwoRootTwoOverPi * 1.4426950408889634f;  // exp(-2u) = 2^(kToBase2 (x + kCubic x^3))
 constexpr float kRootHalf = 0.7071067811865476f;
 constexpr float kDensityAt0 = 0.3989422804014327f;  // 1 / sqrt(2 pi)
