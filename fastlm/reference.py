@@ -296,7 +296,7 @@ def cross_entropy_rows(
 ) -> tuple[Tensor, Tensor]:
     """Losses (n,) and lse (n,) of logits (n, V); the logits become their own gradient if it is needed.
 
-    loss = w * ((1 - e) * (lse - x_t) + e * (lse - mean(x)) + z * lse^2), 0 where the target is ignored;
+    loss = w * ((1 - e) * (lse - x_t) + e * (lse - mean(x)) + z * lse^2); it and lse are 0 where the target is ignored;
     dlogits = w * (softmax * (1 + 2 * z * lse) - (1 - e) * onehot - e / V).
     """
     x = _wide(logits)
@@ -317,7 +317,7 @@ def cross_entropy_rows(
         gradient -= label_smoothing / x.shape[1]
         gradient.scatter_add_(1, target, gradient.new_full(target.shape, label_smoothing - 1))
         logits.copy_(gradient * weight[:, None])
-    return loss.where(counted, 0.0), lse
+    return loss.where(counted, 0.0), lse.where(counted, 0.0)
 
 
 # AdamW (Loshchilov and Hutter 2019) with clipping by the global norm ----------------------------------------------
