@@ -35,10 +35,16 @@ struct Rows {
   bool need_gradient;
 };
 
-// exp(x); results under 2^-126 are 0.
-__device__ __forceinline__ float exp_approx(float x) { return exp2_approx(x * 1.4426950408889634f); }
+// exp(x). In half precision by one multiplication, whose rounding, 2^-24 of the exponent, is far below that of the
+// logits, and with results under 2^-126 as 0.
+template <typename input_t>
+__device__ __forceinline__ float exp_of(float x) {
+  if constexpr (sizeof(input_t) == 2) return exp2_approx(x * 1.4426950408889634f);
+  return expf(x);
+}
 
 // Of some logits: their maximum, the sum of exp(x - top), the sum of x.
+template <typename input_t>
 struct Statistics {
   float top, total, plain;
 
@@ -51,18 +57,20 @@ struct Statistics {
     for (int j = 0; j < kN; j++) higher = fmaxf(higher, x[j]);
     float sum = 0.0f;
 #pragma unroll
-    for (int j = 0; j < kN; j++) sum += exp_approx(x[j] - higher);
-    total = total * exp_approx(top - higher) + sum;
+    for (int j = 0; j < kN; j++) sum += exp_of<input_t>(x[j] - higher);
+    total = total * exp_of<input_t>(top - higher) + sum;
     top = higher;
   }
 
   // Brought to another maximum.
-  __device__ __forceinline__ float total_at(float higher) const { return total * exp_approx(top - higher); }
+  __device__ __forceinline__ float total_at(float higher) const { return total * exp_of<input_t>(top - higher); }
 };
 
 // The statistics of all threads' logits, the same bits in each. `scratch` is shared memory.
-__device__ __forceinline__ Statistics over_block(const Statistics& own, Statistics (&scratch)[kWarps]) {
-  Statistics warp;
+template <typename input_t>
+__device__ __forceinline__ Statistics<input_t> over_block(const Statistics<input_t>& own,
+                                                          Statistics<input_t> (&scratch)[kWarps]) {
+  Statistics<input_t> warp;
   warp.top = own.top;
 #pragma unroll
   for (int by = kWarpSize / 2; by > 0; by /= 2) warp.top = fmaxf(warp.top, __shfl_xor_sync(kAllLanes, warp.top, by));
@@ -70,7 +78,7 @@ __device__ __forceinline__ Statistics over_block(const Statistics& own, Statisti
   warp.plain = warp_sum(own.plain);
   if (threadIdx.x % kWarpSize == 0) scratch[threadIdx.x / kWarpSize] = warp;
   __syncthreads();
-  Statistics all = Statistics::none();
+  auto all = Statistics<input_t>::none();
 #pragma unroll
   for (int i = 0; i < kWarps; i++) all.top = fmaxf(all.top, scratch[i].top);
 #pragma unroll
@@ -124,7 +132,7 @@ struct Row {
     }
   }
 
-  __device__ __forceinline__ void add_to(Statistics& statistics, int v, bool smoothed) const {
+  __device__ __forceinline__ void add_to(Statistics<input_t>& statistics, int v, bool smoothed) const {
     float x[kLength];
     load(v, x);
     statistics.add(x);
@@ -135,8 +143,8 @@ struct Row {
     }
   }
 
-  __device__ __forceinline__ Statistics statistics(bool smoothed) const {
-    Statistics own = Statistics::none();
+  __device__ __forceinline__ Statistics<input_t> statistics(bool smoothed) const {
+    auto own = Statistics<input_t>::none();
     int v = threadIdx.x;
     if constexpr (kResident) {
 #pragma unroll
@@ -162,7 +170,7 @@ static_assert(kParts == 4, "Row::statistics waits for four");
 template <typename input_t, bool kResident>
 __global__ void __launch_bounds__(kThreads, 2) rows_kernel(const Rows<input_t> p) {
   using Row = Row<input_t, kResident>;
-  __shared__ Statistics scratch[kWarps];
+  __shared__ Statistics<input_t> scratch[kWarps];
   const int64_t n = blockIdx.x;
   const Row row{p.logits + n * p.padded, kResident ? dynamic_shared<uint4>() : nullptr, p.vocabulary,
                 p.padded / Row::kLength};
@@ -189,7 +197,7 @@ __global__ void __launch_bounds__(kThreads, 2) rows_kernel(const Rows<input_t> p
   }
   const float x_target = inside ? float(load_global<Use::kRepeated>(row.row + target)) : 0.0f;
 
-  const Statistics all = over_block(row.statistics(smoothed), scratch);
+  const Statistics<input_t> all = over_block(row.statistics(smoothed), scratch);
   const float lse = all.top + logf(all.total);
   if (threadIdx.x == 0) {
     const float mean = all.plain / p.vocabulary;
@@ -208,7 +216,7 @@ __global__ void __launch_bounds__(kThreads, 2) rows_kernel(const Rows<input_t> p
     float x[Row::kLength];
     row.load(v, x);
 #pragma unroll
-    for (int j = 0; j < Row::kLength; j++) x[j] = exp_approx(x[j] - all.top) * factor;
+    for (int j = 0; j < Row::kLength; j++) x[j] = exp_of<input_t>(x[j] - all.top) * factor;
     const int64_t at = target - v * Row::kLength;
     const int columns = p.vocabulary - v * Row::kLength;
     if (smoothed || (0 <= at && at < Row::kLength) || columns < Row::kLength) {
