@@ -1,7 +1,7 @@
 # make test, make train: install into .venv what is missing, then run the tests, or train a small model and watch.
 # make train MODEL=bert MINUTES=10     the other model, for longer; interrupted and started again, it goes on
 # make test VENV=                      in the Python environment at hand, without a network (also make train)
-# make resources                      registers, spills and shared memory of each Triton kernel, chip by chip
+# make resources                      registers, spills and shared memory of each kernel, chip by chip
 # make install | lint | format | wheel | clean
 
 VENV ?= .venv
@@ -46,8 +46,9 @@ test: install
 train: $(INSTALLED)
 	$(PY) -m fastlm.cli pretrain --model $(MODEL) --minutes $(MINUTES) --run $(RUN)
 
-resources: $(INSTALLED)
+resources: $(COMPILED)
 	$(firstword $(PY)) -m benchmarks.resources
+	$(firstword $(PY)) -m benchmarks.resources._csrc
 
 lint: $(INSTALLED)
 	ruff check .

@@ -6,6 +6,9 @@
 // the statistics, 8; parameters and the statistics of the backward come from caches. A backward of P programs writes
 // their sums and reads them again, 24PE in all. For 32768 x 768 in bf16, at the 3.0 TB/s that a copy reaches on an
 // H100, 50 or 67 us each: the floor. Both make one pass with the row in registers (common/rows.cuh).
+//
+// Instructions matter beside the bytes: an H100 issues about 57 an element in 50 us and 76 in 67. Counted in the
+// machine code for sm_90, E = 768, bf16, all options together, of which a call takes a part: forward 50, backward 51.
 #include <utility>
 
 #include "common/launch.cuh"
@@ -183,7 +186,9 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kSummingBlocks) backwa
       }
     }
     group_sum<kWarps>(means, scratch[odd]);
-    const float mean_g = means[0] / p.E * rstd, mean_gx = means[1] / p.E * rstd;  // times rstd, as ds is
+    // Times rstd, as ds is. A division has a branch, which keeps ptxas from mixing the loops before and after and
+    // spilling.
+    const float mean_g = means[0] / p.E * rstd, mean_gx = means[1] / p.E * rstd;
 
 #pragma unroll
     for (int i = 0; i < kChunks; i++) {

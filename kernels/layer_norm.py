@@ -37,7 +37,7 @@ from fastlm.kernels.rows import (
 )
 
 
-@triton.jit(do_not_specialize=["N", "keep"])
+@triton.jit(do_not_specialize=["N", "keep"], do_not_specialize_on_alignment=["SEED"])
 def _forward(
     X, RESIDUAL, BIAS, GAMMA, BETA, SEED, Y, SUM, MEAN, RSTD, N, keep, scale, eps,
     E: tl.constexpr, BLOCK: tl.constexpr, CHUNKS: tl.constexpr, ROWS: tl.constexpr,
@@ -73,7 +73,7 @@ def _forward(
         store_rows(Y, y, row, columns(i, BLOCK), N, E)
 
 
-@triton.jit(do_not_specialize=["N", "keep"])
+@triton.jit(do_not_specialize=["N", "keep"], do_not_specialize_on_alignment=["SEED"])
 def _backward(
     DY, DSUM, SUM, MEAN, RSTD, GAMMA, SEED, DS, DX, PARTIALS, N, keep, scale, HAS_BIAS: tl.constexpr,
     KEEP_GAMMA: tl.constexpr, STAGES: tl.constexpr,

@@ -11,7 +11,8 @@ The floor is half a unit in the last place of the largest value, which one round
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import pytest
@@ -69,22 +70,42 @@ def evaluate(
     tensors: dict[str, Tensor],
     dtype: torch.dtype,
     wide: tuple[str, ...] = (),
+    *,
+    may_wait: bool = True,
 ) -> dict[str, Tensor]:
-    """Outputs and gradients of `function`, whose tensors are cast to `dtype`, those named in `wide` to float32."""
+    """Outputs and gradients of `function`, whose tensors are cast to `dtype`, those named in `wide` to float32.
+
+    Unless it `may_wait`, making the host wait for a GPU is an error.
+    """
 
     def cast(name: str, x: Tensor) -> Tensor:
         return x.detach().to(torch.float32 if name in wide and dtype != torch.float64 else dtype).requires_grad_()
 
     arguments = {name: cast(name, x) for name, x in tensors.items()}
-    out = function(**arguments)
+    with _waiting(may_wait):
+        out = function(**arguments)
     outs = out if isinstance(out, tuple) else (out,)
     generator = torch.Generator().manual_seed(4321)
     douts = [torch.randn(o.shape, generator=generator, dtype=torch.float64) for o in outs]
     # Rounded as the coarsest dtype of the comparison would have it, so that all see the same gradient.
     douts = [d.to(torch.bfloat16).to(o.dtype).to(o.device) for d, o in zip(douts, outs, strict=True)]
-    gradients = torch.autograd.grad(outs, list(arguments.values()), douts)
+    with _waiting(may_wait):
+        gradients = torch.autograd.grad(outs, list(arguments.values()), douts)
     results = {f"out{i}": o.detach() for i, o in enumerate(outs)}
     return results | {f"d{name}": g for name, g in zip(arguments, gradients, strict=True)}
+
+
+@contextlib.contextmanager
+def _waiting(allowed: bool) -> Iterator[None]:
+    if allowed or not torch.cuda.is_available():
+        yield
+        return
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
 
 
 def assert_accurate(
@@ -96,7 +117,7 @@ def assert_accurate(
     wide: tuple[str, ...] = (),
 ) -> None:
     """Hold `op` to the rule above; `wide` names the parameters that `op` (not the yardstick) takes in float32."""
-    actual = evaluate(op, tensors, dtype, wide)
+    actual = evaluate(op, tensors, dtype, wide, may_wait=False)
     exact = evaluate(naive, tensors, torch.float64)
     yardstick = evaluate(naive, tensors, dtype)
     once = {name: x.to(dtype) for name, x in evaluate(naive, tensors, torch.float32).items()}

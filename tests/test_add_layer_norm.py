@@ -20,13 +20,13 @@ from hypothesis import strategies as st
 
 import fastlm
 from fastlm import backends
-from fastlm.dropout import keep_count, row_mask
+from fastlm.dropout import draw_seeds, keep_count, row_mask
 
 OP = "add_layer_norm"
 SHAPES = [(37, 768), (5, 1024), (3, 1000), (64, 16), (17, 100), (9, 7), (1, 3), (2, 8192), (33, 2), (8, 48)]
 
 
-def naive(x, residual, gamma, beta, bias=None, mask=None, keep=256):
+def naive(x, residual, gamma, beta=None, bias=None, mask=None, keep=256):
     h = x if bias is None else x + bias
     h = h if mask is None else h * mask.to(x.dtype) * (256 / keep)
     s = residual + h
@@ -65,6 +65,22 @@ def test_accuracy_without_dropout(case):
 @pytest.mark.parametrize("case", cases(OP))
 def test_accuracy_with_float32_parameters(case):
     check(case, 19, 768, wide=("gamma", "beta", "bias"))
+
+
+@pytest.mark.parametrize("case", cases(OP))
+@pytest.mark.parametrize("without", [("bias",), ("beta",), ("bias", "beta")], ids=str)
+@pytest.mark.parametrize("p", [0.0, 0.1])
+def test_accuracy_without_optional_arguments(case, without, p):
+    """Nor is the sum returned, so that no gradient comes through it."""
+    seed = torch.tensor([3], device=case.device)
+    keep = keep_count(p)
+    mask = row_mask(seed, 19, 100, keep) if p else None
+    assert_accurate(
+        lambda **t: fastlm.add_layer_norm(**t, dropout_p=p, seed=seed, backend=case.backend),
+        lambda **t: naive(**t, mask=mask, keep=keep)[0],
+        {name: x for name, x in tensors(case, 19, 100).items() if name not in without},
+        case.dtype,
+    )
 
 
 @pytest.mark.parametrize("case", cases(OP))
@@ -144,6 +160,50 @@ def test_strided_and_unaligned(case):
     y = fastlm.add_layer_norm(x, residual, gamma, beta, backend=case.backend)
     contiguous = (t.clone() for t in (x, residual, gamma, beta))
     assert torch.equal(y, fastlm.add_layer_norm(*contiguous, backend=case.backend))
+
+
+@pytest.mark.parametrize("case", cases(OP))
+def test_unaligned_rows(case):
+    """Contiguous rows that begin one element off the alignment of a vector load, gradients included."""
+    flat = torch.randn(4, 8 + 6 * 64, dtype=case.dtype, device=case.device)
+
+    def run(x, residual, dy, dsum):
+        leaves = [t.requires_grad_() for t in (x, residual)]
+        gamma = torch.ones(64, dtype=case.dtype, device=case.device)
+        out = fastlm.add_layer_norm(*leaves, gamma, return_sum=True, backend=case.backend)
+        return *out, *torch.autograd.grad(out, leaves, (dy, dsum))
+
+    unaligned = [row[1:-7].view(6, 64) for row in flat]
+    assert all(t.data_ptr() % 16 for t in unaligned)
+    aligned = [t.clone() for t in unaligned]
+    assert all(torch.equal(a, b) for a, b in zip(run(*unaligned), run(*aligned), strict=True))
+
+
+@pytest.mark.parametrize("case", [p for p in cases(OP) if p.values[0].device == "cuda"])
+def test_cuda_graph_draws_fresh_masks(case):
+    t = tensors(case, 40, 96)
+    options = {"dropout_p": 0.1, "return_sum": True, "backend": case.backend}
+
+    def step(seed):
+        leaves = {name: x.detach().requires_grad_() for name, x in t.items()}
+        out = fastlm.add_layer_norm(**leaves, **options, seed=seed)
+        return *out, *torch.autograd.grad(out, list(leaves.values()), (t["x"], t["residual"]))
+
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        step(draw_seeds(1, "cuda"))  # compiles, which a capture cannot
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        seed = draw_seeds(1, "cuda")
+        captured = step(seed)
+    seen = set()
+    for _ in range(3):
+        graph.replay()
+        seen.add(seed.item())
+        assert all(torch.equal(a, b) for a, b in zip(captured, step(seed), strict=True))
+    assert len(seen) == 3
 
 
 @pytest.mark.parametrize("case", cases(OP))

@@ -81,9 +81,9 @@ def test_a_launcher_checks_what_its_kernel_takes_for_granted():
         ({"gamma": None}, "gamma must be a tensor, got None"),
         ({"mean": statistics.double()}, "no tensors of torch.float64"),
         ({"keep": 200}, "there must be a seed where keep is less than 256"),
-        ({"x": x.to_sparse()}, "."),
+        ({"x": torch.zeros(1, 1, 1, 1, 1, 1, 3)}, "at most 6 dimensions, got 7"),
     ]:
-        with pytest.raises((ValueError, BufferError, RuntimeError), match=sentence):
+        with pytest.raises(ValueError, match=sentence):
             launch(**changes)
     with pytest.raises(TypeError, match=r"torch.Tensor \| None"):
         launch(x=x.numpy())

@@ -26,15 +26,18 @@ def tensors(case: Case, rows: int, columns: int) -> dict[str, torch.Tensor]:
     return inputs(case.device, case.dtype, x=(rows, columns), gamma=(columns,), beta=(columns,), bias=(columns,))
 
 
-def naive(x, gamma, beta, bias, approximate):
-    return F.layer_norm(F.gelu(x + bias, approximate=approximate), x.shape[-1:], gamma, beta, 1e-5)
+def naive(x, gamma, beta=None, bias=None, approximate="tanh"):
+    activated = F.gelu(x if bias is None else x + bias, approximate=approximate)
+    return F.layer_norm(activated, x.shape[-1:], gamma, beta, 1e-5)
 
 
-def check(case: Case, rows: int, columns: int, approximate: str, wide: tuple[str, ...] = ()) -> None:
+def check(
+    case: Case, rows: int, columns: int, approximate: str, wide: tuple[str, ...] = (), without: tuple[str, ...] = ()
+) -> None:
     assert_accurate(
         lambda **t: fastlm.gelu_layer_norm(**t, approximate=approximate, backend=case.backend),
         lambda **t: naive(**t, approximate=approximate),
-        tensors(case, rows, columns),
+        {name: x for name, x in tensors(case, rows, columns).items() if name not in without},
         case.dtype,
         wide=wide,
     )
@@ -50,6 +53,12 @@ def test_accuracy(case, approximate, rows, columns):
 @pytest.mark.parametrize("case", cases(OP))
 def test_accuracy_with_float32_parameters(case):
     check(case, 19, 768, "tanh", wide=("gamma", "beta", "bias"))
+
+
+@pytest.mark.parametrize("case", cases(OP))
+@pytest.mark.parametrize("without", [("beta",), ("bias",), ("beta", "bias")], ids=str)
+def test_accuracy_without_optional_arguments(case, without):
+    check(case, 19, 100, "none", without=without)
 
 
 @pytest.mark.parametrize("case", cases(OP))

@@ -41,6 +41,7 @@ __device__ __forceinline__ void store_partial(const float (&values)[Shape::kChun
 inline int64_t programs_of(const Array& partials, int64_t sums, int64_t E) {
   check(partials.rank == 3, "partials must have shape (sums, programs, E), got ", partials.rank, " dimensions");
   partials.expect("partials", DType::kFloat32, {sums, partials.shape[1], E});
+  check(partials.shape[1] > 0, "partials must have at least 1 program");
   return partials.shape[1];
 }
 

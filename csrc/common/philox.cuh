@@ -44,10 +44,10 @@ class RowMask {
     high_ = second ? call.w : call.y;
   }
 
-  // x * scale where column i of the 8 is kept, else 0.
+  // x * scale where column i of the 8 is kept, else 0. The byte is compared at the top of its word, where those below
+  // make no difference, and `keep` is less than 256.
   __device__ __forceinline__ float apply(int i, float x, uint32_t keep, float scale) const {
-    const uint32_t byte = (i < 4 ? low_ : high_) >> 8 * (i % 4) & 0xff;
-    return byte < keep ? x * scale : 0.0f;
+    return (i < 4 ? low_ : high_) << (24 - 8 * (i % 4)) < keep << 24 ? x * scale : 0.0f;
   }
 
  private:
