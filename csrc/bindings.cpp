@@ -5,6 +5,7 @@
 #include "adamw.h"
 #include "bias_gelu.h"
 #include "common/array_caster.h"
+#include "embedding_layer_norm.h"
 #include "gelu_layer_norm.h"
 #include "layer_norm.h"
 #include "layer_norm_gelu.h"
@@ -41,6 +42,9 @@ PYBIND11_MODULE(_C, m) {
   m.def("layer_norm_gelu_backward", fastlm::layer_norm_gelu_backward);
   m.def("bias_gelu_forward", fastlm::bias_gelu_forward);
   m.def("bias_gelu_backward", fastlm::bias_gelu_backward);
+  m.def("embedding_layer_norm_forward", fastlm::embedding_layer_norm_forward);
+  m.def("embedding_layer_norm_backward", fastlm::embedding_layer_norm_backward);
+  m.def("embedding_gradient", fastlm::embedding_gradient);
   m.def("cross_entropy_rows", fastlm::cross_entropy_rows);
   m.def("adamw_norm", fastlm::adamw_norm);
   m.def("adamw_update", fastlm::adamw_update);

@@ -110,6 +110,7 @@ inline __half __ushort_as_half(uint16_t raw) {
 
 void __syncthreads();
 void __syncwarp(unsigned mask = 0xffffffff);
+void __trap();
 unsigned __ballot_sync(unsigned mask, int predicate);
 inline int __any_sync(unsigned mask, int predicate) { return __ballot_sync(mask, predicate) != 0; }
 inline int __all_sync(unsigned mask, int predicate) { return __ballot_sync(mask, !predicate) == 0; }
