@@ -3,6 +3,7 @@
 #include <pybind11/stl.h>
 
 #include "adamw.h"
+#include "attention/attention.h"
 #include "bias_gelu.h"
 #include "common/array_caster.h"
 #include "embedding_layer_norm.h"
@@ -45,6 +46,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("embedding_layer_norm_forward", fastlm::embedding_layer_norm_forward);
   m.def("embedding_layer_norm_backward", fastlm::embedding_layer_norm_backward);
   m.def("embedding_gradient", fastlm::embedding_gradient);
+  m.def("attention_forward", fastlm::attention_forward);
+  m.def("attention_backward", fastlm::attention_backward);
   m.def("cross_entropy_rows", fastlm::cross_entropy_rows);
   m.def("adamw_norm", fastlm::adamw_norm);
   m.def("adamw_update", fastlm::adamw_update);
