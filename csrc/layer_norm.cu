@@ -1,4 +1,5 @@
-// Layer norm of residual + dropout(x + bias), forward and backward.
+// Layer norm of x, or of residual + dropout(x + bias), forward and backward. The former is the latter without a
+// residual, a bias or dropout, and moves bE less in the forward.
 //
 // Bytes a row of E elements of b bytes: the forward reads x and residual and writes y, 3bE, or 4bE with the sum; the
 // backward reads dy and the sum and writes ds, 3bE, or 4bE with dx, and bE more where dsum is given. The forward writes
@@ -24,7 +25,7 @@ namespace {
 template <typename input_t>
 struct Forward {
   const input_t* x;         // (N, E)
-  const input_t* residual;  // (N, E)
+  const input_t* residual;  // (N, E), or null
   Parameter bias, gamma, beta;
   const int64_t* seed;  // (1,), or null without dropout
   input_t* y;           // (N, E)
@@ -50,7 +51,7 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kWide ? 640 / Shape::k
 #pragma unroll
   for (int i = 0; i < kChunks; i++) {
     x[i] = Shape::load(p.x + at, i, E);
-    residual[i] = Shape::load(p.residual + at, i, E);
+    if (p.residual) residual[i] = Shape::load(p.residual + at, i, E);
   }
   const uint64_t seed = p.seed ? load_global<Use::kRepeated>(p.seed) : 0;
 
@@ -70,8 +71,10 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kWide ? 640 / Shape::k
 #pragma unroll
       for (int j = 0; j < kLane; j++) h[j] = mask.apply(j, h[j], p.keep, p.scale);
     }
+    if (p.residual) {
 #pragma unroll
-    for (int j = 0; j < kLane; j++) h[j] += residual[i][j];
+      for (int j = 0; j < kLane; j++) h[j] += residual[i][j];
+    }
     // Rounded before it is normalised: the backward sees this sum, not a finer one. From here on x is the sum.
     x[i] = Vec<input_t, kLane>::of(h);
     if (p.sum) Shape::store(p.sum + at, i, E, x[i]);
@@ -124,7 +127,8 @@ struct Backward {
   const int64_t* seed;  // (1,), or null without dropout
   input_t* ds;          // (N, E)
   input_t* dx;          // (N, E), or null without dropout
-  float* partials;      // (3, gridDim.x, E): of dgamma, dbeta and dbias
+  float* partials;      // (3, gridDim.x, E): of dgamma, dbeta and dbias, or (2, ...) of the first two
+  bool need_dbias;
   int N, E;
   uint32_t keep;  // of 256
   float scale;    // 256 / keep
@@ -218,7 +222,7 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kSummingBlocks) backwa
   const int64_t kind = static_cast<int64_t>(gridDim.x) * p.E;
   store_partial<Shape>(dgamma, partial, p.E, partial_scratch);
   store_partial<Shape>(dbeta, partial + kind, p.E, partial_scratch);
-  store_partial<Shape>(dbias, partial + 2 * kind, p.E, partial_scratch);
+  if (p.need_dbias) store_partial<Shape>(dbias, partial + 2 * kind, p.E, partial_scratch);
 }
 
 }  // namespace
@@ -228,9 +232,9 @@ void add_layer_norm_forward(const Array& x, const Array& residual, const Array& 
                             const Array& rstd, int keep, float eps, Stream stream) {
   check(x.rank == 2, "x must have shape (N, E), got ", x.rank, " dimensions");
   const int64_t N = x.shape[0], E = x.shape[1];
-  for (const auto& [what, array] : {std::pair("x", x), {"residual", residual}, {"y", y}}) {
-    array.expect(what, x.dtype, {N, E});
-  }
+  x.expect("x", x.dtype, {N, E});
+  y.expect("y", x.dtype, {N, E});
+  if (residual) residual.expect("residual", x.dtype, {N, E});
   if (sum) sum.expect("sum", x.dtype, {N, E});
   mean.expect("mean", DType::kFloat32, {N});
   rstd.expect("rstd", DType::kFloat32, {N});
@@ -277,9 +281,8 @@ void add_layer_norm_backward(const Array& dy, const Array& dsum, const Array& su
   rstd.expect("rstd", DType::kFloat32, {N});
   check_seed(seed, keep);
   if (seed) dx.expect("dx", sum.dtype, {N, E});
-  check(partials.rank == 3, "partials must have shape (3, programs, E), got ", partials.rank, " dimensions");
-  const int64_t P = partials.shape[1];
-  partials.expect("partials", DType::kFloat32, {kMostSums, P, E});
+  const bool need_dbias = bool(dbias);
+  const int64_t P = programs_of(partials, need_dbias ? 3 : 2, E);
   with_input_type(sum.dtype, [&](auto type) {
     using input_t = typename decltype(type)::type;
     const Backward<input_t> p{dy.as<input_t>(),
@@ -292,6 +295,7 @@ void add_layer_norm_backward(const Array& dy, const Array& dsum, const Array& su
                               ds.as<input_t>(),
                               dx.as<input_t>(),
                               partials.as<float>(),
+                              need_dbias,
                               static_cast<int>(N),
                               static_cast<int>(E),
                               static_cast<uint32_t>(keep),
@@ -303,6 +307,17 @@ void add_layer_norm_backward(const Array& dy, const Array& dsum, const Array& su
     });
   });
   sum_partials(partials, dgamma, dbeta, dbias, stream);
+}
+
+void layer_norm_forward(const Array& x, const Array& gamma, const Array& beta, const Array& y, const Array& mean,
+                        const Array& rstd, float eps, Stream stream) {
+  add_layer_norm_forward(x, {}, {}, gamma, beta, {}, y, {}, mean, rstd, kLevels, eps, stream);
+}
+
+void layer_norm_backward(const Array& dy, const Array& x, const Array& mean, const Array& rstd, const Array& gamma,
+                         const Array& dx, const Array& dgamma, const Array& dbeta, const Array& partials,
+                         Stream stream) {
+  add_layer_norm_backward(dy, {}, x, mean, rstd, gamma, {}, dx, {}, dgamma, dbeta, {}, kLevels, partials, stream);
 }
 
 }  // namespace fastlm

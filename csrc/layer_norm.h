@@ -18,4 +18,13 @@ void add_layer_norm_backward(const Array& dy, const Array& dsum, const Array& su
                              const Array& dgamma, const Array& dbeta, const Array& dbias, int keep,
                              const Array& partials, Stream stream);
 
+// y = LN(x), both (N, E); mean and rstd (N,) float32.
+void layer_norm_forward(const Array& x, const Array& gamma, const Array& beta, const Array& y, const Array& mean,
+                        const Array& rstd, float eps, Stream stream);
+
+// dx (N, E); dgamma, dbeta (E,) float32 by way of partials (2, programs, E).
+void layer_norm_backward(const Array& dy, const Array& x, const Array& mean, const Array& rstd, const Array& gamma,
+                         const Array& dx, const Array& dgamma, const Array& dbeta, const Array& partials,
+                         Stream stream);
+
 }  // namespace fastlm

@@ -19,23 +19,28 @@ import torch
 NAMES = ("auto", "reference", "triton", "cuda")
 
 _KERNEL = (torch.float32, torch.float16, torch.bfloat16)
+_HALF = (torch.float16, torch.bfloat16)
 _ANY = (*_KERNEL, torch.float64)
 
 # The truth about op x backend x dtype: `fastlm info` prints it, the tests are generated from it.
 DTYPES: dict[str, dict[str, tuple[torch.dtype, ...]]] = {
-    "attention": {"reference": _ANY},
-    "attention_packed": {"reference": _ANY},
-    "layer_norm": {"reference": _ANY, "triton": _KERNEL},
+    "attention": {"reference": _ANY, "cuda": _HALF},
+    "attention_packed": {"reference": _ANY, "cuda": _HALF},
+    "layer_norm": {"reference": _ANY, "triton": _KERNEL, "cuda": _KERNEL},
     "add_layer_norm": {"reference": _ANY, "triton": _KERNEL, "cuda": _KERNEL},
-    "gelu_layer_norm": {"reference": _ANY, "triton": _KERNEL},
-    "layer_norm_gelu": {"reference": _ANY, "triton": _KERNEL},
-    "bias_gelu": {"reference": _ANY, "triton": _KERNEL},
-    "embedding_layer_norm": {"reference": _ANY, "triton": _KERNEL},
-    "linear_cross_entropy": {"reference": _ANY, "triton": _KERNEL},
+    "gelu_layer_norm": {"reference": _ANY, "triton": _KERNEL, "cuda": _KERNEL},
+    "layer_norm_gelu": {"reference": _ANY, "triton": _KERNEL, "cuda": _KERNEL},
+    "bias_gelu": {"reference": _ANY, "triton": _KERNEL, "cuda": _KERNEL},
+    "embedding_layer_norm": {"reference": _ANY, "triton": _KERNEL, "cuda": _KERNEL},
+    "linear_cross_entropy": {"reference": _ANY, "triton": _KERNEL, "cuda": _KERNEL},
+    "adamw": {"reference": _ANY, "cuda": _KERNEL},
 }
 
 # The file, in kernels/ and csrc/, that holds an op's launchers, where it is not named after the op.
-STEMS = {"add_layer_norm": "layer_norm"}
+STEMS = {"add_layer_norm": "layer_norm", "attention_packed": "attention"}
+
+# The last dimensions that an op's kernels take, where there is a limit.
+WIDTHS = {op: {"triton": range(1, 129), "cuda": range(8, 129, 8)} for op in ("attention", "attention_packed")}
 
 # `auto` on each kind of device. No GPU has measured the kernels yet: Triton comes first because its
 # compiler knows the chip at hand, and the order is to be replaced by a table of measurements.
@@ -66,8 +71,8 @@ def use_backend(name: str) -> Iterator[None]:
         set_backend(previous)
 
 
-def resolve(op: str, requested: str, dtype: torch.dtype, device: str) -> str:
-    """The backend that serves `op` for activations of `dtype` on a device of type `device`.
+def resolve(op: str, requested: str, dtype: torch.dtype, device: str, width: int = 8) -> str:
+    """The backend that serves `op` for activations of `dtype` and last dimension `width` on a device of type `device`.
 
     Raises RuntimeError where the backend that was asked for cannot serve the call.
     """
@@ -75,8 +80,8 @@ def resolve(op: str, requested: str, dtype: torch.dtype, device: str) -> str:
     if name == "auto":
         name = _default
     if name == "auto":
-        return _first_able(op, dtype, device)
-    reason = _reason_against(op, name, dtype, device)
+        return _first_able(op, dtype, device, width)
+    reason = _reason_against(op, name, dtype, device) or _wrong_width(op, name, width)
     if reason is not None:
         raise RuntimeError(f"{op}: backend '{name}' cannot serve this call: {reason}")
     return name
@@ -124,11 +129,19 @@ def _checked(name: str) -> str:
     return name
 
 
-def _first_able(op: str, dtype: torch.dtype, device: str) -> str:
+def _first_able(op: str, dtype: torch.dtype, device: str, width: int = 8) -> str:
     for name in PREFERENCE.get(device, ("reference",)):
-        if _reason_against(op, name, dtype, device) is None:
+        if (_reason_against(op, name, dtype, device) or _wrong_width(op, name, width)) is None:
             return name
     raise RuntimeError(f"{op}: no backend serves {dtype} on {device}")
+
+
+def _wrong_width(op: str, name: str, width: int) -> str | None:
+    widths = WIDTHS.get(op, {}).get(name)
+    if widths is None or width in widths:
+        return None
+    step = f" in steps of {widths.step}" if widths.step > 1 else ""
+    return f"it takes a last dimension from {widths[0]} to {widths[-1]}{step}, not {width}"
 
 
 def _reason_against(op: str, name: str, dtype: torch.dtype, device: str) -> str | None:

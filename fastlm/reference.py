@@ -8,6 +8,8 @@ Gradients of parameters are returned wide.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -316,6 +318,35 @@ def cross_entropy_rows(
         gradient.scatter_add_(1, target, gradient.new_full(target.shape, label_smoothing - 1))
         logits.copy_(gradient * weight[:, None])
     return loss.where(counted, 0.0), lse.where(counted, 0.0)
+
+
+# AdamW (Loshchilov and Hutter 2019) with clipping by the global norm ----------------------------------------------
+
+
+def adamw(
+    parameters: Sequence[Tensor],
+    gradients: Sequence[Tensor],
+    first_moments: Sequence[Tensor],
+    second_moments: Sequence[Tensor],
+    rates: Sequence[float],
+    decays: Sequence[float],
+    betas: tuple[float, float],
+    eps: float,
+    corrections: tuple[float, float],
+    max_norm: float,
+    scale: float,
+) -> Tensor:
+    """One update in place, as `fastlm.ops.adamw` defines it; the norm of the scaled gradients, before clipping."""
+    norm = scale * torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(_wide(g)) for g in gradients]))
+    factor = scale * torch.where(norm <= max_norm, 1.0, max_norm / norm)
+    tensors = zip(parameters, gradients, first_moments, second_moments, rates, decays, strict=True)
+    for p, g, m, v, rate, decay in tensors:
+        scaled = _wide(g) * factor
+        m.lerp_(scaled, 1 - betas[0])
+        v.mul_(betas[1]).addcmul_(scaled, scaled, value=1 - betas[1])
+        denominator = (v / corrections[1]).sqrt_().add_(eps)
+        p.copy_(_wide(p) * (1 - rate * decay) - (rate / corrections[0]) * m / denominator)
+    return norm
 
 
 # Packed rows: the (T, ...) rows of all sequences, sequence b from cu_seqlens[b] on --------------------------------

@@ -100,6 +100,15 @@ __device__ __forceinline__ void barrier_arrive(int id, int threads) {
   asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
 
+// Four bytes picked of the eight of a, the low ones, and b: the n-th digit of kBytes, in base 16, is 0 to 7 for a byte, or
+// 8 more than that for eight copies of its top bit.
+template <unsigned kBytes>
+__device__ __forceinline__ uint32_t permute_bytes(uint32_t a, uint32_t b) {
+  uint32_t bytes;
+  asm("prmt.b32 %0, %1, %2, %3;" : "=r"(bytes) : "r"(a), "r"(b), "n"(kBytes));
+  return bytes;
+}
+
 // 2^x within 2 units in the last place, subnormal numbers as 0.
 __device__ __forceinline__ float exp2_approx(float x) {
   float y;

@@ -1,0 +1,344 @@
+// The backward's pass over blocks of keys: dk = scale ds^T q and dv = (z p)^T do; and dq = scale ds k in the same pass
+// where a block has all keys of a sequence. Deterministic, and no atomics.
+//
+// A warp has 32 keys (16 where D > 64), whose dk and dv it sums in registers over tiles of 32 queries. Its accumulators
+// of s^T and dp^T become operands of those sums where they are. ds goes by way of shared memory to the product with k,
+// which the warps divide among them otherwise.
+//
+// dq is a sum over keys. Of what is deterministic, in bytes a head beside dk and dv, b those of an element:
+//   one pass, a block having all keys:      q, k, v, o, do read, dq, dk, dv written:            8bSD
+//   two passes, of queries and then of keys: 6bSD and 6bSD (and two products of seven again):   12bSD
+//   ordered additions to a float32 dq:       8bSD and for n blocks of keys 8(n - 1)SD, 4SD + ... more than 12bSD from n
+//     = 2 on, and blocks wait for one another.
+// So it is one pass up to 128 keys with four warps and 256 with eight (half of that where D > 64), where the chip has
+// the shared memory, and else two. Tiles of queries are read once for each block of keys that they see, all but the
+// first time from the L2, and lse and delta from there too. For 65,536 tokens and 12 heads of 64 in bf16, the floor of
+// an H100 is 269 us at S = 128 (HBM) and 322 us at S = 512 (its products, five).
+#include "attention/mask.cuh"
+#include "attention/sm80.h"
+#include "attention/tiles_sm80.cuh"
+#include "common/launch.cuh"
+
+namespace fastlm::attention {
+
+namespace {
+
+constexpr int kQueries = 32;
+
+template <int kD_, int kWarps_>
+struct Shape {
+  static constexpr int kD = kD_, kWarps = kWarps_, kThreads = kWarps * kWarpSize;
+  static constexpr int kRowTiles = kD <= 64 ? 2 : 1;  // of 16 keys, a warp
+  static constexpr int kKeys = kWarps * kRowTiles * 16;
+  static constexpr int kOwn = kKeys * kD, kTile = kQueries * kD;  // elements
+  // Bytes: k and v; two stages of q, do, lse and delta; for dq one stage of o, and ds.
+  static constexpr int kTwoPasses = (2 * kOwn + 4 * kTile) * 2 + 4 * kQueries * int(sizeof(float));
+  static constexpr int kOnePass = kTwoPasses + (kTile + kKeys * kQueries) * 2;
+  static constexpr int kColumns = kD * 2 / kWarps;  // of dq, for each of two warps with 16 queries
+};
+
+// A block's shared memory.
+template <typename S, typename input_t>
+struct Shared {
+  input_t *k, *v, *o, *ds;
+
+  __device__ __forceinline__ Shared() {
+    k = dynamic_shared<input_t>();
+    v = k + S::kOwn;
+    o = reinterpret_cast<input_t*>(lse(2));
+    ds = o + S::kTile;
+  }
+  __device__ __forceinline__ input_t* q(int stage) const { return v + S::kOwn + stage * S::kTile; }
+  __device__ __forceinline__ input_t* dout(int stage) const { return q(2 + stage); }
+  __device__ __forceinline__ float* lse(int stage) const {
+    return reinterpret_cast<float*>(q(4)) + stage * 2 * kQueries;
+  }
+  __device__ __forceinline__ float* delta(int stage) const { return lse(stage) + kQueries; }
+};
+
+// How tiles of queries come: q, do and in one pass o by cp_async, lse and in two passes delta by registers, which one
+// thread a query fills when the copies start and empties when they have come.
+template <typename S, typename input_t>
+struct Loader {
+  View<const input_t> q, o, dout;
+  View<const float> lse;
+  View<float> delta;
+  int length, D;
+  float keep;  // of 1
+  bool one_pass;
+  float next_lse, next_delta;
+
+  __device__ __forceinline__ void start(const Shared<S, input_t>& shared, int m) {
+    const int first = m * kQueries, stage = m % 2;
+    start_tile<kQueries, S::kD, S::kThreads>(shared.q(stage), q, first, length, D);
+    start_tile<kQueries, S::kD, S::kThreads>(shared.dout(stage), dout, first, length, D);
+    if (one_pass) start_tile<kQueries, S::kD, S::kThreads>(shared.o, o, first, length, D);
+    cp_async_commit();
+    const int row = first + threadIdx.x;
+    const bool inside = threadIdx.x < kQueries && row < length;
+    next_lse = inside ? load_global<Use::kRepeated>(lse[row]) * kLog2E : INFINITY;  // which makes p zero
+    next_delta = inside && !one_pass ? load_global<Use::kRepeated>(delta[row]) : 0.0f;
+  }
+
+  // Ends with a barrier: tile m is there, and all have done with the tile before it.
+  __device__ __forceinline__ void finish(const Shared<S, input_t>& shared, int m) {
+    const int stage = m % 2;
+    cp_async_wait<0>();
+    if (threadIdx.x < kQueries) {
+      shared.lse(stage)[threadIdx.x] = next_lse;
+      if (!one_pass) shared.delta(stage)[threadIdx.x] = next_delta;
+    }
+    if (one_pass) compute_delta(shared, stage);
+    __syncthreads();
+  }
+
+  // Of what this thread has copied itself, so that no barrier is needed.
+  __device__ __forceinline__ void compute_delta(const Shared<S, input_t>& shared, int stage) const {
+    constexpr int kChunks = S::kD / kChunk, kAll = kQueries * kChunks;
+#pragma unroll
+    for (int i = 0; i < (kAll + S::kThreads - 1) / S::kThreads; i++) {
+      const int index = i * S::kThreads + threadIdx.x, row = index / kChunks, chunk = index % kChunks;
+      if (kAll % S::kThreads != 0 && index >= kAll) break;
+      const float sum =
+          row_dot<kChunks>(*chunk_of<S::kD>(shared.o, row, chunk), *chunk_of<S::kD>(shared.dout(stage), row, chunk));
+      if (chunk == 0) shared.delta(stage)[row] = sum * keep;
+    }
+  }
+};
+
+// s^T = k q^T, or dp^T = v do^T, of a warp's keys from `row` on in the tile `own` and all queries of a tile.
+template <typename S, typename input_t>
+__device__ __forceinline__ void transposed_product(float (&s)[S::kRowTiles][4][4], const input_t* own, int row,
+                                                   const input_t* queries) {
+  const Blocks<S::kD, true, input_t> own_blocks(own);
+  const Blocks<S::kD, false, input_t> query_blocks(queries);
+#pragma unroll
+  for (int i = 0; i < S::kRowTiles; i++) {
+#pragma unroll
+    for (int j = 0; j < 4; j++) s[i][j][0] = s[i][j][1] = s[i][j][2] = s[i][j][3] = 0.0f;
+  }
+#pragma unroll
+  for (int k = 0; k < S::kD / 16; k++) {
+    uint32_t a[S::kRowTiles][4], b[4];
+#pragma unroll
+    for (int i = 0; i < S::kRowTiles; i++) own_blocks.load(a[i], row + 16 * i, 16 * k);
+#pragma unroll
+    for (int j = 0; j < 2; j++) {
+      query_blocks.load(b, 16 * j, 16 * k);
+#pragma unroll
+      for (int i = 0; i < S::kRowTiles; i++) multiply<input_t>(s[i][2 * j], s[i][2 * j + 1], a[i], b);
+    }
+  }
+}
+
+// dv += (z p)^T do, or dk += ds^T q: `a` holds the left factor.
+template <typename S, typename input_t>
+__device__ __forceinline__ void add_product(float (&sum)[S::kRowTiles][S::kD / 8][4],
+                                            const uint32_t (&a)[S::kRowTiles][2][4], const input_t* queries) {
+  const Blocks<S::kD, true, input_t> blocks(queries);
+#pragma unroll
+  for (int j = 0; j < 2; j++) {
+#pragma unroll
+    for (int d = 0; d < S::kD / 16; d++) {
+      uint32_t b[4];
+      blocks.load_transposed(b, 16 * j, 16 * d);
+#pragma unroll
+      for (int i = 0; i < S::kRowTiles; i++) multiply<input_t>(sum[i][2 * d], sum[i][2 * d + 1], a[i][j], b);
+    }
+  }
+}
+
+template <typename S>
+using Scores = float[S::kRowTiles][4][4];  // of 16 keys and 8 queries each
+
+template <typename S, typename Function>
+__device__ __forceinline__ void for_each_score(Function&& function) {
+#pragma unroll
+  for (int i = 0; i < S::kRowTiles; i++) {
+#pragma unroll
+    for (int j = 0; j < 4; j++) {
+#pragma unroll
+      for (int k = 0; k < 4; k++) function(i, j, k);
+    }
+  }
+}
+
+template <typename S>
+__device__ __forceinline__ bool kept(uint32_t bits, int i, int j, int k) {
+  return (bits >> Mask<true>::place(2 * i + j / 2, k / 2, j % 2, k % 2) & 1) != 0;
+}
+
+// The numbers of queries 8j + 2t and 8j + 2t + 1.
+__device__ __forceinline__ void load_columns(float (&x)[8], const float* of_queries) {
+#pragma unroll
+  for (int j = 0; j < 4; j++) {
+    const float2 two = *reinterpret_cast<const float2*>(of_queries + 8 * j + 2 * (threadIdx.x % 4));
+    x[2 * j] = two.x, x[2 * j + 1] = two.y;
+  }
+}
+
+template <typename S, typename input_t>
+__device__ __forceinline__ void pack_operands(uint32_t (&a)[S::kRowTiles][2][4], const Scores<S>& s) {
+#pragma unroll
+  for (int i = 0; i < S::kRowTiles; i++) {
+    pack_operand<input_t>(a[i][0], s[i][0], s[i][1]);
+    pack_operand<input_t>(a[i][1], s[i][2], s[i][3]);
+  }
+}
+
+// dq of a tile of queries, all keys before `end` being in the block: a warp's share, by way of the tile of q, which no
+// one needs any more, to memory.
+template <typename S, typename input_t>
+__device__ __forceinline__ void query_gradient(const Shared<S, input_t>& shared, input_t* q_tile,
+                                               const View<input_t>& to, int first, int end, int rows, int D,
+                                               float factor) {
+  constexpr int kColumns = S::kColumns;
+  const int warp = threadIdx.x / kWarpSize, row = warp % 2 * 16, column = warp / 2 * kColumns;
+  const Blocks<kQueries, false, input_t> ds_blocks(shared.ds);
+  const Blocks<S::kD, true, input_t> k_blocks(shared.k);
+  float dq[kColumns / 8][4] = {};
+#pragma unroll
+  for (int k = 0; k < S::kKeys; k += 16) {
+    if (k >= end) break;
+    uint32_t a[4];
+    ds_blocks.load_transposed(a, k, row);
+    if constexpr (kColumns == 8) {
+      uint32_t b[2];
+      k_blocks.load_transposed(b, k, column);
+      mma_m16n8k16<input_t>(dq[0], a, b);
+    } else {
+#pragma unroll
+      for (int d = 0; d < kColumns / 16; d++) {
+        uint32_t b[4];
+        k_blocks.load_transposed(b, k, column + 16 * d);
+        multiply<input_t>(dq[2 * d], dq[2 * d + 1], a, b);
+      }
+    }
+  }
+  put<S::kD>(q_tile, row, column, dq, factor, factor);
+  store_tile<16, kColumns, S::kD>(to, q_tile, row, column, first + row, rows, D);
+}
+
+template <typename input_t, typename S, bool kDropout>
+__global__ void __launch_bounds__(S::kThreads, 8 / S::kWarps)
+    keys_kernel(const Backward<input_t> p, int tiles, bool one_pass) {
+  constexpr int kRowTiles = S::kRowTiles, kD = S::kD, kThreads = S::kThreads;
+  const Problem& problem = p.problem;
+  const Place place(tiles, problem.H);
+  const Sequence sequence(problem, place.b);
+  const bool causal = problem.causal;
+  const int length = sequence.length, D = problem.D;
+  const int first_key = place.tile * S::kKeys, after = min(sequence.rows, first_key + S::kKeys);
+  const int g = threadIdx.x % kWarpSize / 4, t = threadIdx.x % 4;
+  const int row = threadIdx.x / kWarpSize * kRowTiles * 16, key = first_key + row;  // the warp's first
+  const auto head = [&](const auto& view) { return view.at(place.b, place.h, sequence.start); };
+  const auto dq_to = head(p.dq), dk_to = head(p.dk), dv_to = head(p.dv);
+  const int end = (length + kQueries - 1) / kQueries;
+  if (one_pass) store_zeros<kThreads>(dq_to, min(end * kQueries, sequence.rows), sequence.rows, D);
+  if (first_key >= length) {
+    store_zeros<kThreads>(dk_to, first_key, after, D);
+    store_zeros<kThreads>(dv_to, first_key, after, D);
+    return;
+  }
+
+  const Shared<S, input_t> shared;
+  const float keep = static_cast<float>(problem.keep) / kLevels;
+  Loader<S, input_t> loader{head(p.q), head(p.o), head(p.dout), head(p.lse), head(p.delta), length,
+                            D,         keep,      one_pass,     0.0f,        0.0f};
+  start_tile<S::kKeys, kD, kThreads>(shared.k, head(p.k), first_key, length, D);
+  start_tile<S::kKeys, kD, kThreads>(shared.v, head(p.v), first_key, length, D);
+  const int begin = causal ? first_key / kQueries : 0;
+  loader.start(shared, begin);
+
+  const float c = problem.scale * kLog2E;
+  float dk[kRowTiles][kD / 8][4] = {}, dv[kRowTiles][kD / 8][4] = {};
+  for (int m = begin; m < end; m++) {
+    loader.finish(shared, m);
+    if (m + 1 < end) loader.start(shared, m + 1);
+    const int stage = m % 2, query = m * kQueries;
+    const int seen = causal ? min(length, query + kQueries) : length;  // keys before this one
+    if (key < seen) {
+      Scores<S> s;
+      transposed_product<S>(s, shared.k, row, shared.q(stage));
+      float numbers[8];
+      load_columns(numbers, shared.lse(stage));
+      for_each_score<S>(
+          [&](int i, int j, int k) { s[i][j][k] = exp2_approx(s[i][j][k] * c - numbers[2 * j + k % 2]); });
+      if (key + 16 * kRowTiles > length || (causal && key + 16 * kRowTiles > query + 1)) {
+        for_each_score<S>([&](int i, int j, int k) {
+          const int at = key + 16 * i + k / 2 * 8 + g;
+          if (at >= length || (causal && at > query + 8 * j + 2 * t + k % 2)) s[i][j][k] = 0.0f;
+        });
+      }
+      uint32_t bits = 0, a[kRowTiles][2][4];
+      if constexpr (kDropout) {
+        const Mask<true> mask(problem.seed, problem.keep, place.head);
+        bits = mask.template bits<kRowTiles == 2>(query, key, {16, 0}, {0, 16});
+        Scores<S> z;
+        for_each_score<S>([&](int i, int j, int k) { z[i][j][k] = kept<S>(bits, i, j, k) ? s[i][j][k] : 0.0f; });
+        pack_operands<S, input_t>(a, z);
+      } else {
+        pack_operands<S, input_t>(a, s);
+      }
+      add_product<S>(dv, a, shared.dout(stage));
+
+      Scores<S> dp;
+      transposed_product<S>(dp, shared.v, row, shared.dout(stage));
+      load_columns(numbers, shared.delta(stage));
+      for_each_score<S>([&](int i, int j, int k) {
+        const float z = !kDropout || kept<S>(bits, i, j, k) ? s[i][j][k] : 0.0f;
+        s[i][j][k] = z * dp[i][j][k] - s[i][j][k] * numbers[2 * j + k % 2];
+      });
+      pack_operands<S, input_t>(a, s);
+      if (one_pass) {
+#pragma unroll
+        for (int i = 0; i < kRowTiles; i++) put_operand<kQueries>(shared.ds, row + 16 * i, a[i]);
+      }
+      add_product<S>(dk, a, shared.q(stage));
+    }
+    if (one_pass) {
+      __syncthreads();  // ds is there, and q has been read
+      query_gradient<S>(shared, shared.q(stage), dq_to, query, seen, sequence.rows, D, problem.scale / keep);
+    }
+  }
+
+  // Rounded into the warp's rows of the tiles of keys and values, which others read no more.
+  __syncthreads();
+#pragma unroll
+  for (int i = 0; i < kRowTiles; i++) {
+    put<kD>(shared.k, row + 16 * i, 0, dk[i], problem.scale / keep, problem.scale / keep);
+    put<kD>(shared.v, row + 16 * i, 0, dv[i], 1.0f / keep, 1.0f / keep);
+  }
+  store_tile<16 * kRowTiles, kD, kD>(dk_to, shared.k, row, 0, key, after, D);
+  store_tile<16 * kRowTiles, kD, kD>(dv_to, shared.v, row, 0, key, after, D);
+}
+
+template <typename S, typename input_t>
+void run(const Backward<input_t>& p, int64_t heads, bool one_pass, Stream stream) {
+  with_bool(p.problem.seed != nullptr, [&](auto dropout) {
+    const unsigned tiles = blocks(p.problem.longest, S::kKeys);
+    launch(keys_kernel<input_t, S, dropout>, blocks(heads * tiles, 1), S::kThreads,
+           one_pass ? S::kOnePass : S::kTwoPasses, stream, p, static_cast<int>(tiles), one_pass);
+  });
+}
+
+}  // namespace
+
+template <typename input_t>
+void backward_sm80(const Backward<input_t>& p, int64_t heads, Stream stream) {
+  with_head_dim(p.problem.D, [&](auto head_dim) {
+    using Four = Shape<head_dim, 4>;
+    using Eight = Shape<head_dim, 8>;
+    if (p.problem.longest <= Four::kKeys) return run<Four>(p, heads, true, stream);
+    if (p.problem.longest <= Eight::kKeys && Eight::kOnePass <= most_shared_memory()) {
+      return run<Eight>(p, heads, true, stream);
+    }
+    backward_queries_sm80(p, heads, stream);
+    run<Four>(p, heads, false, stream);
+  });
+}
+
+template void backward_sm80(const Backward<half_t>&, int64_t, Stream);
+template void backward_sm80(const Backward<bf16_t>&, int64_t, Stream);
+
+}  // namespace fastlm::attention
