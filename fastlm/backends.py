@@ -31,7 +31,7 @@ DTYPES: dict[str, dict[str, tuple[torch.dtype, ...]]] = {
     "gelu_layer_norm": {"reference": _ANY, "triton": _KERNEL, "cuda": _KERNEL},
     "layer_norm_gelu": {"reference": _ANY, "triton": _KERNEL, "cuda": _KERNEL},
     "bias_gelu": {"reference": _ANY, "triton": _KERNEL, "cuda": _KERNEL},
-    "embedding_layer_norm": {"reference": _ANY},
+    "embedding_layer_norm": {"reference": _ANY, "triton": _KERNEL, "cuda": _KERNEL},
     "linear_cross_entropy": {"reference": _ANY, "triton": _KERNEL, "cuda": _KERNEL},
     "adamw": {"reference": _ANY, "cuda": _KERNEL},
 }
