@@ -100,8 +100,8 @@ __device__ __forceinline__ void barrier_arrive(int id, int threads) {
   asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
 
-// Four bytes picked of the eight of a, the low ones, and b: the n-th digit of kBytes, in base 16, is 0 to 7 for a byte, or
-// 8 more than that for eight copies of its top bit.
+// Four bytes picked of the eight of a, the low ones, and b: the n-th digit of kBytes, in base 16, is 0 to 7 for a byte,
+// or 8 more than that for eight copies of its top bit.
 template <unsigned kBytes>
 __device__ __forceinline__ uint32_t permute_bytes(uint32_t a, uint32_t b) {
   uint32_t bytes;

@@ -3,6 +3,7 @@
 #include "adamw.h"
 #include "arrays.h"
 #include "bias_gelu.h"
+#include "embedding_layer_norm.h"
 #include "gelu_layer_norm.h"
 #include "layer_norm_gelu.h"
 #include "linear_cross_entropy.h"
@@ -29,6 +30,26 @@ void gelu_family(int64_t N, int64_t E, bool everything) {
   layer_norm_gelu_forward(x, gamma, optional, y, mean, rstd, everything, 1e-5f, 0);
   layer_norm_gelu_backward(dy, x, mean, rstd, gamma, optional, dx, dgamma, dbeta, everything, sums2, 0);
   EXPECT(y.finite() && dx.finite() && dgamma.finite() && dbeta.finite());
+}
+
+template <typename T>
+void embedding(int64_t N, int64_t E, int64_t V, bool everything) {
+  HeapArray<T> word{V, E}, y{N, E}, sum{N, E}, dy{N, E}, ds{N, E};
+  HeapArray<float> segment{2, E}, gamma{E}, mean{N}, rstd{N}, dgamma{E}, dbeta{E}, partials{2, 2, E}, runs{N / 2, E},
+      out{V, E};
+  HeapArray<int64_t> tokens{N}, segments{N}, order{N}, starts{V + 1}, seed{1};
+  HeapArray<int> ids{N};
+  word.fill_normal(1), segment.fill_normal(2), gamma.fill_normal(3), dy.fill_normal(4);
+  for (int64_t i = 0; i < N; i++) ids[i] = tokens[i] = i < N / 2 ? 0 : V - 1, segments[i] = i % 2, order[i] = i;
+  for (int64_t v = 1; v <= V; v++) starts[v] = v == V ? N : N / 2;
+  const auto optional = [&](const Array& array) -> const Array& { return everything ? array : kNone; };
+  embedding_layer_norm_forward(tokens, word, optional(word), kNone, optional(segment), optional(segments),
+                               optional(gamma), kNone, seed, y, optional(sum), optional(mean), optional(rstd), V, 230,
+                               1e-5f, 0);
+  embedding_layer_norm_backward(dy, optional(sum), optional(mean), optional(rstd), optional(gamma), seed, ds,
+                                optional(dgamma), optional(dbeta), 230, optional(partials), 0);
+  embedding_gradient(ds, ids, order, starts, runs, out, 2, 0);
+  EXPECT(y.finite() && ds.finite() && dgamma.finite() && dbeta.finite() && out.finite());
 }
 
 template <typename T>
@@ -65,6 +86,9 @@ int main() {
   }
   for (int64_t E : {1, 99, 5003}) gelu_family<half_t>(5, E, E % 2 == 1);
   gelu_family<bf16_t>(0, 768, true);
+  for (int64_t E : {256, 768, 1024, 2048, 8192}) embedding<bf16_t>(5, E, 7, E != 256);
+  embedding<float>(5, 777, 1030, true);
+  embedding<half_t>(9, 99, 3, false);
   for (bool gradient : {false, true}) {
     cross_entropy<bf16_t>(700, 704, gradient);
     cross_entropy<half_t>(120000, 120000, gradient);  // longer than shared memory
