@@ -23,8 +23,8 @@ _ANY = (*_KERNEL, torch.float64)
 
 # The truth about op x backend x dtype: `fastlm info` prints it, the tests are generated from it.
 DTYPES: dict[str, dict[str, tuple[torch.dtype, ...]]] = {
-    "attention": {"reference": _ANY},
-    "attention_packed": {"reference": _ANY},
+    "attention": {"reference": _ANY, "triton": _KERNEL},
+    "attention_packed": {"reference": _ANY, "triton": _KERNEL},
     "layer_norm": {"reference": _ANY, "triton": _KERNEL},
     "add_layer_norm": {"reference": _ANY, "triton": _KERNEL, "cuda": _KERNEL},
     "gelu_layer_norm": {"reference": _ANY, "triton": _KERNEL},
@@ -35,7 +35,10 @@ DTYPES: dict[str, dict[str, tuple[torch.dtype, ...]]] = {
 }
 
 # The file, in kernels/ and csrc/, that holds an op's launchers, where it is not named after the op.
-STEMS = {"add_layer_norm": "layer_norm"}
+STEMS = {"add_layer_norm": "layer_norm", "attention_packed": "attention"}
+
+# The largest last dimension that an op's kernels take, where there is a limit.
+WIDEST = {"attention": {"triton": 128}, "attention_packed": {"triton": 128}}
 
 # `auto` on each kind of device. No GPU has measured the kernels yet: Triton comes first because its
 # compiler knows the chip at hand, and the order is to be replaced by a table of measurements.
@@ -66,8 +69,8 @@ def use_backend(name: str) -> Iterator[None]:
         set_backend(previous)
 
 
-def resolve(op: str, requested: str, dtype: torch.dtype, device: str) -> str:
-    """The backend that serves `op` for activations of `dtype` on a device of type `device`.
+def resolve(op: str, requested: str, dtype: torch.dtype, device: str, width: int = 1) -> str:
+    """The backend that serves `op` for activations of `dtype` and last dimension `width` on a device of type `device`.
 
     Raises RuntimeError where the backend that was asked for cannot serve the call.
     """
@@ -75,8 +78,8 @@ def resolve(op: str, requested: str, dtype: torch.dtype, device: str) -> str:
     if name == "auto":
         name = _default
     if name == "auto":
-        return _first_able(op, dtype, device)
-    reason = _reason_against(op, name, dtype, device)
+        return _first_able(op, dtype, device, width)
+    reason = _reason_against(op, name, dtype, device) or _too_wide(op, name, width)
     if reason is not None:
         raise RuntimeError(f"{op}: backend '{name}' cannot serve this call: {reason}")
     return name
@@ -124,11 +127,16 @@ def _checked(name: str) -> str:
     return name
 
 
-def _first_able(op: str, dtype: torch.dtype, device: str) -> str:
+def _first_able(op: str, dtype: torch.dtype, device: str, width: int = 1) -> str:
     for name in PREFERENCE.get(device, ("reference",)):
-        if _reason_against(op, name, dtype, device) is None:
+        if (_reason_against(op, name, dtype, device) or _too_wide(op, name, width)) is None:
             return name
     raise RuntimeError(f"{op}: no backend serves {dtype} on {device}")
+
+
+def _too_wide(op: str, name: str, width: int) -> str | None:
+    widest = WIDEST.get(op, {}).get(name, width)
+    return f"it takes a last dimension of at most {widest}, not {width}" if width > widest else None
 
 
 def _reason_against(op: str, name: str, dtype: torch.dtype, device: str) -> str | None:

@@ -163,7 +163,7 @@ def tiling(columns: int, warps: int) -> dict[str, int]:
 
 
 def loop_tiling(x: Tensor) -> dict[str, int]:
-    """`tiling` of a backward of x (N, E), whose programs go from tile to tile, and how many tiles are loaded or at work.
+    """`tiling` of a backward of x (N, E), whose programs go from tile to tile, and the tiles loaded or at work at once.
 
     Under way beside the tile at work: two, or one where that is as many bytes. The longest rows' 512 threads have 128
     registers each, into which addresses of tiles to come no longer fit.

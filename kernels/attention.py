@@ -1,0 +1,323 @@
+"""Attention with dropout inside, forward and backward."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from fastlm.kernels.philox import attention_mask
+
+LOG2E, LN2 = tl.constexpr(1 / math.log(2.0)), tl.constexpr(math.log(2.0))
+
+
+@triton.jit
+def _place(S, LENGTHS, CU_SEQLENS):
+    """A program's head h, block of rows, sequence b; the packed row where the sequence starts, its length, its rows."""
+    h, block, b = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    start, length, rows = 0, S, S
+    if CU_SEQLENS is not None:
+        start = tl.load(CU_SEQLENS + b)
+        length = tl.load(CU_SEQLENS + b + 1) - start
+        rows = length
+    if LENGTHS is not None:
+        length = tl.load(LENGTHS + b)
+    return h, block, b, start, length, rows
+
+
+@triton.jit
+def _at_head(X, strides, b, h, start):
+    """X at the first row of a sequence and head; strides of the batch (0 for packed rows), of rows and of heads."""
+    return X + tl.cast(b, tl.int64) * strides[0] + tl.cast(start, tl.int64) * strides[1] + tl.cast(h, tl.int64) * strides[2]
+
+
+@triton.jit
+def _at_numbers(X, first, b, h, start, S, CU_SEQLENS, ROWS: tl.constexpr):
+    """Of X, which is (B, H, S), or (T, H) for packed rows, the numbers of a head's rows from `first` on."""
+    H = tl.num_programs(0)
+    row = tl.arange(0, ROWS)
+    if CU_SEQLENS is None:
+        return X + (tl.cast(b, tl.int64) * H + h) * S + first + row
+    else:
+        return X + (tl.cast(start, tl.int64) + first) * H + h + row * H
+
+
+@triton.jit
+def _load_numbers(X, first, end, b, h, start, S, CU_SEQLENS, ROWS: tl.constexpr):
+    at = _at_numbers(X, first, b, h, start, S, CU_SEQLENS, ROWS)
+    return tl.load(at, mask=tl.arange(0, ROWS) < end - first, other=0.0)
+
+
+@triton.jit
+def _store_numbers(X, x, first, end, b, h, start, S, CU_SEQLENS):
+    at = _at_numbers(X, first, b, h, start, S, CU_SEQLENS, x.shape[0])
+    tl.store(at, x, mask=tl.arange(0, x.shape[0]) < end - first)
+
+
+@triton.jit
+def _load_rows(X, first, end, strides, ROWS: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr):
+    """(ROWS, BLOCK_D) of the head at X, from row `first` on, with zeros from row `end` and column D on."""
+    row, d = tl.arange(0, ROWS)[:, None], tl.arange(0, BLOCK_D)[None, :]
+    at = X + tl.cast(first, tl.int64) * strides[1] + (row * strides[1] + d)
+    return tl.load(at, mask=(row < end - first) & (d < D), other=0.0)
+
+
+@triton.jit
+def _store_rows(X, x, first, end, strides, D: tl.constexpr):
+    row, d = tl.arange(0, x.shape[0])[:, None], tl.arange(0, x.shape[1])[None, :]
+    at = X + tl.cast(first, tl.int64) * strides[1] + (row * strides[1] + d)
+    tl.store(at, x.to(X.dtype.element_ty), mask=(row < end - first) & (d < D))
+
+
+@triton.jit
+def _seen(i, j, length, CAUSAL: tl.constexpr):
+    """Whether query i < length sees key j. What queries from `length` on see is of no consequence: do is zero there."""
+    return j <= i if CAUSAL else j < length
+
+
+@triton.jit(do_not_specialize=["S"])
+def _forward(
+    Q, K, V, LENGTHS, CU_SEQLENS, SEED, OUT, LSE, q_strides, k_strides, v_strides, o_strides, S, scale,
+    KEEP: tl.constexpr, CAUSAL: tl.constexpr, PRECISION: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, STAGES: tl.constexpr, MASK_ALL: tl.constexpr,
+):  # fmt: skip
+    h, block, b, start, length, rows = _place(S, LENGTHS, CU_SEQLENS)
+    first = (tl.num_programs(1) - 1 - block if CAUSAL else block) * BLOCK_M  # of causal blocks, the long ones begin
+    K, V = _at_head(K, k_strides, b, h, start), _at_head(V, v_strides, b, h, start)
+    i, j = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N)
+    if first >= length:
+        _store_rows(_at_head(OUT, o_strides, b, h, start), tl.zeros((BLOCK_M, BLOCK_D), tl.float32), first, rows, o_strides, D)
+        _store_numbers(LSE, tl.full((BLOCK_M,), float("inf"), tl.float32), first, rows, b, h, start, S, CU_SEQLENS)
+        return
+    q = _load_rows(_at_head(Q, q_strides, b, h, start), first, length, q_strides, BLOCK_M, D, BLOCK_D)
+    if KEEP < 256:
+        seed = tl.load(SEED)
+
+    # Keys [0, whole) are seen by every query of the block, keys [whole, end) by some.
+    end = tl.minimum(first + BLOCK_M, length) if CAUSAL else length
+    tl.assume(end > 0)
+    whole = (tl.minimum(first, end) if CAUSAL else end) // BLOCK_N * BLOCK_N
+    top = tl.full((BLOCK_M,), -float("inf"), tl.float32)  # a row's largest score so far, times scale * log2(e)
+    total = tl.zeros((BLOCK_M,), tl.float32)
+    o = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
+    for n in tl.range(0, end, BLOCK_N, num_stages=STAGES):
+        k = _load_rows(K, n, length, k_strides, BLOCK_N, D, BLOCK_D)
+        v = _load_rows(V, n, length, v_strides, BLOCK_N, D, BLOCK_D)
+        s = tl.dot(q, k.T, input_precision=PRECISION)
+        if MASK_ALL or n >= whole:
+            s = tl.where(_seen(first + i[:, None], n + j[None, :], length, CAUSAL), s, -float("inf"))
+        new_top = tl.maximum(top, tl.max(s, axis=1) * (scale * LOG2E))
+        p = tl.exp2(s * (scale * LOG2E) - new_top[:, None])
+        shrink = tl.exp2(top - new_top)
+        total = total * shrink + tl.sum(p, axis=1)
+        if KEEP < 256:
+            p *= tl.where(attention_mask(seed, b * tl.num_programs(0) + h, first, n, KEEP, BLOCK_M, BLOCK_N, False), 256 / KEEP, 0.0)
+        o = tl.dot(p.to(v.dtype), v, o * shrink[:, None], input_precision=PRECISION)
+        top = new_top
+
+    valid = first + i < length
+    o = tl.where(valid[:, None], o / total[:, None], 0.0)
+    _store_rows(_at_head(OUT, o_strides, b, h, start), o, first, rows, o_strides, D)
+    lse = tl.where(valid, (top + tl.log2(total)) * LN2, float("inf"))
+    _store_numbers(LSE, lse, first, rows, b, h, start, S, CU_SEQLENS)
+
+
+@triton.jit(do_not_specialize=["S"], do_not_specialize_on_alignment=["LSE2", "DELTA"])
+def _backward_dq(
+    DO, Q, K, V, OUT, LSE, LENGTHS, CU_SEQLENS, SEED, DQ, DK, DV, LSE2, DELTA, q_strides, k_strides, v_strides,
+    o_strides, dq_strides, S, scale,
+    KEEP: tl.constexpr, CAUSAL: tl.constexpr, PRECISION: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, STAGES: tl.constexpr, MASK_ALL: tl.constexpr,
+    ALONE: tl.constexpr,
+):  # fmt: skip
+    """dq of a block of queries; dk and dv too if it is ALONE in its sequence, else LSE2 and DELTA for _backward_dkv."""
+    h, block, b, start, length, rows = _place(S, LENGTHS, CU_SEQLENS)
+    first = (tl.num_programs(1) - 1 - block if CAUSAL else block) * BLOCK_M
+    i, j = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N)
+    K, V = _at_head(K, k_strides, b, h, start), _at_head(V, v_strides, b, h, start)
+    if first >= (rows if ALONE else length):
+        _store_rows(_at_head(DQ, dq_strides, b, h, start), tl.zeros((BLOCK_M, BLOCK_D), tl.float32), first, rows, dq_strides, D)
+        return
+    DK, DV = _at_head(DK, dq_strides, b, h, start), _at_head(DV, dq_strides, b, h, start)
+    q = _load_rows(_at_head(Q, q_strides, b, h, start), first, length, q_strides, BLOCK_M, D, BLOCK_D)
+    do = _load_rows(_at_head(DO, o_strides, b, h, start), first, length, o_strides, BLOCK_M, D, BLOCK_D)
+    o = _load_rows(_at_head(OUT, o_strides, b, h, start), first, length, o_strides, BLOCK_M, D, BLOCK_D)
+    lse2 = _load_numbers(LSE, first, length, b, h, start, S, CU_SEQLENS, BLOCK_M) * LOG2E
+    delta = tl.sum(do.to(tl.float32) * o.to(tl.float32), axis=1)
+    if not ALONE:
+        _store_numbers(LSE2, lse2, first, length, b, h, start, S, CU_SEQLENS)
+        _store_numbers(DELTA, delta, first, length, b, h, start, S, CU_SEQLENS)
+    if KEEP < 256:
+        seed = tl.load(SEED)
+
+    end = tl.minimum(first + BLOCK_M, length) if CAUSAL else length
+    whole = (tl.minimum(first, end) if CAUSAL else end) // BLOCK_N * BLOCK_N
+    if ALONE:
+        end = rows  # keys from `length` on have gradients of zero, to be stored
+    tl.assume(end > 0)
+    dq = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
+    for n in tl.range(0, end, BLOCK_N, num_stages=STAGES):
+        k = _load_rows(K, n, length, k_strides, BLOCK_N, D, BLOCK_D)
+        v = _load_rows(V, n, length, v_strides, BLOCK_N, D, BLOCK_D)
+        p = tl.exp2(tl.dot(q, k.T, input_precision=PRECISION) * (scale * LOG2E) - lse2[:, None])
+        if MASK_ALL or n >= whole:
+            p = tl.where(_seen(first + i[:, None], n + j[None, :], length, CAUSAL), p, 0.0)
+        z = 1.0
+        if KEEP < 256:
+            z = tl.where(attention_mask(seed, b * tl.num_programs(0) + h, first, n, KEEP, BLOCK_M, BLOCK_N, False), 256 / KEEP, 0.0)
+        if ALONE:
+            dv = tl.dot((p * z).to(do.dtype).T, do, input_precision=PRECISION)
+            _store_rows(DV, dv, n, rows, dq_strides, D)
+        dp = tl.dot(do, v.T, input_precision=PRECISION)
+        ds = (p * (dp * z - delta[:, None])).to(k.dtype)
+        dq = tl.dot(ds, k, dq, input_precision=PRECISION)
+        if ALONE:
+            dk = tl.dot(ds.T, q, input_precision=PRECISION)
+            _store_rows(DK, dk * scale, n, rows, dq_strides, D)
+
+    _store_rows(_at_head(DQ, dq_strides, b, h, start), dq * scale, first, rows, dq_strides, D)
+
+
+@triton.jit(do_not_specialize=["S"], do_not_specialize_on_alignment=["LSE2", "DELTA"])
+def _backward_dkv(
+    DO, Q, K, V, LENGTHS, CU_SEQLENS, SEED, DK, DV, LSE2, DELTA, q_strides, k_strides, v_strides, o_strides,
+    dk_strides, S, scale,
+    KEEP: tl.constexpr, CAUSAL: tl.constexpr, PRECISION: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, STAGES: tl.constexpr, MASK_ALL: tl.constexpr,
+):  # fmt: skip
+    """dk and dv of a block of keys, by the scores' transpose: keys by queries."""
+    h, block, b, start, length, rows = _place(S, LENGTHS, CU_SEQLENS)
+    first = block * BLOCK_N
+    i, j = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N)
+    Q, DO = _at_head(Q, q_strides, b, h, start), _at_head(DO, o_strides, b, h, start)
+    DK, DV = _at_head(DK, dk_strides, b, h, start), _at_head(DV, dk_strides, b, h, start)
+    if first >= length:
+        _store_rows(DK, tl.zeros((BLOCK_N, BLOCK_D), tl.float32), first, rows, dk_strides, D)
+        _store_rows(DV, tl.zeros((BLOCK_N, BLOCK_D), tl.float32), first, rows, dk_strides, D)
+        return
+    k = _load_rows(_at_head(K, k_strides, b, h, start), first, length, k_strides, BLOCK_N, D, BLOCK_D)
+    v = _load_rows(_at_head(V, v_strides, b, h, start), first, length, v_strides, BLOCK_N, D, BLOCK_D)
+    if KEEP < 256:
+        seed = tl.load(SEED)
+
+    dk = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
+    dv = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
+    low = first // BLOCK_M * BLOCK_M if CAUSAL else 0
+    tl.assume(low < length)
+    for m in tl.range(low, length, BLOCK_M, num_stages=STAGES):
+        # Rows from `length` on are loaded as zeros, and add zeros to dk and dv.
+        q = _load_rows(Q, m, length, q_strides, BLOCK_M, D, BLOCK_D)
+        do = _load_rows(DO, m, length, o_strides, BLOCK_M, D, BLOCK_D)
+        lse2 = _load_numbers(LSE2, m, length, b, h, start, S, CU_SEQLENS, BLOCK_M)
+        delta = _load_numbers(DELTA, m, length, b, h, start, S, CU_SEQLENS, BLOCK_M)
+        p = tl.exp2(tl.dot(k, q.T, input_precision=PRECISION) * (scale * LOG2E) - lse2[None, :])
+        if CAUSAL:
+            if MASK_ALL or m < first + BLOCK_N:
+                p = tl.where(m + i[None, :] >= first + j[:, None], p, 0.0)
+        z = 1.0
+        if KEEP < 256:
+            z = tl.where(attention_mask(seed, b * tl.num_programs(0) + h, m, first, KEEP, BLOCK_M, BLOCK_N, True), 256 / KEEP, 0.0)
+        dv = tl.dot((p * z).to(do.dtype), do, dv, input_precision=PRECISION)
+        dp = tl.dot(v, do.T, input_precision=PRECISION)
+        ds = p * (dp * z - delta[None, :])
+        dk = tl.dot(ds.to(q.dtype), q, dk, input_precision=PRECISION)
+
+    valid = first + j[:, None] < length
+    _store_rows(DK, tl.where(valid, dk * scale, 0.0), first, rows, dk_strides, D)
+    _store_rows(DV, tl.where(valid, dv, 0.0), first, rows, dk_strides, D)
+
+
+def attention_forward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    lengths: Tensor | None,
+    cu_seqlens: Tensor | None,
+    max_seqlen: int,
+    seed: Tensor | None,
+    o: Tensor,
+    lse: Tensor,
+    causal: bool,
+    scale: float,
+    keep: int,
+) -> None:
+    """o = dropout(softmax(scale * q k^T + mask)) v of (B, S, H, D) and lse (B, H, S); of packed rows (T, H, D), (T, H)."""
+    tile = _tile("forward", q, max_seqlen, keep)
+    _launch(
+        _forward, tile["BLOCK_M"], q, cu_seqlens, max_seqlen,
+        (q, k, v, lengths, cu_seqlens, seed, o, lse), (q, k, v, o), keep=keep, causal=causal, scale=scale, **tile,
+    )  # fmt: skip
+
+
+def attention_backward(
+    do: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    o: Tensor,
+    lse: Tensor,
+    lengths: Tensor | None,
+    cu_seqlens: Tensor | None,
+    max_seqlen: int,
+    seed: Tensor | None,
+    dq: Tensor,
+    dk: Tensor,
+    dv: Tensor,
+    scratch: Tensor,
+    causal: bool,
+    scale: float,
+    keep: int,
+) -> None:
+    """dq, dk, dv of q's shape, with strides in common, as do and o have; scratch is (2, *lse.shape) fp32."""
+    common = dict(keep=keep, causal=causal, scale=scale)
+    tile = _tile("backward_alone", q, max_seqlen, keep)
+    alone = max_seqlen <= tile["BLOCK_M"]
+    if not alone:
+        tile = _tile("backward_dq", q, max_seqlen, keep)
+    _launch(
+        _backward_dq, tile["BLOCK_M"], q, cu_seqlens, max_seqlen,
+        (do, q, k, v, o, lse, lengths, cu_seqlens, seed, dq, dk, dv, *scratch), (q, k, v, o, dq),
+        ALONE=alone, **common, **tile,
+    )  # fmt: skip
+    if not alone:
+        tile = _tile("backward_dkv", q, max_seqlen, keep)
+        _launch(
+            _backward_dkv, tile["BLOCK_N"], q, cu_seqlens, max_seqlen,
+            (do, q, k, v, lengths, cu_seqlens, seed, dk, dv, *scratch), (q, k, v, o, dk), **common, **tile,
+        )  # fmt: skip
+
+
+def _launch(kernel, block, q, cu_seqlens, max_seqlen, tensors, strided, keep, causal, scale, **constants) -> None:
+    """A program for each block of rows of each head and sequence."""
+    *_, heads, dim = q.shape
+    sequences = q.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
+    grid = heads, triton.cdiv(max_seqlen, block), sequences
+    if 0 in grid:
+        return
+    if max(grid[1:]) > 65535:
+        raise ValueError(f"attention: the Triton kernels take at most 65535 sequences, and blocks of one, got {grid[1:]}")
+    tf32 = torch.backends.cuda.matmul.fp32_precision == "tf32"
+    kernel[grid](
+        *tensors, *(_strides(x, cu_seqlens is not None) for x in strided), max_seqlen, scale,
+        KEEP=keep, CAUSAL=causal, PRECISION="tf32" if tf32 else "ieee",
+        D=dim, BLOCK_D=max(16, triton.next_power_of_2(dim)), **constants,
+    )  # fmt: skip
+
+
+def _strides(x: Tensor, packed: bool) -> tuple:
+    """Strides of the batch, of rows and of heads. That of rows is a constant, which saves a pointer for each row."""
+    batch, row, head, _ = (0, *x.stride()) if packed else x.stride()
+    return batch, tl.constexpr(row), head
+
+
+def _tile(kernel: str, q: Tensor, max_seqlen: int, keep: int) -> dict[str, int]:
+    if kernel == "forward":
+        return dict(BLOCK_M=128, BLOCK_N=64, STAGES=2, MASK_ALL=False, num_warps=4)
+    if kernel == "backward_alone":
+        return dict(BLOCK_M=128, BLOCK_N=64, STAGES=2, MASK_ALL=False, num_warps=8)
+    if kernel == "backward_dq":
+        return dict(BLOCK_M=128, BLOCK_N=64, STAGES=2, MASK_ALL=False, num_warps=8)
+    return dict(BLOCK_M=64, BLOCK_N=128, STAGES=2, MASK_ALL=False, num_warps=8)
