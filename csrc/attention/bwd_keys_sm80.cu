@@ -25,15 +25,16 @@ namespace {
 
 constexpr int kQueries = 32;
 
-template <int kD_, int kWarps_>
+template <int kD_, int kWarps_, bool kOnePass_>
 struct Shape {
   static constexpr int kD = kD_, kWarps = kWarps_, kThreads = kWarps * kWarpSize;
+  static constexpr bool kOnePass = kOnePass_;
   static constexpr int kRowTiles = kD <= 64 ? 2 : 1;  // of 16 keys, a warp
   static constexpr int kKeys = kWarps * kRowTiles * 16;
   static constexpr int kOwn = kKeys * kD, kTile = kQueries * kD;  // elements
   // Bytes: k and v; two stages of q, do, lse and delta; for dq one stage of o, and ds.
-  static constexpr int kTwoPasses = (2 * kOwn + 4 * kTile) * 2 + 4 * kQueries * int(sizeof(float));
-  static constexpr int kOnePass = kTwoPasses + (kTile + kKeys * kQueries) * 2;
+  static constexpr int kShared = (2 * kOwn + 4 * kTile + (kOnePass ? kTile + kKeys * kQueries : 0)) * 2 +
+                                 4 * kQueries * int(sizeof(float));
   static constexpr int kColumns = kD * 2 / kWarps;  // of dq, for each of two warps with 16 queries
 };
 
@@ -65,19 +66,18 @@ struct Loader {
   View<float> delta;
   int length, D;
   float keep;  // of 1
-  bool one_pass;
   float next_lse, next_delta;
 
   __device__ __forceinline__ void start(const Shared<S, input_t>& shared, int m) {
     const int first = m * kQueries, stage = m % 2;
     start_tile<kQueries, S::kD, S::kThreads>(shared.q(stage), q, first, length, D);
     start_tile<kQueries, S::kD, S::kThreads>(shared.dout(stage), dout, first, length, D);
-    if (one_pass) start_tile<kQueries, S::kD, S::kThreads>(shared.o, o, first, length, D);
+    if constexpr (S::kOnePass) start_tile<kQueries, S::kD, S::kThreads>(shared.o, o, first, length, D);
     cp_async_commit();
     const int row = first + threadIdx.x;
     const bool inside = threadIdx.x < kQueries && row < length;
     next_lse = inside ? load_global<Use::kRepeated>(lse[row]) * kLog2E : INFINITY;  // which makes p zero
-    next_delta = inside && !one_pass ? load_global<Use::kRepeated>(delta[row]) : 0.0f;
+    next_delta = inside && !S::kOnePass ? load_global<Use::kRepeated>(delta[row]) : 0.0f;
   }
 
   // Ends with a barrier: tile m is there, and all have done with the tile before it.
@@ -86,22 +86,24 @@ struct Loader {
     cp_async_wait<0>();
     if (threadIdx.x < kQueries) {
       shared.lse(stage)[threadIdx.x] = next_lse;
-      if (!one_pass) shared.delta(stage)[threadIdx.x] = next_delta;
+      if constexpr (!S::kOnePass) shared.delta(stage)[threadIdx.x] = next_delta;
     }
-    if (one_pass) compute_delta(shared, stage);
+    if constexpr (S::kOnePass) compute_delta(shared, stage);
     __syncthreads();
   }
 
   // Of what this thread has copied itself, so that no barrier is needed.
   __device__ __forceinline__ void compute_delta(const Shared<S, input_t>& shared, int stage) const {
-    constexpr int kChunks = S::kD / kChunk, kAll = kQueries * kChunks;
+    using Share = Share<kQueries, S::kD, S::kThreads>;
+    const Share share;
+    if (!share.any()) return;  // whole warps
 #pragma unroll
-    for (int i = 0; i < (kAll + S::kThreads - 1) / S::kThreads; i++) {
-      const int index = i * S::kThreads + threadIdx.x, row = index / kChunks, chunk = index % kChunks;
-      if (kAll % S::kThreads != 0 && index >= kAll) break;
-      const float sum =
-          row_dot<kChunks>(*chunk_of<S::kD>(shared.o, row, chunk), *chunk_of<S::kD>(shared.dout(stage), row, chunk));
-      if (chunk == 0) shared.delta(stage)[row] = sum * keep;
+    for (int i = 0; i < Share::kCount; i++) {
+      const int at = share.at() + i * Share::kStep * S::kD;
+      const auto& o_chunk = *reinterpret_cast<const Vec<input_t, kChunk>*>(shared.o + at);
+      const auto& do_chunk = *reinterpret_cast<const Vec<input_t, kChunk>*>(shared.dout(stage) + at);
+      const float sum = row_dot<Share::kChunks>(o_chunk, do_chunk);
+      if (share.chunk == 0) shared.delta(stage)[share.row + i * Share::kStep] = sum * keep;
     }
   }
 };
@@ -221,7 +223,7 @@ __device__ __forceinline__ void query_gradient(const Shared<S, input_t>& shared,
 
 template <typename input_t, typename S, bool kDropout>
 __global__ void __launch_bounds__(S::kThreads, 8 / S::kWarps)
-    keys_kernel(const Backward<input_t> p, int tiles, bool one_pass) {
+    keys_kernel(const Backward<input_t> p, int tiles) {
   constexpr int kRowTiles = S::kRowTiles, kD = S::kD, kThreads = S::kThreads;
   const Problem& problem = p.problem;
   const Place place(tiles, problem.H);
@@ -234,7 +236,7 @@ __global__ void __launch_bounds__(S::kThreads, 8 / S::kWarps)
   const auto head = [&](const auto& view) { return view.at(place.b, place.h, sequence.start); };
   const auto dq_to = head(p.dq), dk_to = head(p.dk), dv_to = head(p.dv);
   const int end = (length + kQueries - 1) / kQueries;
-  if (one_pass) store_zeros<kThreads>(dq_to, min(end * kQueries, sequence.rows), sequence.rows, D);
+  if constexpr (S::kOnePass) store_zeros<kThreads>(dq_to, min(end * kQueries, sequence.rows), sequence.rows, D);
   if (first_key >= length) {
     store_zeros<kThreads>(dk_to, first_key, after, D);
     store_zeros<kThreads>(dv_to, first_key, after, D);
@@ -243,13 +245,13 @@ __global__ void __launch_bounds__(S::kThreads, 8 / S::kWarps)
 
   const Shared<S, input_t> shared;
   const float keep = static_cast<float>(problem.keep) / kLevels;
-  Loader<S, input_t> loader{head(p.q), head(p.o), head(p.dout), head(p.lse), head(p.delta), length,
-                            D,         keep,      one_pass,     0.0f,        0.0f};
+  Loader<S, input_t> loader{head(p.q), head(p.o), head(p.dout), head(p.lse), head(p.delta), length, D, keep, 0.0f, 0.0f};
   start_tile<S::kKeys, kD, kThreads>(shared.k, head(p.k), first_key, length, D);
   start_tile<S::kKeys, kD, kThreads>(shared.v, head(p.v), first_key, length, D);
   const int begin = causal ? first_key / kQueries : 0;
   loader.start(shared, begin);
 
+  const Mask<true> mask(problem.seed, problem.keep, place.head);
   const float c = problem.scale * kLog2E;
   float dk[kRowTiles][kD / 8][4] = {}, dv[kRowTiles][kD / 8][4] = {};
   for (int m = begin; m < end; m++) {
@@ -272,7 +274,6 @@ __global__ void __launch_bounds__(S::kThreads, 8 / S::kWarps)
       }
       uint32_t bits = 0, a[kRowTiles][2][4];
       if constexpr (kDropout) {
-        const Mask<true> mask(problem.seed, problem.keep, place.head);
         bits = mask.template bits<kRowTiles == 2>(query, key, {16, 0}, {0, 16});
         Scores<S> z;
         for_each_score<S>([&](int i, int j, int k) { z[i][j][k] = kept<S>(bits, i, j, k) ? s[i][j][k] : 0.0f; });
@@ -290,13 +291,13 @@ __global__ void __launch_bounds__(S::kThreads, 8 / S::kWarps)
         s[i][j][k] = z * dp[i][j][k] - s[i][j][k] * numbers[2 * j + k % 2];
       });
       pack_operands<S, input_t>(a, s);
-      if (one_pass) {
+      if constexpr (S::kOnePass) {
 #pragma unroll
         for (int i = 0; i < kRowTiles; i++) put_operand<kQueries>(shared.ds, row + 16 * i, a[i]);
       }
       add_product<S>(dk, a, shared.q(stage));
     }
-    if (one_pass) {
+    if constexpr (S::kOnePass) {
       __syncthreads();  // ds is there, and q has been read
       query_gradient<S>(shared, shared.q(stage), dq_to, query, seen, sequence.rows, D, problem.scale / keep);
     }
@@ -314,11 +315,11 @@ __global__ void __launch_bounds__(S::kThreads, 8 / S::kWarps)
 }
 
 template <typename S, typename input_t>
-void run(const Backward<input_t>& p, int64_t heads, bool one_pass, Stream stream) {
+void run(const Backward<input_t>& p, int64_t heads, Stream stream) {
   with_bool(p.problem.seed != nullptr, [&](auto dropout) {
     const unsigned tiles = blocks(p.problem.longest, S::kKeys);
-    launch(keys_kernel<input_t, S, dropout>, blocks(heads * tiles, 1), S::kThreads,
-           one_pass ? S::kOnePass : S::kTwoPasses, stream, p, static_cast<int>(tiles), one_pass);
+    launch(keys_kernel<input_t, S, dropout>, blocks(heads * tiles, 1), S::kThreads, S::kShared, stream, p,
+           static_cast<int>(tiles));
   });
 }
 
@@ -327,14 +328,14 @@ void run(const Backward<input_t>& p, int64_t heads, bool one_pass, Stream stream
 template <typename input_t>
 void backward_sm80(const Backward<input_t>& p, int64_t heads, Stream stream) {
   with_head_dim(p.problem.D, [&](auto head_dim) {
-    using Four = Shape<head_dim, 4>;
-    using Eight = Shape<head_dim, 8>;
-    if (p.problem.longest <= Four::kKeys) return run<Four>(p, heads, true, stream);
-    if (p.problem.longest <= Eight::kKeys && Eight::kOnePass <= most_shared_memory()) {
-      return run<Eight>(p, heads, true, stream);
+    using Four = Shape<head_dim, 4, true>;
+    using Eight = Shape<head_dim, 8, true>;
+    if (p.problem.longest <= Four::kKeys) return run<Four>(p, heads, stream);
+    if (p.problem.longest <= Eight::kKeys && Eight::kShared <= most_shared_memory()) {
+      return run<Eight>(p, heads, stream);
     }
     backward_queries_sm80(p, heads, stream);
-    run<Four>(p, heads, false, stream);
+    run<Shape<head_dim, 4, false>>(p, heads, stream);
   });
 }
 

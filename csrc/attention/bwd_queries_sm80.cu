@@ -31,20 +31,22 @@ struct Shape {
 template <int kD, typename input_t>
 __device__ __forceinline__ void compute_delta(float* delta, const input_t* do_tile, const View<const input_t>& o,
                                               const View<float>& to, int first, int length, int D, float factor) {
-  constexpr int kChunks = kD / kChunk, kOfThread = Shape<kD>::kQueries * kChunks / kThreads;
-  Vec<input_t, kChunk> own[kOfThread];
+  using Share = Share<Shape<kD>::kQueries, kD, kThreads>;
+  const Share share;
+  Vec<input_t, kChunk> own[Share::kCount];
 #pragma unroll
-  for (int i = 0; i < kOfThread; i++) {
-    const int index = i * kThreads + threadIdx.x, row = index / kChunks, chunk = index % kChunks;
-    const bool inside = first + row < length && chunk * kChunk < D;
-    own[i] = load_vec<kChunk, true>(o[first + row] + chunk * kChunk, inside ? kChunk : 0);
+  for (int i = 0; i < Share::kCount; i++) {
+    const int row = first + share.row + i * Share::kStep;
+    const bool inside = row < length && share.chunk * kChunk < D;
+    own[i] = load_vec<kChunk, true>(o[row] + share.chunk * kChunk, inside ? kChunk : 0);
   }
   cp_async_wait<0>();
 #pragma unroll
-  for (int i = 0; i < kOfThread; i++) {
-    const int index = i * kThreads + threadIdx.x, row = index / kChunks, chunk = index % kChunks;
-    const float sum = row_dot<kChunks>(own[i], *chunk_of<kD>(do_tile, row, chunk)) * factor;
-    if (chunk == 0) {
+  for (int i = 0; i < Share::kCount; i++) {
+    const int row = share.row + i * Share::kStep;
+    const auto& chunk = *reinterpret_cast<const Vec<input_t, kChunk>*>(do_tile + share.at() + i * Share::kStep * kD);
+    const float sum = row_dot<Share::kChunks>(own[i], chunk) * factor;
+    if (share.chunk == 0) {
       delta[row] = sum;
       if (first + row < length) store_global(to[first + row], sum);
     }
@@ -118,6 +120,7 @@ __global__ void __launch_bounds__(kThreads, 2) queries_kernel(const Backward<inp
     }
   }
 
+  const Mask<false> mask(problem.seed, problem.keep, place.head);
   const float c = problem.scale * kLog2E;
   float dq[kRowTiles][kD / 8][4] = {};
   const int keys = causal ? min(length, first + kQueries) : length;
@@ -146,7 +149,6 @@ __global__ void __launch_bounds__(kThreads, 2) queries_kernel(const Backward<inp
     }
     uint32_t bits = 0;
     if constexpr (kDropout) {
-      const Mask<false> mask(problem.seed, problem.keep, place.head);
       bits = mask.template bits<kRowTiles == 2>(query, key, {0, 16}, {16, 0});
     }
     const bool masked = key + kKeys > length || (causal && key + kKeys > query + 1);

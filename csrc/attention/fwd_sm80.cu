@@ -134,6 +134,7 @@ __global__ void __launch_bounds__(kThreads, 2) forward_kernel(const Forward<inpu
   start_tile<kQueries, kD, kThreads>(q_tile, p.q.at(place.b, place.h, sequence.start), first, length, D);
   start(0);
 
+  const Mask<false> mask(problem.seed, problem.keep, place.head);
   const float c = problem.scale * kLog2E;
   float o[kRowTiles][kD / 8][4] = {};
   uint32_t q[kRowTiles][kD / 16][4];
@@ -183,7 +184,6 @@ __global__ void __launch_bounds__(kThreads, 2) forward_kernel(const Forward<inpu
     }
     uint32_t bits[kRowTiles] = {};
     if constexpr (kDropout) {
-      const Mask<false> mask(problem.seed, problem.keep, place.head);
 #pragma unroll
       for (int i = 0; i < kRowTiles; i++) bits[i] = mask.template bits<true>(query + 16 * i, key, {0, 16}, {0, 32});
     }

@@ -25,9 +25,9 @@ struct Step {
 template <bool kTransposed>
 class Mask {
  public:
-  // head = b * H + h
+  // head = b * H + h. Without dropout there is no seed, and no use for the mask.
   __device__ __forceinline__ Mask(const int64_t* seed, uint32_t keep, uint32_t head)
-      : seed_(load_global<Use::kRepeated>(seed)), keep_(keep), head_(head) {}
+      : seed_(seed ? load_global<Use::kRepeated>(seed) : 0), keep_(keep), head_(head) {}
 
   // Of four tiles, 0 at (query, key), 1 and 3 a step `odd` from 0 and 2, 2 and 3 a step `upper` from 0 and 1, all
   // multiples of 16. If not kUpper, of the first two.

@@ -14,17 +14,33 @@ __device__ __forceinline__ int chunk_at(int row, int chunk) {
   return row * kD + (chunk ^ (kD >= 64 ? row % 8 : row / 2 % 4)) * kChunk;
 }
 
+// How kThreads threads share the chunks of a tile of kRows x kD: each has a chunk of every kStep-th row.
+template <int kRows, int kD, int kThreads>
+struct Share {
+  static constexpr int kChunks = kD / kChunk, kStep = kThreads / kChunks, kCount = (kRows + kStep - 1) / kStep;
+  static_assert(kStep % 8 == 0 && (kRows % kStep == 0 || kRows < kStep));
+
+  int row = threadIdx.x / kChunks, chunk = threadIdx.x % kChunks;  // row + i * kStep for i < kCount
+
+  // False for threads of a block that is larger than the tile.
+  __device__ __forceinline__ bool any() const { return kRows % kStep == 0 || row < kRows; }
+  // Where the chunk of row `row` lies; those of the other rows follow kStep * kD elements apart.
+  __device__ __forceinline__ int at() const { return chunk_at<kD>(row, chunk); }
+};
+
 // Starts copying rows `first` to first + kRows of `from` to a tile; zeros from row `end` and column D on.
 template <int kRows, int kD, int kThreads, typename T>
 __device__ __forceinline__ void start_tile(T* tile, const View<const T>& from, int first, int end, int D) {
-  constexpr int kChunks = kD / kChunk, kAll = kRows * kChunks;
+  using Share = Share<kRows, kD, kThreads>;
+  const Share share;
+  if (!share.any()) return;
+  const int rows = share.chunk * kChunk < D ? end - first - share.row : 0;
+  const T* source = from[first + share.row] + share.chunk * kChunk;
+  T* to = tile + share.at();
 #pragma unroll
-  for (int i = 0; i < (kAll + kThreads - 1) / kThreads; i++) {
-    const int index = i * kThreads + threadIdx.x;
-    if (kAll % kThreads != 0 && index >= kAll) break;
-    const int row = index / kChunks, chunk = index % kChunks;
-    const bool valid = first + row < end && chunk * kChunk < D;
-    cp_async(tile + chunk_at<kD>(row, chunk), from[first + row] + chunk * kChunk, valid);
+  for (int i = 0; i < Share::kCount; i++) {
+    cp_async(to + i * Share::kStep * kD, source, i * Share::kStep < rows);
+    source += Share::kStep * from.row;
   }
 }
 
@@ -36,11 +52,9 @@ __device__ __forceinline__ void start_tile(T* tile, const View<const T>& from, i
 template <int kD, bool kDown, typename T>
 class Blocks {
  public:
-  __device__ __forceinline__ explicit Blocks(const T* tile) {
-    const int lane = threadIdx.x % kWarpSize;
-    const int row = lane % 8 + (kDown ? lane / 8 % 2 : lane / 16) * 8;
-    chunk_ = (kDown ? lane / 16 : lane / 8 % 2) ^ (kD >= 64 ? row % 8 : row / 2 % 4);
-    row_ = tile + row * kD;
+  __device__ __forceinline__ explicit Blocks(const T* tile) : tile_(reinterpret_cast<const char*>(tile)) {
+    const int lane = threadIdx.x % kWarpSize, eight = lane / 8 % 2, sixteen = lane / 16;
+    lane_ = 2 * chunk_at<kD>(lane % 8 + 8 * (kDown ? eight : sixteen), kDown ? sixteen : eight);
   }
 
   // The block at a row and column that are multiples of 16.
@@ -55,12 +69,13 @@ class Blocks {
   }
 
  private:
-  __device__ __forceinline__ const T* at(int row, int column) const {
-    return row_ + row * kD + (chunk_ ^ column / kChunk) * kChunk;
+  // 16 rows further chunks are permuted alike, and a column adds to a chunk's number before it is permuted by xor.
+  __device__ __forceinline__ const char* at(int row, int column) const {
+    return tile_ + 2 * row * kD + (lane_ ^ 2 * column);
   }
 
-  const T* row_;
-  int chunk_;
+  const char* tile_;
+  int lane_;  // bytes from the tile to this lane's row of the block at row 0 and column 0
 };
 
 // d and e += a times the two operands b.
@@ -75,12 +90,6 @@ template <typename T>
 __device__ __forceinline__ void pack_operand(uint32_t (&a)[4], const float (&x)[4], const float (&y)[4]) {
   a[0] = pack<T>(x[0], x[1]), a[1] = pack<T>(x[2], x[3]);
   a[2] = pack<T>(y[0], y[1]), a[3] = pack<T>(y[2], y[3]);
-}
-
-// A chunk of a tile.
-template <int kD, typename T>
-__device__ __forceinline__ const Vec<T, kChunk>* chunk_of(const T* tile, int row, int chunk) {
-  return reinterpret_cast<const Vec<T, kChunk>*>(tile + chunk_at<kD>(row, chunk));
 }
 
 // The product of two rows, a chunk of each in each of kChunks neighbouring lanes, in all of these.
@@ -161,6 +170,7 @@ __device__ __forceinline__ void store_tile(const View<T>& to, const T* tile, int
 template <int kThreads, typename T>
 __device__ __forceinline__ void store_zeros(const View<T>& to, int first, int end, int D) {
   const int chunks = D / kChunk;
+#pragma unroll 1
   for (int i = threadIdx.x; i < (end - first) * chunks; i += kThreads) {
     store_global(reinterpret_cast<uint4*>(to[first + i / chunks] + i % chunks * kChunk), uint4{0, 0, 0, 0});
   }
