@@ -2,9 +2,9 @@
 
 The rule is that of the tests: against float64 on the same rounded inputs, the largest and the root-mean-square error of
 the output and of every gradient, in units of the naive computation's in the same dtype plus a quarter of a unit in the
-last place of the norm. Ours may reach 2 units; peers 16, which only a wrong result exceeds: what they have goes into the
-results. Masks that others draw cannot be compared element by element: they are held to the rule without dropout,
-and then to a keep rate within 0.005 of what was asked for (a 16th of a step, as one backend rounds to, is 0.025).
+last place of the norm. Ours may reach 2 units; peers 16, which only a wrong result exceeds: what they have goes into
+the results. Masks that others draw cannot be compared element by element: they are held to the rule without dropout,
+and then to a keep rate within 0.005 of what was asked for (rounding to sixteenths, as one backend does, is 0.025 off).
 """
 
 from __future__ import annotations

@@ -120,6 +120,7 @@ class Results:
     versions: dict[str, str]
     commit: dict[str, Any]
     limits: dict[str, Any]
+    left_out: list[str] = field(default_factory=list)  # cases without records, and why
     records: list[Record] = field(default_factory=list)
 
     def write(self, file: Path) -> None:

@@ -1,4 +1,4 @@
-"""Runs the cases: for each candidate, first the check, then the times. A candidate that fails costs only its own lines."""
+"""Runs the cases: for each candidate first the check, then the times. One that fails costs only its own lines."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Bench:
     limits: Limits
     dtype: torch.dtype
     until: float = float("inf")  # on time.monotonic's clock
-    say: Callable[[str], None] = print
+    compile_only: frozenset[str] | None = None  # ops, where not all are to be compiled
 
     @property
     def device(self) -> torch.device:
@@ -52,6 +52,10 @@ def run_case(case: Case, bench: Bench) -> Iterator[Record]:
         yield from trial.ours(backend, reason)
     plain = trial.check if not case.dropout_p else Check(case.without_dropout(), sets[0], generator)
     for i, peer in enumerate(case.peers()):
+        if peer.name == "compile" and bench.compile_only is not None and case.op not in bench.compile_only:
+            ops = " and ".join(sorted(bench.compile_only))
+            yield from trial.records(peer.name, "skipped", f"--quick on a CPU compiles {ops} alone")
+            continue
         without = case.without_dropout().peers()[i]
         yield from trial.peer(peer.name, peer.build, plain, without.build)
 

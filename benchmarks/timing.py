@@ -1,7 +1,7 @@
 """How long a call takes: samples in microseconds, each by itself, over rotating inputs.
 
-On a GPU a sample lies between two CUDA events. Before the first, a buffer of twice the L2 cache is read (not written: its
-lines would have to be written back while the sample runs), and a sleeping kernel keeps the GPU busy until the host
+On a GPU a sample lies between two CUDA events. Before the first, a buffer of twice the L2 cache is read (not written:
+its lines would have to be written back while the sample runs), and a sleeping kernel keeps the GPU busy until the host
 has enqueued the whole call, so that launches cost what they cost in a queue that is never empty. On a CPU a sample is
 perf_counter's, and the caches are as the rotation leaves them.
 """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -86,7 +87,7 @@ class Attention(Case):
         if self.form != "packed":
             return self.weigh(t, self._attend(t, q, k, v, lambda p: dropped(p, mask, self.keep)))
         outputs, bounds = [], t["cu_seqlens"].tolist()
-        for i, (start, end) in enumerate(zip(bounds, bounds[1:], strict=False)):
+        for i, (start, end) in enumerate(itertools.pairwise(bounds)):
             rows, own = slice(start, end), None if mask is None else mask[i : i + 1, :, : end - start, : end - start]
             one = (x[None, rows] for x in (q, k, v))
             outputs.append(self._attend(t, *one, lambda p, own=own: dropped(p, own, self.keep))[0])

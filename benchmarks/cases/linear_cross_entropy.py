@@ -101,7 +101,7 @@ def _liger(t: Inputs) -> Run:
 
 
 def cases(grid: Grid) -> Iterator[Case]:
-    """GPT-1's, its vocabulary padded to a multiple of 64, BERT's on the masked rows; then sweeps at a quarter of the rows."""
+    """GPT-1's, also with V padded to a multiple of 64, BERT's on the masked rows; sweeps at a quarter of the rows."""
     if grid.small:
         yield LinearCrossEntropy("gpt1 512 x 256 x 4096", rows=512, columns=256, vocabulary=4096)
         return
