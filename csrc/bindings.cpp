@@ -26,4 +26,5 @@ PYBIND11_MODULE(_C, m) {
   m.attr("architectures") = FASTLM_ARCHITECTURES;
 #endif
   m.def("add_layer_norm_forward", fastlm::add_layer_norm_forward);
+  m.def("add_layer_norm_backward", fastlm::add_layer_norm_backward);
 }

@@ -1,9 +1,14 @@
 // Layer norm of residual + dropout(x + bias), forward and backward.
 //
-// Bytes a row of E elements of b bytes: the forward reads x and residual and writes y, 3bE, or 4bE with the sum, and
-// the statistics, 8. Parameters come from the caches. For 32768 x 768 in bf16, at the 3.0 TB/s that a copy reaches on
-// an H100, 50 or 67 us: the floor. One pass, with the row in registers (common/rows.cuh).
-#include "common/launch.h"
+// Bytes a row of E elements of b bytes: the forward reads x and residual and writes y, 3bE, or 4bE with the sum; the
+// backward reads dy and the sum and writes ds, 3bE, or 4bE with dx, and bE more where dsum is given. The forward writes
+// the statistics, 8; parameters and the statistics of the backward come from caches. A backward of P programs writes
+// their sums and reads them again, 24PE in all. For 32768 x 768 in bf16, at the 3.0 TB/s that a copy reaches on an
+// H100, 50 or 67 us each: the floor. Both make one pass with the row in registers (common/rows.cuh).
+#include <utility>
+
+#include "common/launch.cuh"
+#include "common/partials.cuh"
 #include "common/philox.cuh"
 #include "common/reduce.cuh"
 #include "common/rows.cuh"
@@ -23,57 +28,51 @@ struct Forward {
   input_t* sum;         // (N, E), or null
   float* mean;          // (N,)
   float* rstd;          // (N,)
-  int64_t N;
-  int E;
+  int N, E;
   uint32_t keep;  // of 256
   float scale;    // 256 / keep
   float eps;
-  bool wide;  // 16-byte accesses
 };
 
 template <typename input_t, typename Shape>
 __global__ void __launch_bounds__(Shape::kThreads) forward_kernel(const Forward<input_t> p) {
   constexpr int kChunks = Shape::kChunks, kWarps = Shape::kWarps;
-  __shared__ float scratch[2][Shape::kThreads / kWarpSize];
-  const int64_t row = static_cast<int64_t>(blockIdx.x) * Shape::kRows + Shape::row();
+  __shared__ Scratch<kWarps, 1> scratch[2];
+  const int row = blockIdx.x * Shape::kRows + Shape::row();
+  const int64_t at = static_cast<int64_t>(row) * p.E;
   const int E = row < p.N ? p.E : 0;  // nothing of a row beyond the last
-  const int64_t at = row * p.E;
 
   Vec<input_t, kLane> x[kChunks], residual[kChunks];  // all loads first: none waits for another's arrival
 #pragma unroll
   for (int i = 0; i < kChunks; i++) {
-    const int column = Shape::column(i);
-    x[i] = load_vec<kLane>(p.x + at + column, E - column, p.wide);
-    residual[i] = load_vec<kLane>(p.residual + at + column, E - column, p.wide);
+    x[i] = Shape::load(p.x + at, i, E);
+    residual[i] = Shape::load(p.residual + at, i, E);
   }
   const uint64_t seed = p.seed ? load_global<Use::kRepeated>(p.seed) : 0;
 
   float total = 0.0f;
 #pragma unroll
   for (int i = 0; i < kChunks; i++) {
-    const int column = Shape::column(i);
     float h[kLane];
-#pragma unroll
-    for (int j = 0; j < kLane; j++) h[j] = x[i][j];
+    x[i].copy_to(h);
     if (p.bias.data) {
       float bias[kLane];
-      load_parameter<input_t>(p.bias, column, E, p.wide, bias);
+      Shape::template load_parameter<input_t>(p.bias, i, E, bias);
 #pragma unroll
       for (int j = 0; j < kLane; j++) h[j] += bias[j];
     }
     if (p.seed) {
-      float mask[kLane];
-      row_mask(seed, row, column, p.keep, p.scale, mask);
+      const RowMask mask(seed, row, Shape::column(i));
 #pragma unroll
-      for (int j = 0; j < kLane; j++) h[j] *= mask[j];
+      for (int j = 0; j < kLane; j++) h[j] = mask.apply(j, h[j], p.keep, p.scale);
     }
 #pragma unroll
     for (int j = 0; j < kLane; j++) h[j] += residual[i][j];
     // Rounded before it is normalised: the backward sees this sum, not a finer one. From here on x is the sum.
     x[i] = Vec<input_t, kLane>::of(h);
-    if (p.sum) store_vec(p.sum + at + column, x[i], E - column, p.wide);
+    if (p.sum) Shape::store(p.sum + at, i, E, x[i]);
 #pragma unroll
-    for (int j = 0; j < kLane; j++) total += column + j < E ? x[i][j] : 0.0f;
+    for (int j = 0; j < kLane; j++) total += x[i][j];
   }
   const float mean = group_sum<kWarps>(total, scratch[0]) / p.E;
 
@@ -94,19 +93,126 @@ __global__ void __launch_bounds__(Shape::kThreads) forward_kernel(const Forward<
 
 #pragma unroll
   for (int i = 0; i < kChunks; i++) {
-    const int column = Shape::column(i);
     float y[kLane];
-    load_parameter<input_t>(p.gamma, column, E, p.wide, y);
+    Shape::template load_parameter<input_t>(p.gamma, i, E, y);
 #pragma unroll
     for (int j = 0; j < kLane; j++) y[j] *= (x[i][j] - mean) * rstd;
     if (p.beta.data) {
       float beta[kLane];
-      load_parameter<input_t>(p.beta, column, E, p.wide, beta);
+      Shape::template load_parameter<input_t>(p.beta, i, E, beta);
 #pragma unroll
       for (int j = 0; j < kLane; j++) y[j] += beta[j];
     }
-    store_vec(p.y + at + column, Vec<input_t, kLane>::of(y), E - column, p.wide);
+    Shape::store(p.y + at, i, E, y);
   }
+}
+
+// With xhat = (sum - mean) * rstd and g = dy * gamma: ds = rstd * (g - mean(g) - xhat * mean(g * xhat)) + dsum and
+// dx = dropout(ds).
+template <typename input_t>
+struct Backward {
+  const input_t* dy;    // (N, E)
+  const input_t* dsum;  // (N, E), or null
+  const input_t* sum;   // (N, E)
+  const float* mean;    // (N,)
+  const float* rstd;    // (N,)
+  Parameter gamma;
+  const int64_t* seed;  // (1,), or null without dropout
+  input_t* ds;          // (N, E)
+  input_t* dx;          // (N, E), or null without dropout
+  float* partials;      // (3, gridDim.x, E): of dgamma, dbeta and dbias
+  int N, E;
+  uint32_t keep;  // of 256
+  float scale;    // 256 / keep
+};
+
+// What a lane of the backward reads of a row.
+template <typename input_t, typename Shape>
+struct BackwardRow {
+  Vec<input_t, kLane> dy[Shape::kChunks], sum[Shape::kChunks];
+  float mean, rstd;
+
+  __device__ __forceinline__ void load(const Backward<input_t>& p, int row) {
+    const int64_t at = static_cast<int64_t>(row) * p.E;
+    const int E = row < p.N ? p.E : 0;  // nothing of a row beyond the last
+#pragma unroll
+    for (int i = 0; i < Shape::kChunks; i++) {
+      dy[i] = Shape::load(p.dy + at, i, E);
+      sum[i] = Shape::load(p.sum + at, i, E);
+    }
+    mean = row < p.N ? load_global<Use::kRepeated>(p.mean + row) : 0.0f;
+    rstd = row < p.N ? load_global<Use::kRepeated>(p.rstd + row) : 0.0f;
+  }
+};
+
+template <typename input_t, typename Shape>
+__global__ void __launch_bounds__(Shape::kThreads, Shape::kSummingBlocks) backward_kernel(const Backward<input_t> p) {
+  constexpr int kChunks = Shape::kChunks, kWarps = Shape::kWarps;
+  __shared__ Scratch<kWarps, 2> scratch[2];
+  __shared__ PartialScratch<Shape> partial_scratch;
+  float dgamma[kChunks][kLane] = {}, dbeta[kChunks][kLane] = {}, dbias[kChunks][kLane] = {};
+  const uint64_t seed = p.seed ? load_global<Use::kRepeated>(p.seed) : 0;
+
+  BackwardRow<input_t, Shape> next;
+  constexpr bool kAhead = sizeof(input_t) == 2;  // there are no registers for two rows in float32
+  if constexpr (kAhead) next.load(p, blockIdx.x * Shape::kRows + Shape::row());
+  bool odd = false;
+  for (int first = blockIdx.x * Shape::kRows; first < p.N; first += gridDim.x * Shape::kRows, odd = !odd) {
+    const int row = first + Shape::row();
+    if constexpr (!kAhead) next.load(p, row);
+    const auto [dy, sum, mean, rstd] = next;
+    if constexpr (kAhead) next.load(p, row + gridDim.x * Shape::kRows);  // on its way while this row is worked on
+    const int64_t at = static_cast<int64_t>(row) * p.E;
+    const int E = row < p.N ? p.E : 0;
+
+    float means[2] = {0.0f, 0.0f};  // of g and g * xhat
+#pragma unroll
+    for (int i = 0; i < kChunks; i++) {
+      float gamma[kLane];
+      Shape::template load_parameter<input_t>(p.gamma, i, E, gamma);
+#pragma unroll
+      for (int j = 0; j < kLane; j++) {
+        const float g = dy[i][j] * gamma[j];
+        means[0] += g;
+        means[1] += g * ((sum[i][j] - mean) * rstd);
+      }
+    }
+    group_sum<kWarps>(means, scratch[odd]);
+    const float mean_g = means[0] / p.E * rstd, mean_gx = means[1] / p.E * rstd;  // times rstd, as ds is
+
+#pragma unroll
+    for (int i = 0; i < kChunks; i++) {
+      float gamma[kLane], ds[kLane];
+      Shape::template load_parameter<input_t>(p.gamma, i, E, gamma);
+#pragma unroll
+      for (int j = 0; j < kLane; j++) {
+        const float xhat = (sum[i][j] - mean) * rstd;
+        ds[j] = dy[i][j] * gamma[j] * rstd - mean_g - xhat * mean_gx;
+        dgamma[i][j] += dy[i][j] * xhat;
+        dbeta[i][j] += dy[i][j];
+      }
+      if (p.dsum) {
+        const auto dsum = Shape::load(p.dsum + at, i, E);
+#pragma unroll
+        for (int j = 0; j < kLane; j++) ds[j] += dsum[j];
+      }
+      Shape::store(p.ds + at, i, E, ds);
+      if (p.seed) {
+        const RowMask mask(seed, row, Shape::column(i));
+#pragma unroll
+        for (int j = 0; j < kLane; j++) ds[j] = mask.apply(j, ds[j], p.keep, p.scale);
+        Shape::store(p.dx + at, i, E, ds);
+      }
+#pragma unroll
+      for (int j = 0; j < kLane; j++) dbias[i][j] += ds[j];
+    }
+  }
+
+  float* const partial = p.partials + static_cast<int64_t>(blockIdx.x) * p.E;
+  const int64_t kind = static_cast<int64_t>(gridDim.x) * p.E;
+  store_partial<Shape>(dgamma, partial, p.E, partial_scratch);
+  store_partial<Shape>(dbeta, partial + kind, p.E, partial_scratch);
+  store_partial<Shape>(dbias, partial + 2 * kind, p.E, partial_scratch);
 }
 
 }  // namespace
@@ -122,8 +228,7 @@ void add_layer_norm_forward(const Array& x, const Array& residual, const Array& 
   if (sum) sum.expect("sum", x.dtype, {N, E});
   mean.expect("mean", DType::kFloat32, {N});
   rstd.expect("rstd", DType::kFloat32, {N});
-  if (seed) seed.expect("seed", DType::kInt64, {1});
-  check(!seed || (keep > 0 && keep < kLevels), "keep must be between 0 and 256 where there is a seed, got ", keep);
+  check_seed(seed, keep);
   const Parameter parameters[] = {parameter("bias", bias, x.dtype, E), parameter("gamma", gamma, x.dtype, E),
                                   parameter("beta", beta, x.dtype, E)};
   check(bool(gamma), "gamma must be a tensor, got None");
@@ -139,17 +244,59 @@ void add_layer_norm_forward(const Array& x, const Array& residual, const Array& 
                              sum.as<input_t>(),
                              mean.as<float>(),
                              rstd.as<float>(),
-                             N,
+                             static_cast<int>(N),
                              static_cast<int>(E),
                              static_cast<uint32_t>(keep),
                              static_cast<float>(kLevels) / keep,
-                             eps,
-                             E % kLane == 0 && aligned16({x, residual, y, sum, bias, gamma, beta})};
-    with_row_shape(E, [&](auto shape) {
+                             eps};
+    const bool wide = E % kLane == 0 && aligned16({x, residual, y, sum, bias, gamma, beta});
+    with_row_shape(N, E, wide, [&](auto shape) {
       using Shape = decltype(shape);
       launch(forward_kernel<input_t, Shape>, blocks(N, Shape::kRows), Shape::kThreads, 0, stream, p);
     });
   });
+}
+
+void add_layer_norm_backward(const Array& dy, const Array& dsum, const Array& sum, const Array& mean, const Array& rstd,
+                             const Array& gamma, const Array& seed, const Array& ds, const Array& dx,
+                             const Array& dgamma, const Array& dbeta, const Array& dbias, int keep,
+                             const Array& partials, Stream stream) {
+  check(sum.rank == 2, "sum must have shape (N, E), got ", sum.rank, " dimensions");
+  const int64_t N = sum.shape[0], E = sum.shape[1];
+  for (const auto& [what, array] : {std::pair("dy", dy), {"sum", sum}, {"ds", ds}}) {
+    array.expect(what, sum.dtype, {N, E});
+  }
+  if (dsum) dsum.expect("dsum", sum.dtype, {N, E});
+  mean.expect("mean", DType::kFloat32, {N});
+  rstd.expect("rstd", DType::kFloat32, {N});
+  check_seed(seed, keep);
+  if (seed) dx.expect("dx", sum.dtype, {N, E});
+  check(partials.rank == 3, "partials must have shape (3, programs, E), got ", partials.rank, " dimensions");
+  const int64_t P = partials.shape[1];
+  partials.expect("partials", DType::kFloat32, {kMostSums, P, E});
+  with_input_type(sum.dtype, [&](auto type) {
+    using input_t = typename decltype(type)::type;
+    const Backward<input_t> p{dy.as<input_t>(),
+                              dsum.as<input_t>(),
+                              sum.as<input_t>(),
+                              mean.as<float>(),
+                              rstd.as<float>(),
+                              parameter("gamma", gamma, sum.dtype, E),
+                              seed.as<int64_t>(),
+                              ds.as<input_t>(),
+                              dx.as<input_t>(),
+                              partials.as<float>(),
+                              static_cast<int>(N),
+                              static_cast<int>(E),
+                              static_cast<uint32_t>(keep),
+                              static_cast<float>(kLevels) / keep};
+    const bool wide = E % kLane == 0 && aligned16({dy, dsum, sum, gamma, ds, dx, partials});
+    with_summing_row_shape<input_t>(N, E, wide, [&](auto shape) {
+      using Shape = decltype(shape);
+      launch(backward_kernel<input_t, Shape>, blocks(P, 1), Shape::kThreads, 0, stream, p);
+    });
+  });
+  sum_partials(partials, dgamma, dbeta, dbias, stream);
 }
 
 }  // namespace fastlm

@@ -11,4 +11,11 @@ void add_layer_norm_forward(const Array& x, const Array& residual, const Array& 
                             const Array& beta, const Array& seed, const Array& y, const Array& sum, const Array& mean,
                             const Array& rstd, int keep, float eps, Stream stream);
 
+// ds (N, E) of the residual and dx = dropout(ds), None without dropout; dgamma, dbeta and dbias (E,) float32, of which
+// the latter two may be None, by way of partials (3, programs, E) float32. dsum may be None.
+void add_layer_norm_backward(const Array& dy, const Array& dsum, const Array& sum, const Array& mean, const Array& rstd,
+                             const Array& gamma, const Array& seed, const Array& ds, const Array& dx,
+                             const Array& dgamma, const Array& dbeta, const Array& dbias, int keep,
+                             const Array& partials, Stream stream);
+
 }  // namespace fastlm

@@ -25,16 +25,16 @@ _ANY = (*_KERNEL, torch.float64)
 DTYPES: dict[str, dict[str, tuple[torch.dtype, ...]]] = {
     "attention": {"reference": _ANY},
     "attention_packed": {"reference": _ANY},
-    "layer_norm": {"reference": _ANY},
+    "layer_norm": {"reference": _ANY, "triton": _KERNEL},
     "add_layer_norm": {"reference": _ANY, "triton": _KERNEL, "cuda": _KERNEL},
-    "gelu_layer_norm": {"reference": _ANY},
-    "layer_norm_gelu": {"reference": _ANY},
-    "bias_gelu": {"reference": _ANY},
+    "gelu_layer_norm": {"reference": _ANY, "triton": _KERNEL},
+    "layer_norm_gelu": {"reference": _ANY, "triton": _KERNEL},
+    "bias_gelu": {"reference": _ANY, "triton": _KERNEL},
     "embedding_layer_norm": {"reference": _ANY},
-    "linear_cross_entropy": {"reference": _ANY},
+    "linear_cross_entropy": {"reference": _ANY, "triton": _KERNEL},
 }
 
-# The file, in kernels/ and csrc/, that holds an op's launchers.
+# The file, in kernels/ and csrc/, that holds an op's launchers, where it is not named after the op.
 STEMS = {"add_layer_norm": "layer_norm"}
 
 # `auto` on each kind of device. No GPU has measured the kernels yet: Triton comes first because its
@@ -94,7 +94,7 @@ def explain(op: str, dtype: torch.dtype, device: str) -> tuple[str, str]:
 def launchers(backend: str, op: str) -> Any:
     """The object whose attributes are an op's launchers: a module of kernels/, or `_C` with the stream."""
     if backend == "triton":
-        return _kernels(STEMS[op])
+        return _kernels(STEMS.get(op, op))
     return _emulated_launchers() if emulated() else _cuda_launchers()
 
 

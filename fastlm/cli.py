@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import fields, replace
-from typing import Any
+from typing import Any, NoReturn
 
 from fastlm.train.config import PRETRAIN_PRESETS, PretrainConfig, resolve_model
 
@@ -54,11 +54,11 @@ def _pretrain(options: argparse.Namespace) -> int:
     if "model" in given:
         given["model"] = name
     folder = RunFolder(options.run or f"runs/{name}")
-    if folder.exists():  # what is not given is as it was
+    if folder.begun():  # what is not given is as it was
         config = _configure(folder.recorded_config(), given)
     else:
-        print(why or f"model {name}")
         config = _configure(PRETRAIN_PRESETS[name], given)
+        print(why or f"model {name}")
     try:
         result = pretrain(config, folder.path)
     except Interrupted as interruption:
@@ -107,10 +107,14 @@ def _next_steps(folder: Any, config: PretrainConfig) -> str:
 # The options ---------------------------------------------------------------------------------------------------
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """One sentence, without the list of all options."""
+        self.exit(USAGE_ERROR, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="fastlm", description="Pretrain GPT-1 and BERT as their papers did, and use them."
-    )
+    parser = _Parser(prog="fastlm", description="Pretrain GPT-1 and BERT as their papers did, and use them.")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 

@@ -39,7 +39,6 @@ def _extension() -> str:
 
 
 def _devices() -> list[str]:
-    # The trainer's module is imported here so that `fastlm info` names missing extras instead of failing.
     cpu = f"CPU            {platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
     if not torch.cuda.is_available():
         return [cpu, "GPU            none that torch can use"]

@@ -225,7 +225,7 @@ def attention_forward(
     lse = torch.logsumexp(scores.masked_fill(~allowed, -torch.inf), dim=-1)
     lse = torch.where(lse == -torch.inf, torch.inf, lse)
     p = torch.exp(scores - lse[..., None]).masked_fill(~allowed, 0.0)
-    o = _drop_scores(p, seed, keep) @ _heads_first(v)
+    o = _drop_scores(p, _score_mask(p, seed, keep), keep) @ _heads_first(v)
     return o.transpose(1, 2).to(q.dtype).contiguous(), lse
 
 
@@ -246,8 +246,9 @@ def attention_backward(
     scores, allowed = _scores(q, k, lengths, causal, scale)
     p = torch.exp(scores - lse[..., None]).masked_fill(~allowed, 0.0)
     q_, k_, v_, o_, do_ = (_heads_first(t) for t in (q, k, v, o, do))
-    dv = _drop_scores(p, seed, keep).transpose(-1, -2) @ do_
-    dp = _drop_scores(do_ @ v_.transpose(-1, -2), seed, keep)
+    mask = _score_mask(p, seed, keep)
+    dv = _drop_scores(p, mask, keep).transpose(-1, -2) @ do_
+    dp = _drop_scores(do_ @ v_.transpose(-1, -2), mask, keep)
     delta = (do_ * o_).sum(-1, keepdim=True)
     ds = p * (dp - delta) * scale
     gradients = (ds @ k_, ds.transpose(-1, -2) @ q_, dv)
@@ -271,10 +272,12 @@ def _scores(q: Tensor, k: Tensor, lengths: Tensor | None, causal: bool, scale: f
     return scores, allowed
 
 
-def _drop_scores(p: Tensor, seed: Tensor | None, keep: int) -> Tensor:
-    if keep == LEVELS:
-        return p
-    return p * attention_mask(seed, *p.shape, keep) * (LEVELS / keep)
+def _score_mask(p: Tensor, seed: Tensor | None, keep: int) -> Tensor | None:
+    return None if keep == LEVELS else attention_mask(seed, *p.shape, keep)
+
+
+def _drop_scores(p: Tensor, mask: Tensor | None, keep: int) -> Tensor:
+    return p if mask is None else p * mask * (LEVELS / keep)
 
 
 # Softmax cross-entropy -------------------------------------------------------------------------------------------
@@ -291,22 +294,28 @@ def cross_entropy_rows(
 ) -> tuple[Tensor, Tensor]:
     """Losses (n,) and lse (n,) of logits (n, V); the logits become their own gradient if it is needed.
 
-    loss = w * ((1 - e) * (lse - x_t) + e * (lse - mean(x)) + z * lse^2), 0 where the target is ignored;
+    loss = w * ((1 - e) * (lse - x_t) + e * (lse - mean(x)) + z * lse^2); it and lse are 0 where the target is ignored;
     dlogits = w * (softmax * (1 + 2 * z * lse) - (1 - e) * onehot - e / V).
     """
     x = _wide(logits)
     counted = targets != ignore_index
     weight = counted.to(x.dtype) if row_weights is None else row_weights.to(x.dtype) * counted
     target = targets.where(counted, 0)[:, None]
-    lse = torch.logsumexp(x, dim=-1)
-    loss = lse - (1 - label_smoothing) * x.gather(1, target)[:, 0] - label_smoothing * x.mean(-1)
+    # Relative to the row's maximum: beside a logit of 30, lse is rounded at 10^-6, and so every probability would be.
+    top = x.amax(-1, keepdim=True)
+    x = x - top
+    p = torch.exp(x)
+    total = p.sum(-1, keepdim=True)
+    spread = total.log()[:, 0]
+    lse = top[:, 0] + spread
+    loss = spread - (1 - label_smoothing) * x.gather(1, target)[:, 0] - label_smoothing * x.mean(-1)
     loss = weight * (loss + z_loss * lse.square())
     if need_gradient:
-        gradient = torch.exp(x - lse[:, None]) * (1 + 2 * z_loss * lse[:, None])
+        gradient = p / total * (1 + 2 * z_loss * lse[:, None])
         gradient -= label_smoothing / x.shape[1]
         gradient.scatter_add_(1, target, gradient.new_full(target.shape, label_smoothing - 1))
         logits.copy_(gradient * weight[:, None])
-    return loss.where(counted, 0.0), lse
+    return loss.where(counted, 0.0), lse.where(counted, 0.0)
 
 
 # Packed rows: the (T, ...) rows of all sequences, sequence b from cu_seqlens[b] on --------------------------------

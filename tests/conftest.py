@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import torch
+from hypothesis import settings
 
 EMULATED = Path(__file__).parent.parent / "build" / "emulated"
 
@@ -17,6 +18,10 @@ if not torch.cuda.is_available():
 
 # Two cores, and results that do not depend on how work is split among them.
 torch.set_num_threads(min(2, os.cpu_count() or 1))
+
+# The same examples every time, so that a failure is the doing of what was changed, and as long as each takes.
+settings.register_profile("fastlm", deadline=None, derandomize=True)
+settings.load_profile("fastlm")
 
 
 def pytest_report_header() -> str:

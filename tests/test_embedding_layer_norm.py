@@ -90,8 +90,9 @@ def test_position_ids(case):
     options = {"segments": segments, "backend": case.backend}
     default = fastlm.embedding_layer_norm(tokens, **t, **options)
     assert torch.equal(fastlm.embedding_layer_norm(tokens, **t, **options, position_ids=order), default)
-    flipped = fastlm.embedding_layer_norm(tokens.flip(1), **(options | {"segments": segments.flip(1)}), **t,
-                                          position_ids=order.flip(1))
+    flipped = fastlm.embedding_layer_norm(
+        tokens.flip(1), **(options | {"segments": segments.flip(1)}), **t, position_ids=order.flip(1)
+    )
     assert torch.equal(flipped.flip(1), default)
 
 

@@ -25,14 +25,13 @@ MATRIX_UNITS = ("tcgen05.mma", "wgmma.mma_async", "mma.sync")
 
 @dataclass(frozen=True)
 class Chip:
-    """A compute capability, its multiprocessors and the bytes of shared memory that a block can have."""
+    """A compute capability, and how many multiprocessors it comes with."""
 
     arch: int
     multiprocessors: int
-    shared: int
 
 
-CHIPS = (Chip(80, 108, 163 * 1024), Chip(90, 132, 227 * 1024), Chip(100, 148, 227 * 1024))
+CHIPS = (Chip(80, 108), Chip(90, 132), Chip(100, 148))
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,19 @@
 // The dropout masks of fastlm/dropout.py: Philox-4x32 with 7 rounds, the same bits.
 #pragma once
 
+#include "common/array.h"
 #include "common/cuda.cuh"
 
 namespace fastlm {
 
 constexpr int kLevels = 256;  // a keep count of 256 drops nothing
+
+// What a launcher with dropout checks: a seed and a keep count that go together.
+inline void check_seed(const Array& seed, int keep) {
+  check(0 < keep && keep <= kLevels, "keep must be from 1 to 256, got ", keep);
+  check(bool(seed) == (keep < kLevels), "there must be a seed where keep is less than 256, and only there");
+  if (seed) seed.expect("seed", DType::kInt64, {1});
+}
 
 // The 128 bits of one call, of a key (the seed) and a counter.
 __device__ __forceinline__ uint4 philox(uint64_t seed, uint32_t c0, uint32_t c1, uint32_t c2, uint32_t c3) {
@@ -25,19 +33,25 @@ __device__ __forceinline__ uint4 philox(uint64_t seed, uint32_t c0, uint32_t c1,
   return uint4{c0, c1, c2, c3};
 }
 
-// Row ops: 0 or `scale` for each of the 8 columns from `column` on, a multiple of 8, of a row. Column c has byte c % 16
-// of the call with counter (c / 16, row mod 2^32, row div 2^32, 0), and is kept if the byte is less than `keep`.
-__device__ __forceinline__ void row_mask(uint64_t seed, int64_t row, int column, uint32_t keep, float scale,
-                                         float (&mask)[8]) {
-  const uint4 call =
-      philox(seed, column / 16, static_cast<uint32_t>(row), static_cast<uint32_t>(static_cast<uint64_t>(row) >> 32), 0);
-  const bool second = column % 16 != 0;
-  const uint32_t low = second ? call.z : call.x, high = second ? call.w : call.y;
-#pragma unroll
-  for (int i = 0; i < 8; i++) {
-    const uint32_t byte = (i < 4 ? low : high) >> 8 * (i % 4) & 0xff;
-    mask[i] = byte < keep ? scale : 0.0f;
+// Row ops: which of the 8 columns from `column` on, a multiple of 8, of a row are kept. Column c has byte c % 16 of the
+// call with counter (c / 16, row mod 2^32, row div 2^32, 0), and is kept if the byte is less than `keep`.
+class RowMask {
+ public:
+  __device__ __forceinline__ RowMask(uint64_t seed, uint32_t row, int column) {
+    const uint4 call = philox(seed, column / 16, row, 0, 0);
+    const bool second = column % 16 != 0;
+    low_ = second ? call.z : call.x;
+    high_ = second ? call.w : call.y;
   }
-}
+
+  // x * scale where column i of the 8 is kept, else 0.
+  __device__ __forceinline__ float apply(int i, float x, uint32_t keep, float scale) const {
+    const uint32_t byte = (i < 4 ? low_ : high_) >> 8 * (i % 4) & 0xff;
+    return byte < keep ? x * scale : 0.0f;
+  }
+
+ private:
+  uint32_t low_, high_;
+};
 
 }  // namespace fastlm

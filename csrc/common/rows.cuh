@@ -11,9 +11,10 @@
 
 namespace fastlm {
 
-constexpr int kLane = 8;           // columns of a vector
-constexpr int kLongestRow = 8192;  // columns, 4 chunks of 8 warps
-constexpr int kWholeWarp = 256;    // columns that a warp holds of a chunk
+constexpr int kLane = 8;            // columns of a vector
+constexpr int kWarpColumns = 256;   // columns that a warp holds of a chunk
+constexpr int kLongestRow = 8192;   // columns
+constexpr int kMostRows = 1 << 30;  // so that ints number rows
 
 // A vector of E parameters: null, float32, or of the activations' type.
 struct Parameter {
@@ -27,11 +28,14 @@ inline Parameter parameter(const char* what, const Array& array, DType activatio
   return {array.data, array.dtype == DType::kFloat32};
 }
 
-template <int kWarps_, int kChunks_>
+// kWide: accesses of 16 bytes, for which E must be a multiple of 8 and all arrays aligned.
+template <int kWarps_, int kChunks_, bool kWide>
 struct RowShape {
   static constexpr int kWarps = kWarps_, kChunks = kChunks_;
-  static constexpr int kThreads = kWarps * kWarpSize > 128 ? kWarps * kWarpSize : 128;
-  static constexpr int kRows = kThreads / (kWarps * kWarpSize);  // at a time in a block
+  static constexpr int kThreads = kWarps > 4 ? kWarps * kWarpSize : kWarps * kChunks == 3 ? 96 : 128;
+  static constexpr int kSummingBlocks = kThreads > 128 ? 512 / kThreads : 4;
+  static constexpr int kRows = kThreads / (kWarps * kWarpSize);     // at a time in a block
+  static constexpr int kColumns = kChunks * kWarps * kWarpColumns;  // at most
 
   // The row, of those that the block has, that this thread works on.
   __device__ __forceinline__ static int row() { return threadIdx.x / (kWarps * kWarpSize); }
@@ -39,33 +43,65 @@ struct RowShape {
   __device__ __forceinline__ static int column(int chunk) {
     return (chunk * kWarps * kWarpSize + threadIdx.x % (kWarps * kWarpSize)) * kLane;
   }
+
+  // This thread's vector of a chunk of the row at `from`, of E columns; zeros beyond them.
+  template <Use kUse = Use::kOnce, typename T>
+  __device__ __forceinline__ static Vec<T, kLane> load(const T* from, int chunk, int E) {
+    return load_vec<kLane, kWide, kUse>(from + column(chunk), E - column(chunk));
+  }
+  template <typename T>
+  __device__ __forceinline__ static void store(T* to, int chunk, int E, const Vec<T, kLane>& vec) {
+    store_vec<kLane, kWide>(to + column(chunk), vec, E - column(chunk));
+  }
+  template <typename T>
+  __device__ __forceinline__ static void store(T* to, int chunk, int E, const float (&values)[kLane]) {
+    store(to, chunk, E, Vec<T, kLane>::of(values));
+  }
+
+  template <typename T>
+  __device__ __forceinline__ static void load_parameter(Parameter p, int chunk, int E, float (&values)[kLane]) {
+    if (p.is_float) {
+      load<Use::kRepeated>(static_cast<const float*>(p.data), chunk, E).copy_to(values);
+    } else {
+      load<Use::kRepeated>(static_cast<const T*>(p.data), chunk, E).copy_to(values);
+    }
+  }
 };
 
-// function(RowShape<...>{}) for the smallest shape that holds rows of `columns`.
-template <typename Function>
-void with_row_shape(int64_t columns, Function&& function) {
+inline void check_rows(int64_t rows, int64_t columns) {
+  check(rows <= kMostRows, "the kernels take at most 2^30 rows, got ", rows);
   check(columns <= kLongestRow, "the kernels take rows of at most ", kLongestRow, " columns, got ", columns);
-  if (columns <= 1 * kWholeWarp) return function(RowShape<1, 1>{});
-  if (columns <= 2 * kWholeWarp) return function(RowShape<1, 2>{});
-  if (columns <= 3 * kWholeWarp) return function(RowShape<1, 3>{});
-  if (columns <= 4 * kWholeWarp) return function(RowShape<1, 4>{});
-  if (columns <= 8 * kWholeWarp) return function(RowShape<2, 4>{});
-  if (columns <= 16 * kWholeWarp) return function(RowShape<4, 4>{});
-  return function(RowShape<8, 4>{});
 }
 
-// The columns of a parameter from `column` on, of E.
-template <typename T>
-__device__ __forceinline__ void load_parameter(Parameter p, int column, int E, bool wide, float (&values)[kLane]) {
-  if (std::is_same_v<T, float> || p.is_float) {
-    const auto vec = load_vec<kLane, Use::kRepeated>(static_cast<const float*>(p.data) + column, E - column, wide);
-#pragma unroll
-    for (int i = 0; i < kLane; i++) values[i] = vec[i];
-  } else {
-    const auto vec = load_vec<kLane, Use::kRepeated>(static_cast<const T*>(p.data) + column, E - column, wide);
-#pragma unroll
-    for (int i = 0; i < kLane; i++) values[i] = vec[i];
+// function(RowShape<...>{}) for the smallest shape that holds rows of `columns`. What cannot be read 16 bytes at a time
+// is rare, and has fewer shapes.
+template <typename Function>
+void with_row_shape(int64_t rows, int64_t columns, bool wide, Function&& function) {
+  check_rows(rows, columns);
+  const int64_t chunks = (columns + kWarpColumns - 1) / kWarpColumns;
+  if (!wide) return chunks <= 4 ? function(RowShape<1, 4, false>{}) : function(RowShape<8, 4, false>{});
+  if (chunks <= 1) return function(RowShape<1, 1, true>{});
+  if (chunks <= 2) return function(RowShape<1, 2, true>{});
+  if (chunks <= 3) return function(RowShape<1, 3, true>{});
+  if (chunks <= 4) return function(RowShape<1, 4, true>{});
+  if (chunks <= 16) return function(RowShape<4, 4, true>{});
+  return function(RowShape<8, 4, true>{});
+}
+
+// The same for kernels of activations T that keep sums over rows in registers, three a column, beside the row itself.
+template <typename T, typename Function>
+void with_summing_row_shape(int64_t rows, int64_t columns, bool wide, Function&& function) {
+  check_rows(rows, columns);
+  const int64_t chunks = (columns + kWarpColumns - 1) / kWarpColumns;
+  if (!wide) return chunks <= 4 ? function(RowShape<2, 2, false>{}) : function(RowShape<16, 2, false>{});
+  if (chunks <= 1) return function(RowShape<1, 1, true>{});
+  if (chunks <= 2) return function(RowShape<1, 2, true>{});
+  if constexpr (sizeof(T) == 2) {
+    if (chunks <= 3) return function(RowShape<1, 3, true>{});
   }
+  if (chunks <= 4) return function(RowShape<2, 2, true>{});
+  if (chunks <= 16) return function(RowShape<8, 2, true>{});
+  return function(RowShape<16, 2, true>{});
 }
 
 }  // namespace fastlm

@@ -18,8 +18,7 @@ enum class Use {
 template <Use kUse = Use::kOnce, typename T>
 __device__ __forceinline__ T load_global(const T* from) {
 #if defined(FASTLM_EMULATOR)
-  (kUse == Use::kOnce ? emulator::traffic.read : emulator::traffic.cached) += sizeof(T);
-  if (kUse == Use::kOnce) emulator::traffic.accesses++;
+  kUse == Use::kOnce ? emulator::count_read(sizeof(T)) : emulator::count_cached(sizeof(T));
 #endif
   return *from;
 }
@@ -27,8 +26,7 @@ __device__ __forceinline__ T load_global(const T* from) {
 template <typename T>
 __device__ __forceinline__ void store_global(T* to, const T& value) {
 #if defined(FASTLM_EMULATOR)
-  emulator::traffic.written += sizeof(T);
-  emulator::traffic.accesses++;
+  emulator::count_written(sizeof(T));
 #endif
   *to = value;
 }
@@ -76,6 +74,11 @@ struct Vec {
     }
   }
 
+  __device__ __forceinline__ void copy_to(float (&values)[kN]) const {
+#pragma unroll
+    for (int i = 0; i < kN; i++) values[i] = (*this)[i];
+  }
+
   // The values rounded to T.
   __device__ __forceinline__ static Vec of(const float (&values)[kN]) {
     Vec vec;
@@ -99,12 +102,12 @@ inline bool aligned16(std::initializer_list<Array> arrays) {
   return true;
 }
 
-// The first `count` of kN values at `from`, the rest zeros. `wide`: the whole is there, or nothing of it, and aligned
-// to 16 bytes; else it is read value by value.
-template <int kN, Use kUse = Use::kOnce, typename T>
-__device__ __forceinline__ Vec<T, kN> load_vec(const T* from, int count, bool wide) {
+// The first `count` of the kN values at `from`, and zeros. With kWide either all are there or none, and accesses are of
+// 16 bytes, to which `from` is aligned; else values are read one by one.
+template <int kN, bool kWide, Use kUse = Use::kOnce, typename T>
+__device__ __forceinline__ Vec<T, kN> load_vec(const T* from, int count) {
   Vec<T, kN> vec;
-  if (wide) {
+  if constexpr (kWide) {
 #pragma unroll
     for (int i = 0; i < vec.kWords; i += 4) {
       const uint4 part =
@@ -120,9 +123,9 @@ __device__ __forceinline__ Vec<T, kN> load_vec(const T* from, int count, bool wi
   return vec;
 }
 
-template <int kN, typename T>
-__device__ __forceinline__ void store_vec(T* to, const Vec<T, kN>& vec, int count, bool wide) {
-  if (wide) {
+template <int kN, bool kWide, typename T>
+__device__ __forceinline__ void store_vec(T* to, const Vec<T, kN>& vec, int count) {
+  if constexpr (kWide) {
     if (count <= 0) return;
 #pragma unroll
     for (int i = 0; i < vec.kWords; i += 4) {

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "emulator/fiber.h"
+#include "emulator/ptx.h"
 
 uint3 threadIdx, blockIdx;
 dim3 blockDim, gridDim;
@@ -44,21 +45,55 @@ struct Thread {
   Fiber fiber;
   int number, lane;
   uint3 index{};
+  std::deque<Copy> copies;  // cp_async's that are under way
+  std::deque<int> groups;   // how many of them each committed group has, the oldest first
+  int uncommitted = 0;      // how many come after those
+  Thread* next = nullptr;   // in the queue that it is in
+};
+
+// Threads, the first in to be the first out. No allocations: ThreadSanitizer would see memory that one thread allocates
+// and another frees.
+class Queue {
+ public:
+  bool empty() const { return first_ == nullptr; }
+
+  void push(Thread* thread) {
+    thread->next = nullptr;
+    (empty() ? first_ : last_->next) = thread;
+    last_ = thread;
+  }
+
+  Thread* pop() {
+    Thread* thread = first_;
+    first_ = thread->next;
+    return thread;
+  }
+
+  void append(Queue& other) {
+    if (other.empty()) return;
+    (empty() ? first_ : last_->next) = other.first_;
+    last_ = other.last_;
+    other.first_ = nullptr;
+  }
+
+ private:
+  Thread* first_ = nullptr;
+  Thread* last_ = nullptr;
 };
 
 struct Barrier {
   int expected = 0;  // threads; 0 is all that have not returned
   int arrived = 0;
-  std::vector<Thread*> waiting;
+  Queue waiting;
   // One a phase in turn: of a single one, a slow thread of this phase would acquire what fast ones release in the next.
-  char phases[2];
+  char phases[2] = {};
   int phase = 0;
 };
 
 std::vector<std::unique_ptr<Thread>> threads;  // they stay from launch to launch
 std::array<Warp, kMostThreads / kWarp> warps;
 std::array<Barrier, kBarriers> barriers;
-std::deque<Thread*> ready;
+Queue ready;
 std::unique_ptr<char[]> shared_memory;
 const std::function<void()>* body = nullptr;
 std::exception_ptr error;
@@ -77,16 +112,14 @@ void leave() {
   if (ready.empty()) {
     from.switch_to(Fiber::main());
   } else {
-    current = ready.front();
-    ready.pop_front();
+    current = ready.pop();
     from.switch_to(current->fiber);
   }
   go_on();
 }
 
 void complete(Barrier& barrier) {
-  for (Thread* thread : barrier.waiting) ready.push_back(thread);
-  barrier.waiting.clear();
+  ready.append(barrier.waiting);
   barrier.arrived = 0;
   barrier.phase ^= 1;
 }
@@ -108,6 +141,8 @@ void arrive(int id, int count) {
 
 // A thread's kernel has returned: barriers of all threads wait for one less, and its warp's exchanges cannot have it.
 void retire() {
+  if (!current->copies.empty()) fail("returns without having waited for %zu cp_async", current->copies.size());
+  current->groups.clear();
   alive--;
   release(&end_of_block);
   warp().alive &= ~(1u << current->lane);
@@ -126,6 +161,7 @@ void live() {
       retire();
     } catch (...) {
       error = std::current_exception();
+      release(&end_of_block);
     }
     if (error) current->fiber.switch_to(Fiber::main());
     leave();
@@ -135,16 +171,13 @@ void live() {
 void reset(int count) {
   for (int i = static_cast<int>(threads.size()); i < count; i++) threads.push_back(std::make_unique<Thread>(live, i));
   warps = {};
-  for (Barrier& barrier : barriers) {
-    barrier.expected = barrier.arrived = 0;
-    barrier.waiting.clear();
-  }
-  ready.clear();
+  barriers = {};
+  ready = {};
   for (int i = 0; i < count; i++) {
     Thread& thread = *threads[i];
     thread.index = {i % blockDim.x, i / blockDim.x % blockDim.y, i / (blockDim.x * blockDim.y)};
     warps[i / kWarp].alive |= 1u << thread.lane;
-    ready.push_back(&thread);
+    ready.push(&thread);
   }
   alive = count;
 }
@@ -174,8 +207,7 @@ void run_block(int count, size_t shared) {
   reset(count);
   std::memset(shared_memory.get(), 0xff, shared);
   release(&begin_of_block);
-  current = ready.front();
-  ready.pop_front();
+  current = ready.pop();
   Fiber::main().switch_to(current->fiber);
   acquire(&end_of_block);
   if (!error && alive != 0) error = std::make_exception_ptr(std::runtime_error(deadlock()));
@@ -217,9 +249,39 @@ void fail(const char* format, ...) {
   throw std::runtime_error(message);
 }
 
+void count_read(size_t bytes) {
+  traffic.read += bytes;
+  traffic.accesses++;
+}
+
+void count_written(size_t bytes) {
+  traffic.written += bytes;
+  traffic.accesses++;
+}
+
+void count_cached(size_t bytes) { traffic.cached += bytes; }
+
 void* dynamic_shared() { return shared_memory.get(); }
 
 unsigned lane() { return current->lane; }
+
+void start_copy(const Copy& copy) {
+  current->copies.push_back(copy);
+  current->uncommitted++;
+}
+
+void commit_copies() { current->groups.push_back(std::exchange(current->uncommitted, 0)); }
+
+bool finish_copy(int pending, Copy& copy) {
+  auto& copies = current->copies;
+  auto& groups = current->groups;
+  while (static_cast<int>(groups.size()) > pending && groups.front() == 0) groups.pop_front();
+  if (static_cast<int>(groups.size()) <= pending) return false;
+  groups.front()--;
+  copy = copies.front();
+  copies.pop_front();
+  return true;
+}
 
 void barrier_arrive(int id, int count) {
   arrive(id, count);
@@ -233,7 +295,7 @@ void barrier_wait(int id, int count) {
   if (barrier.arrived == expected(barrier)) {
     complete(barrier);
   } else {
-    barrier.waiting.push_back(current);
+    barrier.waiting.push(current);
     leave();
   }
   acquire(phase);
@@ -262,7 +324,7 @@ void rendezvous(const char* name, unsigned mask, Operation operation, void* argu
   operation(all, mask);
   warp.waiting &= ~mask;
   for (int i = 0; i < kWarp; i++) {
-    if (i != lane && (mask >> i & 1) != 0) ready.push_back(threads[current->number - lane + i].get());
+    if (i != lane && (mask >> i & 1) != 0) ready.push(threads[current->number - lane + i].get());
   }
 }
 

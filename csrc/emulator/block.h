@@ -42,5 +42,8 @@ struct Traffic {
   uint64_t accesses = 0;  // reads and writes of the first two kinds
 };
 extern Traffic traffic;
+void count_read(size_t bytes);
+void count_written(size_t bytes);
+void count_cached(size_t bytes);
 
 }  // namespace fastlm::emulator

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from typing import NamedTuple
 
 import numpy as np
@@ -24,7 +25,8 @@ class Score(NamedTuple):
 
 def score(loss: float, tokens: int, text_bytes: int) -> Score:
     """A mean loss in nats a token, of a text of so many tokens and UTF-8 bytes, as a Score."""
-    return Score(loss, math.exp(loss), loss / math.log(2) * tokens / text_bytes)
+    perplexity = math.exp(loss) if loss < math.log(sys.float_info.max) else math.inf
+    return Score(loss, perplexity, loss / math.log(2) * tokens / text_bytes)
 
 
 def ngram_scores(shards: Shards) -> dict[str, Score]:
@@ -54,6 +56,14 @@ def ngram_losses(train: np.ndarray, before: np.ndarray, after: np.ndarray, vocab
     counts = _Counts(train, np.ravel(before).astype(np.int64), np.ravel(after).astype(np.int64), vocab_size)
     mixed = weights[counts.bucket] * counts.conditional + (1 - weights[counts.bucket]) * counts.unigram
     return {"unigram": -float(np.log(counts.unigram).mean()), "bigram": -float(np.log(mixed).mean())}
+
+
+def most_frequent(train: np.ndarray, vocab_size: int) -> int:
+    """The token that `train` has most often, the smallest of several."""
+    counts = np.zeros(vocab_size, np.int64)
+    for start in range(0, len(train), _CHUNK):
+        counts += np.bincount(train[start : start + _CHUNK], minlength=vocab_size)
+    return int(counts.argmax())
 
 
 class _Counts:

@@ -112,6 +112,11 @@ def statistics(x: Tensor) -> Tensor:
     return x.new_empty(math.prod(x.shape[:-1]), dtype=wide_dtype(x))
 
 
+def normalised(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Room for what a layer norm of x gives: y of its shape, mean and rstd."""
+    return x.new_empty(x.shape), statistics(x), statistics(x)
+
+
 def programs(rows: int, device: torch.device) -> int:
     """How many persistent programs a backward that sums over rows is run with, each with a partial sum of its own.
 

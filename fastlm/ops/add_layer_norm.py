@@ -128,7 +128,7 @@ def _gradients(s: Tensor, mean: Tensor, keep: int) -> tuple[Tensor, Tensor, Tens
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    x, residual, bias, gamma, beta, seed, ctx.keep, _, _, ctx.backend = inputs
+    x, _, bias, gamma, beta, seed, ctx.keep, _, _, ctx.backend = inputs
     _, s, mean, rstd = output
     ctx.save_for_backward(s, mean, rstd, gamma, seed)
     ctx.shape = x.shape

@@ -101,7 +101,9 @@ def restore(
             notify(f"{error}; trying the checkpoint before it")
             continue
         for newer in checkpoints[checkpoints.index(path) + 1 :]:
-            newer.rename(newer.with_name(newer.name + ".unusable"))
+            unusable = newer.with_name(newer.name + ".unusable")
+            shutil.rmtree(unusable, ignore_errors=True)  # of an earlier time
+            newer.rename(unusable)
         return state
     if checkpoints:
         raise CheckpointError(
@@ -130,7 +132,7 @@ def load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, *, run_
     for key, value in moments.items():
         kind, name = key.split("/", 1)
         parameter = parameters[name]
-        optimizer.state[parameter][kind] = value if kind == "step" else value.to(device)
+        optimizer.state[parameter][kind] = value.to(device)  # the fused AdamW's step is there too
     torch.set_rng_state(rng["cpu"])
     if device.type == "cuda" and "cuda" in rng:
         torch.cuda.set_rng_state(rng["cuda"], device)

@@ -44,7 +44,7 @@ class PretrainConfig:
     weight_decay: float = _option("decoupled decay of the matrices, embeddings included", 0.01)
     clip: float = _option("largest global norm of the gradient", 1.0)
     dropout: float = _option("dropout of embeddings, residuals and attention", 0.1)
-    precision: str = _option("auto: bf16 autocast where native", "auto", choices=("auto", "fp32", "bf16"))
+    precision: str = _option("auto: bf16 autocast where it is faster", "auto", choices=("auto", "fp32", "bf16"))
     device: str = _option("auto: CUDA if there is one", "auto", choices=("auto", "cpu", "cuda"))
     backend: str = _option("what serves the ops", "auto", choices=("auto", "reference", "triton", "cuda"))
     seed: int = _option("of weights, dropout and data order", 0)

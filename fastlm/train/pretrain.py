@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
+import os
 import platform
 import shutil
 import signal
@@ -22,8 +24,8 @@ import fastlm
 from fastlm.train import checkpoint, report
 from fastlm.train.config import PretrainConfig, run_hash
 from fastlm.train.objectives import Objective, objective_of
-from fastlm.train.run import Metrics, RunError, RunFolder, disk_is_full, write_json
-from fastlm.train.trainer import Plan, Trainer, Update, native_bf16
+from fastlm.train.run import Metrics, RunError, RunFolder, disk_is_full, find_device, write_json
+from fastlm.train.trainer import Plan, Trainer, Update
 
 Notify = Callable[[str], None]
 
@@ -62,27 +64,45 @@ def _pretrain(config: PretrainConfig, run: RunFolder, notify: Notify) -> dict[st
         run.record(config=config.to_json(), plan=asdict(plan), versions=versions())
     with _deterministic(plan.device):
         trainer = Trainer(config, plan, objective, shards)
-        seconds = _train(trainer, run, run_hash(config, asdict(plan)), notify)
-        return _finish(trainer, run, tokenizer, seconds, notify)
+        totals = _train(trainer, run, run_hash(config, asdict(plan)), notify)
+        return _finish(trainer, run, tokenizer, totals, notify)
 
 
 # The plan ------------------------------------------------------------------------------------------------------
 
 
 def _make_plan(config: PretrainConfig, objective: Objective, tokenizer: Any, shards: Any, notify: Notify) -> Plan:
-    device = config.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    precision, why = config.precision, "as asked"
-    if precision == "auto":
-        native, why = native_bf16(device)
-        precision = "bf16" if native else "fp32"
+    device = find_device(config.device).type
+    plan = Plan(1, 0, device, config.precision, tokenizer.vocab_size, tokenizer.hash)
+    precision, why = _precision(config, plan, objective, shards)
     notify(f"device {device}, {'bf16 autocast' if precision == 'bf16' else 'fp32'} ({why})")
-    plan = Plan(1, 0, device, precision, tokenizer.vocab_size, tokenizer.hash)
+    plan = replace(plan, precision=precision)
     steps, why = _steps(config, plan, objective, shards)
     plan = replace(plan, steps=steps, warmup=min(config.warmup, steps // 10))
     notify(f"{steps} updates{why}, {plan.warmup} of warm-up, then {config.decay} decay to 0")
     return plan
+
+
+def _precision(config: PretrainConfig, plan: Plan, objective: Objective, shards: Any) -> tuple[str, str]:
+    """The run's precision, and why.
+
+    That a CPU multiplies bf16 says little: avx512_bf16 is slower than fp32 on some. So "auto" times it.
+    """
+    if config.precision != "auto":
+        return config.precision, "as asked"
+    if plan.device == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+        return ("bf16" if native else "fp32"), f"{torch.cuda.get_device_name()} {'has' if native else 'has no'} bf16"
+    if not any(torch.cpu.get_capabilities().get(name) for name in ("avx512_bf16", "amx_bf16")):
+        return "fp32", "the CPU has no avx512_bf16 or amx_bf16"
+    length = max(length for _, length in config.phases)
+    # What else the machine does only adds to a time, so the shortest ones are compared.
+    seconds = {
+        precision: min(_update_seconds(config, replace(plan, precision=precision), objective, shards, length, 0.0))
+        for precision in ("fp32", "bf16")
+    }
+    faster = min(seconds, key=seconds.get)
+    return faster, f"an update takes {seconds['fp32']:.2g} s in fp32, {seconds['bf16']:.2g} s in bf16"
 
 
 def _steps(config: PretrainConfig, plan: Plan, objective: Objective, shards: Any) -> tuple[int, str]:
@@ -93,30 +113,34 @@ def _steps(config: PretrainConfig, plan: Plan, objective: Objective, shards: Any
         trainer = Trainer(config, plan, objective, shards)
         batches = sum(share * trainer.dataset("train", length).batches_per_epoch for share, length in config.phases)
         return max(1, math.ceil(config.epochs * batches / config.accumulation)), f" in {config.epochs:g} epochs"
-    seconds = sum(
-        share * _seconds_per_update(config, plan, objective, shards, length) for share, length in config.phases
-    )
+    seconds = 0.0
+    for share, length in config.phases:
+        timed = _update_seconds(config, plan, objective, shards, length, TIMED_SECONDS)
+        seconds += share * sum(timed) / len(timed)
     steps = max(1, round(60 * config.minutes / seconds))
     return steps, f" in about {config.minutes:g} minutes at {seconds:.3g} s each"
 
 
-def _seconds_per_update(config: PretrainConfig, plan: Plan, objective: Objective, shards: Any, length: int) -> float:
-    """Times the first updates at one sequence length, with a model that is then thrown away."""
+def _update_seconds(
+    config: PretrainConfig, plan: Plan, objective: Objective, shards: Any, length: int, least: float
+) -> list[float]:
+    """Times the first updates at one sequence length, for so many seconds, with a model that is then thrown away."""
     trainer = Trainer(replace(config, phases=((1.0, length),)), replace(plan, steps=1 << 30), objective, shards)
-    for step in range(WARM_UP_UPDATES):
+    seconds: list[float] = []
+    for step in itertools.count():
+        start = time.perf_counter()
         trainer.update(step).values.tolist()
-    start, count = time.perf_counter(), 0
-    while count < TIMED_UPDATES or time.perf_counter() - start < TIMED_SECONDS:
-        trainer.update(WARM_UP_UPDATES + count).values.tolist()
-        count += 1
-    return (time.perf_counter() - start) / count
+        if step >= WARM_UP_UPDATES:
+            seconds.append(time.perf_counter() - start)
+        if len(seconds) >= TIMED_UPDATES and sum(seconds) >= least:
+            return seconds
 
 
 # The loop ------------------------------------------------------------------------------------------------------
 
 
-def _train(trainer: Trainer, run: RunFolder, run_hash: str, notify: Notify) -> float:
-    """Makes the updates that are left; returns the seconds that all of them took."""
+def _train(trainer: Trainer, run: RunFolder, run_hash: str, notify: Notify) -> dict[str, Any]:
+    """Makes the updates that are left; returns the tokens that all of them read and the seconds that they took."""
     state = checkpoint.restore(run.checkpoints, trainer.model, trainer.optimizer, run_hash=run_hash, notify=notify)
     start = state["step"] if state else 0
     if state:
@@ -132,7 +156,8 @@ def _train(trainer: Trainer, run: RunFolder, run_hash: str, notify: Notify) -> f
             save = stop.requested or late or done % config.checkpoint_every == 0 or done == steps
             if done % config.validate_every == 0 or done == steps:
                 recorder.read()
-                recorder.note_validation(trainer.validate(step, config.validation_batches))
+                batches = trainer.validation_batches(config.validation_batches, step=step)
+                recorder.note_validation(trainer.evaluate(batches))
             if save or recorder.full:
                 recorder.write()
             if save:
@@ -140,7 +165,7 @@ def _train(trainer: Trainer, run: RunFolder, run_hash: str, notify: Notify) -> f
                 saved = time.monotonic()
             if stop.requested and done < steps:
                 raise Interrupted(f"stopped and saved at step {done} of {steps}; give the same command again to go on")
-    return recorder.seconds
+    return {"tokens": recorder.tokens, "training_seconds": round(recorder.seconds, 1)}
 
 
 class _Recorder:
@@ -219,8 +244,9 @@ class _Recorder:
         for name in self.trainer.names:
             if not math.isfinite(record[name]):
                 raise RunError(
-                    f"{name} became {record[name]} at step {record['step']} (learning rate {record['learning_rate']:.2g});"
-                    " start another run with a lower --learning-rate or a longer --warmup; the checkpoints are kept"
+                    f"{name} became {record[name]} at step {record['step']}, with learning rate "
+                    f"{record['learning_rate']:.2g}; start another run with a lower --learning-rate or a longer "
+                    "--warmup; the checkpoints are kept"
                 )
 
 
@@ -229,7 +255,7 @@ def _mean(records: list[dict[str, Any]], name: str, last: int = 20) -> float:
     return sum(values) / len(values)
 
 
-def _finish(trainer: Trainer, run: RunFolder, tokenizer: Any, seconds: float, notify: Notify) -> dict[str, Any]:
+def _finish(trainer: Trainer, run: RunFolder, tokenizer: Any, totals: dict[str, Any], notify: Notify) -> dict[str, Any]:
     """Writes model/ and the report."""
     temporary = run.path / "model.new"
     shutil.rmtree(temporary, ignore_errors=True)
@@ -240,7 +266,7 @@ def _finish(trainer: Trainer, run: RunFolder, tokenizer: Any, seconds: float, no
     temporary.rename(run.model)
     notify("validating on all of the held-out text")
     result = {"model": trainer.config.model, "parameters": sum(p.numel() for p in trainer.model.parameters())}
-    result |= {"steps": trainer.plan.steps, "training_seconds": round(seconds, 1)}
+    result |= {"steps": trainer.plan.steps, **totals}
     result |= trainer.objective.report(trainer, tokenizer)
     (run.path / "report.md").write_text(report.markdown(result))
     write_json(run.report, result)
@@ -268,7 +294,7 @@ class _StopRequest:
         if self.requested and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.requested = True
-        tqdm.write("stopping after this step ...", file=sys.stderr)
+        os.write(2, b"\nstopping after this update ...\n")  # a handler may not touch what it may have interrupted
 
 
 @contextlib.contextmanager

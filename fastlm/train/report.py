@@ -6,21 +6,32 @@ import json
 from pathlib import Path
 from typing import Any
 
+from matplotlib.figure import Figure  # without pyplot: no global state, no display
+
+# How a figure is called in the report, and written.
+FIGURES = {
+    "loss": ("loss", ".3f"),
+    "perplexity": ("perplexity", ".1f"),
+    "bits_per_byte": ("bits a byte", ".3f"),
+    "mlm_loss": ("masked loss", ".3f"),
+    "nsp_loss": ("next-sentence loss", ".3f"),
+    "masked_accuracy": ("masked accuracy", ".1%"),
+    "nsp_accuracy": ("next-sentence accuracy", ".1%"),
+}
+
 
 def markdown(result: dict[str, Any]) -> str:
     """The report as Markdown that also reads well in a terminal.
 
-    result["table"]: rows of strings, the first one the header; result["examples"]: lines of text.
+    result["scores"]: for each model, its figures on the held-out text; result["examples"]: lines of text.
     """
-    minutes, tokens = result["training_seconds"] / 60, f"{result['tokens']:,}"
     head = (
-        f"# {result['model']}: {result['parameters']:,} parameters, {result['steps']:,} updates, {tokens} tokens, "
-        f"{minutes:.1f} minutes"
+        f"# {result['model']}: {result['parameters']:,} parameters, {result['steps']:,} updates, "
+        f"{result['tokens']:,} tokens, {result['training_seconds'] / 60:.1f} minutes"
     )
-    return (
-        "\n".join([head, "", *_aligned(result["table"]), "", f"## {result['examples_title']}", "", *_items(result)])
-        + "\n"
-    )
+    examples = [f"- {example}" for example in result["examples"]]
+    lines = [head, "", *_table(result["scores"]), "", f"## {result['examples_title']}", "", *examples]
+    return "\n".join(lines) + "\n"
 
 
 def read(file: Path) -> dict[str, Any]:
@@ -29,11 +40,9 @@ def read(file: Path) -> dict[str, Any]:
 
 def plot(records: list[dict[str, Any]], file: Path, *, title: str) -> None:
     """The loss curve as a PNG: each update, a smoothed line, and the validations."""
-    from matplotlib.figure import Figure  # without pyplot: no global state, no display
-
     steps, losses = [r["step"] for r in records], [r["loss"] for r in records]
     validated = [r for r in records if "validation_loss" in r]
-    figure = Figure(figsize=(7, 4), layout="constrained")
+    figure = Figure(figsize=(7, 4))  # no layout engine: it would draw twice
     axes = figure.subplots()
     axes.plot(steps, losses, color="C0", alpha=0.25, linewidth=0.8, label="training, each update")
     axes.plot(steps, _smoothed(losses), color="C0", label="training, smoothed")
@@ -62,6 +71,14 @@ def _smoothed(values: list[float], weight: float = 0.97) -> list[float]:
     return out
 
 
+def _table(scores: dict[str, dict[str, float]]) -> list[str]:
+    names = [name for name in FIGURES if any(name in figures for figures in scores.values())]
+    rows = [["on the held-out text", *(FIGURES[name][0] for name in names)]]
+    for model, figures in scores.items():
+        rows.append([model, *(format(figures[name], FIGURES[name][1]) if name in figures else "" for name in names)])
+    return _aligned(rows)
+
+
 def _aligned(rows: list[list[str]]) -> list[str]:
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
 
@@ -73,7 +90,3 @@ def _aligned(rows: list[list[str]]) -> list[str]:
 
     rule = ["-" * widths[0], *("-" * (w - 1) + ":" for w in widths[1:])]
     return [line(rows[0]), f"| {' | '.join(rule)} |", *map(line, rows[1:])]
-
-
-def _items(result: dict[str, Any]) -> list[str]:
-    return [f"- {example}" for example in result["examples"]]

@@ -13,6 +13,7 @@ import errno
 import fcntl
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -51,9 +52,14 @@ class RunFolder:
     def exists(self) -> bool:
         return self.config_file.is_file()
 
-    def open(self, config: PretrainConfig) -> PretrainConfig:
-        """Takes the folder for a run of `config`, new or resumed; returns the configuration to go on with.
+    def begun(self) -> bool:
+        """Whether it holds a run that has made an update."""
+        return self.exists() and self.metrics_file.is_file() and self.metrics_file.stat().st_size > 0
 
+    def open(self, config: PretrainConfig) -> None:
+        """Takes the folder for a run of `config`, new or resumed.
+
+        A run that failed before its first update (for want of data, say) gives way to any other.
         Raises RunError if another process holds it, if it holds a run of another configuration (the differing
         fields are named), or if it is not a run's folder.
         """
@@ -63,17 +69,17 @@ class RunFolder:
             raise RunError(f"run: {self.path} is not empty and holds no run of fastlm; name another folder")
         self.path.mkdir(parents=True, exist_ok=True)
         self._acquire()
-        if not self.exists():
+        different = differences(config, self.recorded_config()) if self.exists() else []
+        if not self.begun():
+            if different:
+                self.tokenizer_file.unlink(missing_ok=True)
+                shutil.rmtree(self.data, ignore_errors=True)
             self.record(config=config.to_json(), plan=None)
-            return config
-        recorded = self.recorded_config()
-        different = differences(config, recorded)
-        if different:
+        elif different:
             raise RunError(
                 f"run: {self.path} holds a run with another configuration: {', '.join(different)}; "
                 "give the same options to resume it, or another --run"
             )
-        return config
 
     def close(self) -> None:
         if self._lock is not None:
@@ -143,9 +149,9 @@ def _read_until(file: Path, step: int) -> tuple[list[dict[str, Any]], int]:
         for line in lines:
             try:
                 record = json.loads(line)
-            except ValueError:
-                break
-            if record["step"] > step or not line.endswith(b"\n"):
+                if record["step"] > step or not line.endswith(b"\n"):
+                    break
+            except (ValueError, TypeError, KeyError):
                 break
             records.append(record)
             size += len(line)
@@ -175,6 +181,13 @@ def load_trained(run: str | Path, device: str = "auto") -> tuple[Any, Any]:
         if not saved:
             raise RunError(f"run: {folder.path} has neither model/ nor a checkpoint yet; train it first")
         weights = saved[-1] / "model"
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    return models.load(weights).to(device).eval(), tokenizer.load(folder.tokenizer_file)
+    return models.load(weights).to(find_device(device)).eval(), tokenizer.load(folder.tokenizer_file)
+
+
+def find_device(name: str) -> torch.device:
+    """ "cpu", "cuda", or "auto": CUDA if there is one. Raises RunError for a CUDA device that torch does not find."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise RunError("device: cuda asked for (by the option or by the run's record), but torch finds no CUDA device")
+    return torch.device(name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -13,7 +14,7 @@ from torch import Tensor
 from fastlm.train.config import PretrainConfig
 from fastlm.train.objectives import Objective
 from fastlm.train.optim import build_optimizer, clip_global_norm
-from fastlm.train.run import RunError
+from fastlm.train.run import find_device
 from fastlm.train.schedule import learning_rate, sequence_length
 
 
@@ -42,7 +43,7 @@ class Trainer:
 
     def __init__(self, config: PretrainConfig, plan: Plan, objective: Objective, shards: Any):
         self.config, self.plan, self.objective, self.shards = config, plan, objective, shards
-        self.device = _device(plan.device)
+        self.device = find_device(plan.device)
         self.names = (*objective.loss_names, "gradient_norm")
         self._datasets: dict[tuple[str, int], Any] = {}
         self._loader = _Loader(self._load)
@@ -83,15 +84,18 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         return Update(torch.cat([losses, norm.view(1)]), rate, tokens)
 
+    def validation_batches(self, most: int | None = None, *, step: int | None = None) -> Iterator[dict[str, Tensor]]:
+        """The first batches (None: all) of the validation split at a step's sequence length (None: the last step's)."""
+        dataset = self.dataset("validation", self.sequence_length(self.plan.steps - 1 if step is None else step))
+        count = min(dataset.batches_per_epoch, most or dataset.batches_per_epoch)
+        return (dataset.batch(i) for i in range(count))
+
     @torch.no_grad()
-    def validate(self, step: int, most_batches: int | None = None) -> dict[str, float]:
-        """The objective's figures on the first batches (None: all) of the validation split, without dropout."""
-        dataset = self.dataset("validation", self.sequence_length(step))
-        count = min(dataset.batches_per_epoch, most_batches or dataset.batches_per_epoch)
+    def evaluate(self, batches: Iterable[dict[str, Tensor]]) -> dict[str, float]:
+        """The objective's figures on these batches, without dropout."""
         self.model.eval()
         with self.autocast():
-            figures = self.objective.evaluate(self.model, (self._to_device(dataset.batch(i)) for i in range(count)))
-        return figures
+            return self.objective.evaluate(self.model, map(self._to_device, batches))
 
     def autocast(self) -> contextlib.AbstractContextManager:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.plan.precision == "bf16")
@@ -128,18 +132,3 @@ class _Loader:
         batch = self._next[1].result() if ready else self._load(index)
         self._next = (index + 1, self._thread.submit(self._load, index + 1)) if index < last else None
         return batch
-
-
-def _device(name: str) -> torch.device:
-    if name == "cuda" and not torch.cuda.is_available():
-        raise RunError("device: cuda asked for (by the option or by the run's record), but torch finds no CUDA device")
-    return torch.device(name)
-
-
-def native_bf16(device: str) -> tuple[bool, str]:
-    """Whether the device multiplies bf16 in hardware, and how one knows."""
-    if device == "cuda":
-        native = torch.cuda.is_bf16_supported(including_emulation=False)
-        return native, f"{torch.cuda.get_device_name()} {'has' if native else 'has no'} bf16"
-    able = {name for name in ("avx512_bf16", "amx_bf16") if torch.cpu.get_capabilities().get(name)}
-    return bool(able), f"the CPU has {' and '.join(sorted(able))}" if able else "the CPU has no avx512_bf16 or amx_bf16"

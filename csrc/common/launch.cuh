@@ -19,13 +19,14 @@ void launch(void (*kernel)(Parameters...), dim3 grid, int threads, size_t shared
   (void)stream;
   emulator::run(grid, dim3(threads), shared, [&] { kernel(arguments...); });
 #else
+  const auto on = reinterpret_cast<cudaStream_t>(stream);
   constexpr size_t kWithoutAsking = 48 * 1024;
   cudaError_t error = cudaSuccess;
   if (shared > kWithoutAsking) {
     error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared));
   }
   if (error == cudaSuccess) {
-    kernel<<<grid, threads, shared, reinterpret_cast<cudaStream_t>(stream)> > >(arguments...);
+    kernel<<<grid, threads, shared, on>>>(arguments...);
     error = cudaGetLastError();
   }
   if (error != cudaSuccess) {

@@ -1,0 +1,78 @@
+"""Tiny runs of pretraining on a few pages, for the tests of fastlm.train and of the command line."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from unittest.mock import patch
+
+import pytest
+import torch
+from corpora import chapters
+
+from fastlm.train import objectives, trainer
+from fastlm.train.config import PRETRAIN_PRESETS, PretrainConfig
+from fastlm.train.pretrain import pretrain
+
+STEPS = 12
+# Dropout, parts and (BERT) two lengths: all that a resumed run has to find again.
+OPTIONS = {
+    "gpt1_tiny": {"accumulation": 2},
+    "bert_tiny": {"accumulation": 2, "phases": ((0.5, 24), (0.5, 32))},
+}
+TIMES = ("seconds", "tokens_per_second")
+
+
+@pytest.fixture(scope="session")
+def text(tmp_path_factory) -> Path:
+    """The beginnings of ten chapters, a .jsonl of 30 KB."""
+    file = tmp_path_factory.mktemp("text") / "pages.jsonl"
+    file.write_text("".join(json.dumps({"text": chapter[:3000]}) + "\n" for chapter in chapters()[:10]))
+    return file
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """The order of sums, and so the last bits, depend on the number of threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def configuration(text: Path, model: str = "gpt1_tiny", **options) -> PretrainConfig:
+    return replace(
+        PRETRAIN_PRESETS[model].with_length(steps=STEPS),
+        **{"data": (str(text),), "device": "cpu", "precision": "fp32", "checkpoint_every": 4, "validate_every": 5}
+        | {"backend": "reference", "validation_fraction": 0.2}
+        | OPTIONS[model]
+        | options,
+    )
+
+
+def run(config: PretrainConfig, folder: Path, notes: list[str] | None = None) -> dict:
+    with patch.object(objectives, "WRITTEN", 5):
+        return pretrain(config, folder, notify=(notes if notes is not None else []).append)
+
+
+def losses(folder: Path) -> list[dict]:
+    """metrics.jsonl without what a clock says."""
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in record.items() if name not in TIMES} for record in records]
+
+
+def weights(folder: Path) -> bytes:
+    return (folder / "model" / "model.safetensors").read_bytes()
+
+
+def before_update(monkeypatch, number: int, act) -> None:
+    """Calls `act` as update `number` (from 0) begins."""
+    update = trainer.Trainer.update
+
+    def updated(self, step):
+        if step == number:
+            act()
+        return update(self, step)
+
+    monkeypatch.setattr(trainer.Trainer, "update", updated)

@@ -1,0 +1,89 @@
+"""The CUDA C++ kernels of csrc/layer_norm.cu move the bytes that the file's header says, and no more."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import fastlm
+from fastlm.ops._register import programs
+
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="the emulator, which counts bytes, is for the CPU")
+
+SHAPES = [(37, 768), (9, 1024), (5, 256), (3, 1536), (2, 8192)]
+
+
+def traffic() -> dict[str, int]:
+    import _C_emulated
+
+    return _C_emulated.take_traffic()
+
+
+def run(rows: int, columns: int, dtype: torch.dtype, *, p: float, gradients: bool) -> tuple[dict, dict]:
+    """The traffic of the forward and of the backward."""
+    x = torch.randn(rows, columns, dtype=dtype, requires_grad=gradients)
+    residual = torch.randn(rows, columns, dtype=dtype)
+    gamma, beta, bias = (torch.randn(columns, dtype=dtype, requires_grad=gradients) for _ in range(3))
+    seed = torch.tensor([7]) if p else None
+    traffic()
+    y = fastlm.add_layer_norm(x, residual, gamma, beta, bias=bias, dropout_p=p, seed=seed, backend="cuda")
+    forward = traffic()
+    if gradients:
+        y.backward(torch.randn_like(y))
+    return forward, traffic()
+
+
+@pytest.mark.parametrize(("rows", "columns"), SHAPES)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=["bf16", "fp32"])
+def test_bytes_of_the_forward(rows, columns, dtype):
+    array = rows * columns * dtype.itemsize
+    for gradients in (False, True):
+        moved, _ = run(rows, columns, dtype, p=0.1, gradients=gradients)
+        assert moved["read"] == 2 * array
+        assert moved["written"] == (2 if gradients else 1) * array + 8 * rows
+        assert moved["accesses"] == (4 if gradients else 3) * array // 16 + 2 * rows
+
+
+@pytest.mark.parametrize(("rows", "columns"), SHAPES)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=["bf16", "fp32"])
+@pytest.mark.parametrize("p", [0.0, 0.1])
+def test_bytes_of_the_backward(rows, columns, dtype, p):
+    array = rows * columns * dtype.itemsize
+    sums = 3 * programs(rows, torch.device("cpu")) * columns * 4
+    _, moved = run(rows, columns, dtype, p=p, gradients=True)
+    assert moved["read"] == 2 * array + sums
+    assert moved["written"] == (2 if p else 1) * array + sums + 3 * columns * 4
+
+
+def test_a_row_too_long_is_named():
+    x = torch.zeros(2, 8200)
+    with pytest.raises(ValueError, match="at most 8192 columns, got 8200"):
+        fastlm.add_layer_norm(x, x, torch.ones(8200), backend="cuda")
+
+
+def test_a_launcher_checks_what_its_kernel_takes_for_granted():
+    from _C_emulated import add_layer_norm_forward
+
+    x, vector, statistics = torch.zeros(3, 16), torch.zeros(16), torch.zeros(3)
+
+    def launch(**changes):
+        arguments = {
+            "x": x, "residual": x, "bias": None, "gamma": vector, "beta": None, "seed": None, "y": x.clone(),
+            "sum": None, "mean": statistics, "rstd": statistics, "keep": 256, "eps": 1e-5, "stream": 0,
+        }  # fmt: skip
+        return add_layer_norm_forward(*(arguments | changes).values())
+
+    launch()
+    for changes, sentence in [
+        ({"residual": x.half()}, "residual must be float32, got float16"),
+        ({"y": x[:2]}, r"y must have shape \(3, 16\), got \(2, 16\)"),
+        ({"y": x.t().contiguous().t()}, r"y must be contiguous, got strides \(1, 3\)"),
+        ({"gamma": None}, "gamma must be a tensor, got None"),
+        ({"mean": statistics.double()}, "no tensors of torch.float64"),
+        ({"keep": 200}, "there must be a seed where keep is less than 256"),
+        ({"x": x.to_sparse()}, "."),
+    ]:
+        with pytest.raises((ValueError, BufferError, RuntimeError), match=sentence):
+            launch(**changes)
+    with pytest.raises(TypeError, match=r"torch.Tensor \| None"):
+        launch(x=x.numpy())

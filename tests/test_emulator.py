@@ -1,0 +1,91 @@
+"""The emulator: what it computes, and that it and the sanitizers catch a kernel's mistakes.
+
+The programs are tests/native/*, built beside _C_emulated. A fault counts as caught only if the same kernel without it
+passes under the same sanitizer.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BUILD = Path(__file__).parent.parent / "build" / "emulated"
+
+# Reports of a sanitizer, of the emulator, and of the program that compares results.
+OVERRUN = ("asan", "AddressSanitizer: heap-buffer-overflow")
+BOUNDS = ("asan", "index 64 out of bounds")
+RACE = ("tsan", "ThreadSanitizer: data race")
+NOT_A_NUMBER = ("plain", "the result is not finite")
+
+FAULTS = {
+    "read_past_end": OVERRUN,
+    "write_past_end": OVERRUN,
+    "write_past_static_shared": BOUNDS,
+    "write_past_dynamic_shared": OVERRUN,
+    "missing_barrier": RACE,
+    "missing_second_barrier": RACE,
+    "missing_warp_barrier": RACE,
+    "shuffle_for_a_barrier": RACE,
+    "missing_wait": NOT_A_NUMBER,
+    "wait_for_too_few": NOT_A_NUMBER,
+    "missing_barrier_after_wait": RACE,
+    "never_waits": ("plain", "thread 0 of block (0, 0, 0): returns without having waited for 1 cp_async"),
+    "mask_of_lanes_elsewhere": ("plain", "waits in shuffle for lanes ffffffff, of which 0000ffff came"),
+    "mask_without_the_caller": ("plain", "the mask 0000ffff leaves out the lane that calls, 16"),
+    "shuffle_from_outside_the_mask": ("plain", "lane 0 reads lane 16, which the mask 0000ffff leaves out"),
+    "barrier_count": ("plain", "64 of 96 threads came to barrier 1"),
+}
+
+
+@pytest.fixture(scope="session")
+def programs() -> Path:
+    """The folder of the built programs."""
+    cmake = shutil.which("cmake", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    command = [cmake, "--build", BUILD, "--target", "native"]
+    built = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert built.returncode == 0, built.stdout
+    return BUILD / "tests" / "native"
+
+
+def run(program: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([program, *arguments], capture_output=True, text=True)
+
+
+@pytest.mark.xdist_group("native")
+@pytest.mark.parametrize("kind", ["plain", "asan", "tsan", "portable_fibers"])
+def test_what_it_computes(programs, kind):
+    result = run(programs / f"emulator_{kind}")
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.xdist_group("native")
+@pytest.mark.parametrize("kernel", ["layer_norm"])
+@pytest.mark.parametrize("kind", ["plain", "asan", "tsan"])
+def test_kernels_are_clean(programs, kernel, kind):
+    result = run(programs / f"{kernel}_{kind}")
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.xdist_group("native")
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_is_caught(programs, fault):
+    kind, report = FAULTS[fault]
+    program = programs / f"faults_{kind}"
+    sound = run(program, fault, "sound")
+    assert sound.returncode == 0, sound.stderr
+    faulty = run(program, fault, "faulty")
+    assert faulty.returncode != 0
+    assert report in faulty.stderr, faulty.stderr
+
+
+@pytest.mark.xdist_group("native")
+@pytest.mark.parametrize("kind", ["asan", "tsan"])
+def test_sound_kernels_are_clean(programs, kind):
+    for fault in FAULTS:
+        result = run(programs / f"faults_{kind}", fault, "sound")
+        assert result.returncode == 0, f"{fault}: {result.stderr}"

@@ -1,0 +1,327 @@
+"""What a run of pretraining records and reports, what it refuses, and how its plan is made."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from runs import STEPS, before_update, configuration, losses, one_thread, run, text
+
+from fastlm import data, models
+from fastlm.data import DataError, ngrams
+from fastlm.train import checkpoint, pretrain, trainer
+from fastlm.train.objectives import CausalLM, _masked_pairs, objective_of
+from fastlm.train.pretrain import _make_plan, _precision, _steps
+from fastlm.train.run import RunError, RunFolder, load_trained
+from fastlm.train.schedule import learning_rate
+from fastlm.train.trainer import Plan
+
+__all__ = ["one_thread", "text"]  # fixtures
+pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.xdist_group("runs")]
+
+
+@pytest.fixture(scope="module", params=["gpt1_tiny", "bert_tiny"])
+def finished(request, tmp_path_factory, text, one_thread):
+    """A finished run of each model: configuration, folder and what pretrain returned."""
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    config = configuration(text, request.param)
+    return config, folder, run(config, folder)
+
+
+def test_the_folder_holds_what_it_should(finished):
+    _, folder, _ = finished
+    names = {path.name for path in folder.iterdir()} - {".lock"}
+    assert names == {
+        "checkpoints", "config.json", "data", "loss.png", "metrics.jsonl", "model", "report.json", "report.md",
+        "tokenizer.json",
+    }  # fmt: skip
+    assert (folder / "loss.png").read_bytes().startswith(b"\x89PNG\r\n")
+    assert {path.name for path in (folder / "model").iterdir()} == {"config.json", "model.safetensors"}
+    assert [path.name for path in checkpoint.find(folder / "checkpoints")] == ["step-00000008", "step-00000012"]
+    recorded = json.loads((folder / "config.json").read_text())
+    assert recorded["plan"]["steps"] == STEPS and recorded["versions"]["torch"] == torch.__version__
+
+
+def test_metrics_have_a_line_an_update(finished):
+    config, folder, _ = finished
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in records] == list(range(1, STEPS + 1))
+    names = objective_of(config.model).loss_names
+    for step, record in enumerate(records):
+        rate = learning_rate(step, peak=config.learning_rate, warmup=1, steps=STEPS, decay=config.decay)
+        assert record["learning_rate"] == rate
+        assert all(0 < record[name] < 20 for name in (*names, "gradient_norm"))
+        assert record["tokens_per_second"] > 0
+        assert ("validation_loss" in record) == (record["step"] in (5, 10, 12))
+    assert [r["tokens"] for r in records] == sorted({r["tokens"] for r in records})
+    assert [r["seconds"] for r in records] == sorted(r["seconds"] for r in records)
+    if config.model == "gpt1_tiny":
+        assert records[-1]["tokens"] == STEPS * config.batch_size * 16
+    else:  # padding does not count
+        tokens = 0
+        for length, parts in ((24, range(0, 12)), (32, range(12, 24))):
+            pairs = data.SentencePairs(data.Shards.open(folder / "data"), "train", length, 2, config.seed)
+            tokens += sum(int(pairs.batch(part)["lengths"].sum()) for part in parts)
+        assert records[-1]["tokens"] == tokens
+        assert records[3]["loss"] == pytest.approx(records[3]["mlm_loss"] + records[3]["nsp_loss"], rel=1e-6)
+
+
+def held_out(config, folder):
+    """The trained model, its shards, and the batches of the held-out text."""
+    model, tokenizer = load_trained(folder, "cpu")
+    shards = data.Shards.open(folder / "data", tokenizer)
+    dataset = objective_of(config.model).dataset(shards, "validation", config.phases[-1][1], 2, config.seed)
+    return model, shards, [dataset.batch(i) for i in range(dataset.batches_per_epoch)]
+
+
+@torch.no_grad()
+def test_the_report_agrees_with_its_definitions(finished):
+    config, folder, result = finished
+    assert json.loads((folder / "report.json").read_text()) == result
+    assert (result["steps"], result["tokens"]) == (STEPS, losses(folder)[-1]["tokens"])
+    model, shards, batches = held_out(config, folder)
+    assert result["parameters"] == models.parameter_count(model.config)
+    train, validation = shards.split("train").tokens, shards.split("validation")
+    scores = result["scores"]
+    if config.model == "gpt1_tiny":
+        loss = torch.stack([model(**batch) for batch in batches]).double().mean().item()
+        assert scores["gpt1_tiny"]["loss"] == pytest.approx(loss, rel=1e-5)
+        before, after = (np.concatenate([b[name] for b in batches]) for name in ("tokens", "targets"))
+        counted = ngrams.ngram_losses(train, before, after, shards.vocab_size)
+        for name, expected in (("gpt1_tiny", loss), *counted.items()):
+            assert scores[name]["loss"] == pytest.approx(expected, rel=1e-5)
+            assert scores[name]["perplexity"] == pytest.approx(np.exp(expected), rel=1e-4)
+            bits = expected / np.log(2) * len(validation.tokens) / validation.bytes
+            assert scores[name]["bits_per_byte"] == pytest.approx(bits, rel=1e-5)
+        return
+    masked = right = pairs = pairs_right = loss = nsp_loss = frequent = 0
+    most = np.bincount(train).argmax()
+    for batch in batches:
+        output = model(batch["tokens"], batch["segments"], batch["lengths"])
+        words = model.mlm_logits(output.hidden, batch["mlm_positions"]).double().log_softmax(-1)
+        following = model.nsp_logits(output.pooled).double().log_softmax(-1)
+        for row, labels in enumerate(batch["next_sentence_labels"].tolist()):
+            pairs, pairs_right = pairs + 1, pairs_right + (following[row].argmax().item() == labels)
+            nsp_loss -= following[row, labels].item()
+            for place, target in enumerate(batch["mlm_targets"][row].tolist()):
+                if target != -100:
+                    masked, loss = masked + 1, loss - words[row, place, target].item()
+                    right += words[row, place].argmax().item() == target
+                    frequent += target == most
+    expected = {"mlm_loss": loss / masked, "nsp_loss": nsp_loss / pairs, "masked_accuracy": right / masked}
+    assert scores["bert_tiny"] == pytest.approx(expected | {"nsp_accuracy": pairs_right / pairs}, rel=1e-5)
+    assert scores["unigram"]["masked_accuracy"] == pytest.approx(frequent / masked)
+    assert scores["unigram"]["mlm_loss"] > scores["bigram"]["mlm_loss"] > 0
+
+
+def test_the_examples_are_of_the_held_out_text(finished):
+    config, folder, result = finished
+    _, tokenizer = load_trained(folder, "cpu")
+    shards = data.Shards.open(folder / "data", tokenizer)
+    plain = tokenizer.decode(shards.split("validation").tokens.tolist()).replace("\n", " ").replace('"', "")
+    assert len(result["examples"]) == 4 and len(set(result["examples"])) == 4
+    for example in result["examples"]:
+        if config.model == "gpt1_tiny":
+            begun = example.split("**")[1]
+            assert len(begun.split()) == 4 and begun in plain and len(example) > len(begun) + 5
+        else:
+            sentence, rest = example.split(" (", 1)
+            word, guesses = rest.split("): ", 1)
+            assert sentence.count("[MASK]") == 1 and word.isalpha() and len(guesses.split("%")) == 4
+
+
+def test_a_finished_run_is_reported_again_and_not_trained(finished, monkeypatch):
+    config, folder, result = finished
+    monkeypatch.setattr(pretrain, "_train", None)
+    notes = []
+    assert run(config, folder, notes) == result
+    assert notes == [f"{folder} is finished; this is its report"]
+
+
+def test_masked_pairs_are_shown_the_true_token_before():
+    batch = {
+        "tokens": torch.tensor([[2, 4, 4, 7, 3, 9, 3], [2, 8, 3, 6, 4, 3, 0]]),
+        "mlm_positions": torch.tensor([[1, 2, 5], [4, 0, 0]]),
+        "mlm_targets": torch.tensor([[11, 12, 13], [14, -100, -100]]),
+    }
+    before, after = _masked_pairs(batch)
+    assert before.tolist() == [2, 11, 3, 6] and after.tolist() == [11, 12, 13, 14]
+
+
+def test_training_lowers_the_loss(tmp_path, text):
+    scores = run(configuration(text, steps=50, dropout=0.0, learning_rate=3e-3, accumulation=1), tmp_path)["scores"]
+    assert scores["gpt1_tiny"]["loss"] < losses(tmp_path)[0]["loss"] - 0.5
+
+
+# What is refused ------------------------------------------------------------------------------------------------
+
+
+def test_two_processes_may_not_train_in_one_folder(tmp_path, text):
+    config = configuration(text)
+    first = RunFolder(tmp_path)
+    first.open(config)
+    with pytest.raises(RunError, match="another process is training in"):
+        run(config, tmp_path)
+    first.close()
+    run(config, tmp_path)
+
+
+def test_another_configuration_is_named(tmp_path, text):
+    config = configuration(text)
+    run(config, tmp_path)
+    with pytest.raises(
+        RunError, match=r"another configuration: batch_size \(now 2, there 4\), seed \(now 7, there 0\)"
+    ):
+        run(replace(config, batch_size=2, seed=7), tmp_path)
+
+
+def test_a_run_without_an_update_gives_way_to_another(tmp_path, text):
+    folder = tmp_path / "run"
+    with pytest.raises(ValueError, match="phases: sequence length 100 is above the 64 of gpt1_tiny"):
+        run(configuration(text, phases=((1.0, 100),), vocab_size=300), folder)
+    run(configuration(text, vocab_size=400), folder)
+    assert load_trained(folder, "cpu")[1].vocab_size == 400
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path, text):
+    (tmp_path / "thesis.txt").write_text("dear reader")
+    with pytest.raises(RunError, match="is not empty and holds no run of fastlm"):
+        run(configuration(text), tmp_path)
+    with pytest.raises(RunError, match="is a file; a folder is needed"):
+        run(configuration(text), tmp_path / "thesis.txt")
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [("{", "is not JSON"), ("[]", "is not the configuration"), ('{"format": 1, "config": {}}', "another version")],
+)
+def test_a_foreign_config_is_refused(tmp_path, text, content, sentence):
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(RunError, match=sentence):
+        run(configuration(text), tmp_path)
+    assert (tmp_path / "config.json").read_text() == content
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_and_leaves_the_checkpoints(tmp_path, text, monkeypatch):
+    def spoil():
+        for parameter in made[0].model.parameters():
+            parameter.data.mul_(torch.nan)
+
+    made, init = [], trainer.Trainer.__init__
+    monkeypatch.setattr(
+        trainer.Trainer, "__init__", lambda self, *arguments: (init(self, *arguments), made.append(self))[0]
+    )
+    before_update(monkeypatch, 7, spoil)
+    with pytest.raises(RunError, match="loss became nan at step 8, with learning rate .*; start another run with"):
+        run(configuration(text), tmp_path)
+    assert [path.name for path in checkpoint.find(tmp_path / "checkpoints")] == ["step-00000004"]
+    assert len(losses(tmp_path)) == 7
+
+
+def test_a_perplexity_beyond_floating_point_is_infinite():
+    assert ngrams.score(1e4, 10, 40).perplexity == float("inf")
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [(b"", "no text in it"), (b" \n\n", "no text in it"), (b"a \xff b", "UTF-8 text expected, got the byte 0xff")],
+)
+def test_text_that_cannot_be_used(tmp_path, content, sentence):
+    (tmp_path / "text.txt").write_bytes(content)
+    with pytest.raises(DataError, match=sentence):
+        run(configuration(tmp_path / "text.txt"), tmp_path / "run")
+
+
+def test_a_trained_model_is_loaded_also_while_it_trains(tmp_path, text, monkeypatch):
+    with pytest.raises(RunError, match=r"is not a run folder \(it has no config.json\)"):
+        load_trained(tmp_path, "cpu")
+
+    def look():
+        if not checkpoint.find(tmp_path / "checkpoints"):
+            with pytest.raises(RunError, match="neither model/ nor a checkpoint yet"):
+                load_trained(tmp_path, "cpu")
+        seen.append(load_trained(tmp_path, "cpu")[0].training)
+
+    seen = []
+    before_update(monkeypatch, 5, look)
+    run(configuration(text), tmp_path)
+    assert seen == [False]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_cuda_that_is_not_there(tmp_path, text):
+    with pytest.raises(RunError, match="device: cuda asked for"):
+        run(configuration(text, device="cuda"), tmp_path / "run")
+
+
+# The plan -------------------------------------------------------------------------------------------------------
+
+PLAN = Plan(1, 0, "cpu", "auto", 512, "")
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """The seconds of an update, by precision or sequence length."""
+    seconds = {}
+
+    def timed(config, plan, objective, shards, length, least):
+        return [seconds.get(plan.precision, 0.0) + seconds.get(length, 0.0)] * 3
+
+    monkeypatch.setattr(pretrain, "_update_seconds", timed)
+    return seconds
+
+
+def test_minutes_become_steps(text, clock):
+    clock |= {24: 0.5, 32: 1.0}
+    config = configuration(text, "bert_tiny", phases=((0.75, 24), (0.25, 32))).with_length(minutes=3.0)
+    steps, why = _steps(config, PLAN, CausalLM(), None)
+    assert steps == round(180 / (0.75 * 0.5 + 0.25 * 1.0)) and why == " in about 3 minutes at 0.625 s each"
+
+
+def test_epochs_become_steps(text, finished):
+    config, folder, _ = finished
+    shards = data.Shards.open(folder / "data")
+    objective = objective_of(config.model)
+    steps, _ = _steps(config.with_length(epochs=3.0), replace(PLAN, precision="fp32"), objective, shards)
+    batches = [
+        share * objective.dataset(shards, "train", length, 2, 0).batches_per_epoch for share, length in config.phases
+    ]
+    assert steps == int(np.ceil(3 * sum(batches) / 2))
+
+
+@pytest.mark.parametrize(
+    ("able", "bf16", "expected", "why"),
+    [
+        (False, 0.1, "fp32", "no avx512_bf16 or amx_bf16"),
+        (True, 0.1, "bf16", "0.3 s in fp32, 0.1 s in bf16"),
+        (True, 0.5, "fp32", "0.3 s in fp32, 0.5 s in bf16"),
+    ],
+)
+def test_the_faster_precision_is_taken(text, monkeypatch, clock, able, bf16, expected, why):
+    clock |= {"fp32": 0.3, "bf16": bf16}
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": able})
+    precision, sentence = _precision(configuration(text, precision="auto"), PLAN, CausalLM(), None)
+    assert precision == expected and why in sentence
+    assert _precision(configuration(text, precision="bf16"), PLAN, CausalLM(), None) == ("bf16", "as asked")
+
+
+def test_the_plan_is_made_by_real_timing(tmp_path, text):
+    config = configuration(text, precision="auto").with_length(minutes=1e-3)
+    folder = RunFolder(tmp_path)
+    objective = objective_of(config.model)
+    tokenizer, shards = objective.prepare(config, folder, print)
+    notes = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pretrain, "TIMED_SECONDS", 0.0)
+        plan = _make_plan(config, objective, tokenizer, shards, notes.append)
+    assert plan.steps >= 1 and plan.warmup <= plan.steps / 10 and plan.precision in ("fp32", "bf16")
+    assert (plan.device, plan.vocab_size, plan.tokenizer_hash) == ("cpu", tokenizer.vocab_size, tokenizer.hash)
+    assert notes[0].startswith("device cpu, ") and f"{plan.steps} updates in about 0.001 minutes" in notes[1]
+
+
+def test_bf16_autocast_trains(tmp_path, text):
+    run(configuration(text, precision="bf16", steps=3), tmp_path)
+    assert all(np.isfinite(record["loss"]) for record in losses(tmp_path))
+    assert load_trained(tmp_path, "cpu")[0].embedding.word.dtype == torch.float32

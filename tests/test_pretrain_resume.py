@@ -1,0 +1,273 @@
+"""A run that something interrupted and that is started again is, bit for bit, the run that nothing interrupted."""
+
+import errno
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import textwrap
+
+import pytest
+from runs import STEPS, before_update, configuration, losses, one_thread, run, text, weights
+
+from fastlm.data import DataError, SentencePairs, Windows
+from fastlm.train import checkpoint
+from fastlm.train.pretrain import Interrupted
+from fastlm.train.run import Metrics, RunError, RunFolder
+
+__all__ = ["one_thread", "text"]  # fixtures
+pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.xdist_group("runs")]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, text):
+    """The folder of an uninterrupted run of each model, made when it is first asked for."""
+    made = {}
+
+    def folder(model):
+        if model not in made:
+            made[model] = tmp_path_factory.mktemp("whole") / model
+            run(configuration(text, model), made[model])
+        return made[model]
+
+    return folder
+
+
+def assert_same_run(folder, expected):
+    assert losses(folder) == losses(expected)
+    assert weights(folder) == weights(expected)
+    ours, theirs = (json.loads((f / "report.json").read_text()) for f in (folder, expected))
+    assert {**ours, "training_seconds": 0} == {**theirs, "training_seconds": 0}
+
+
+class Stopped(Exception):
+    pass
+
+
+def stop():
+    raise Stopped
+
+
+KILLED = """
+    import os, signal, sys
+    from dataclasses import replace
+    from pathlib import Path
+    import torch, runs
+    from fastlm.train import checkpoint
+
+    torch.set_num_threads(1)
+    text, model, folder, where, step = sys.argv[1:]
+    die = lambda *ignored: os.kill(os.getpid(), signal.SIGKILL)
+    if where == "update":
+        update = runs.trainer.Trainer.update
+        runs.trainer.Trainer.update = lambda self, n: die() if n == int(step) else update(self, n)
+    else:  # within the writing of a checkpoint, before or after it gets its name
+        original = getattr(checkpoint, where)
+        setattr(checkpoint, where, lambda path: die() if f"{step}" in str(path) else original(path))
+    runs.run(runs.configuration(Path(text), model), Path(folder))
+"""
+
+
+def run_and_kill(text, model, folder, where, step):
+    path = os.pathsep.join([os.path.dirname(__file__), *sys.path])
+    command = [sys.executable, "-c", textwrap.dedent(KILLED), text, model, folder, where, step]
+    child = subprocess.run(
+        list(map(str, command)), env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=False
+    )
+    assert child.returncode == -signal.SIGKILL, child.stderr
+
+
+def test_killed_before_a_checkpoint_within_one_and_between_them(tmp_path, text, whole):
+    folder, model = tmp_path / "run", "gpt1_tiny"
+    run_and_kill(text, model, folder, "update", 3)
+    assert len(losses(folder)) == 3 and not checkpoint.find(folder / "checkpoints")
+    run_and_kill(text, model, folder, "sync_tree", ".writing-8")
+    assert [path.name for path in checkpoint.find(folder / "checkpoints")] == ["step-00000004"]
+    run_and_kill(text, model, folder, "update", 10)
+    assert len(losses(folder)) == 10
+    notes = []
+    run(configuration(text, model), folder, notes)
+    assert f"resuming at step 8 of {STEPS}" in notes
+    assert_same_run(folder, whole(model))
+
+
+def test_bert_killed(tmp_path, text, whole):
+    run_and_kill(text, "bert_tiny", tmp_path / "run", "update", 7)  # in the second phase
+    run(configuration(text, "bert_tiny"), tmp_path / "run")
+    assert_same_run(tmp_path / "run", whole("bert_tiny"))
+
+
+@pytest.mark.parametrize(("model", "number"), [("gpt1_tiny", signal.SIGINT), ("bert_tiny", signal.SIGTERM)])
+def test_a_signal_saves_the_step_it_comes_in(tmp_path, text, whole, monkeypatch, model, number):
+    handlers = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
+    with monkeypatch.context() as patch:
+        before_update(patch, 6, lambda: os.kill(os.getpid(), number))
+        with pytest.raises(Interrupted, match=f"stopped and saved at step 7 of {STEPS}"):
+            run(configuration(text, model), tmp_path)
+    assert handlers == [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
+    notes = []
+    run(configuration(text, model), tmp_path, notes)
+    assert f"resuming at step 7 of {STEPS}" in notes
+    assert_same_run(tmp_path, whole(model))
+
+
+def test_a_second_interrupt_does_not_wait(tmp_path, text, monkeypatch):
+    def twice():
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    before_update(monkeypatch, 6, twice)
+    with pytest.raises(KeyboardInterrupt):
+        run(configuration(text), tmp_path)
+    assert [path.name for path in checkpoint.find(tmp_path / "checkpoints")] == ["step-00000004"]
+
+
+def test_interrupted_after_the_last_update(tmp_path, text, whole, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr("fastlm.train.pretrain._finish", lambda *arguments: stop())
+        with pytest.raises(Stopped):
+            run(configuration(text), tmp_path)
+    before_update(monkeypatch, 0, stop)  # none is left to make
+    run(configuration(text), tmp_path)
+    assert_same_run(tmp_path, whole("gpt1_tiny"))
+
+
+@pytest.mark.parametrize(("model", "dataset"), [("gpt1_tiny", Windows), ("bert_tiny", SentencePairs)])
+def test_a_resumed_run_reads_no_batch_before_its_position(tmp_path, text, monkeypatch, model, dataset):
+    with monkeypatch.context() as patch:
+        before_update(patch, 9, stop)
+        with pytest.raises(Stopped):
+            run(configuration(text, model), tmp_path)
+    asked, batch = [], dataset.batch
+
+    def recorded(self, step):
+        asked.append((self._split_name, step))
+        return batch(self, step)
+
+    def named(self, shards, split, *arguments):
+        self._split_name = split
+        return init(self, shards, split, *arguments)
+
+    init = dataset.__init__
+    monkeypatch.setattr(dataset, "__init__", named)
+    monkeypatch.setattr(dataset, "batch", recorded)
+    run(configuration(text, model), tmp_path)
+    # Two parts an update, and the checkpoint is of step 8.
+    assert [step for split, step in asked if split == "train"] == list(range(16, 2 * STEPS))
+
+
+def test_checkpoints_by_the_clock(tmp_path, text, whole, monkeypatch):
+    before_update(monkeypatch, 3, stop)
+    with pytest.raises(Stopped):
+        run(configuration(text, checkpoint_every=1000, checkpoint_seconds=1e-9), tmp_path)
+    assert [path.name for path in checkpoint.find(tmp_path / "checkpoints")] == ["step-00000002", "step-00000003"]
+    monkeypatch.undo()
+    run(configuration(text), tmp_path)  # what changes no loss may be another in the resumed run
+    assert_same_run(tmp_path, whole("gpt1_tiny"))
+
+
+# Damage ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def interrupted(tmp_path, text, monkeypatch):
+    """A run of GPT-1 with checkpoints of steps 4 and 8 and ten lines of metrics."""
+    with monkeypatch.context() as patch:
+        before_update(patch, 10, stop)
+        with pytest.raises(Stopped):
+            run(configuration(text), tmp_path / "run")
+    return tmp_path / "run"
+
+
+def test_a_truncated_checkpoint_gives_way_to_the_one_before(interrupted, text, whole):
+    file = interrupted / "checkpoints" / "step-00000008" / "optimizer.safetensors"
+    os.truncate(file, file.stat().st_size // 2)
+    notes = []
+    run(configuration(text), interrupted, notes)
+    assert any("optimizer.safetensors" in note and "trying the checkpoint before it" in note for note in notes)
+    assert f"resuming at step 4 of {STEPS}" in notes
+    assert_same_run(interrupted, whole("gpt1_tiny"))
+
+
+def test_without_a_usable_checkpoint_nothing_is_begun_anew(interrupted, text):
+    lines = losses(interrupted)
+    for path in checkpoint.find(interrupted / "checkpoints"):
+        (path / "state.json").write_text("{}")
+    with pytest.raises(checkpoint.CheckpointError, match="none of its 2 checkpoints can be used"):
+        run(configuration(text), interrupted)
+    assert losses(interrupted) == lines and len(checkpoint.find(interrupted / "checkpoints")) == 2
+
+
+def test_a_checkpoint_of_another_run_is_refused(interrupted, text, tmp_path):
+    other = tmp_path / "other"
+    run(configuration(text, seed=1), other)
+    newest = other / "checkpoints" / "step-00000012"
+    newest.rename(interrupted / "checkpoints" / newest.name)
+    notes = []
+    run(configuration(text), interrupted, notes)
+    assert any("of another run" in note for note in notes) and f"resuming at step 8 of {STEPS}" in notes
+
+
+def test_a_tokenizer_that_does_not_match_the_shards_is_refused(interrupted, text, tmp_path):
+    other = tmp_path / "other"
+    run(configuration(text, vocab_size=400), other)
+    (interrupted / "tokenizer.json").write_bytes((other / "tokenizer.json").read_bytes())
+    with pytest.raises(DataError, match="tokenizer: .* was made with the bpe tokenizer"):
+        run(configuration(text), interrupted)
+
+
+def test_metrics_shorter_than_the_checkpoint_are_refused(interrupted, text):
+    lines = (interrupted / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (interrupted / "metrics.jsonl").write_text("".join(lines[:5]))
+    with pytest.raises(RunError, match="5 good records where the checkpoint is of step 8"):
+        run(configuration(text), interrupted)
+
+
+@pytest.mark.parametrize("tail", [b'{"step": 3, "lo', b'{"step": 3}', b"[3]\n", b"\xff\xfe\n", b"{}\n"])
+def test_an_unfinished_or_foreign_line_ends_the_metrics(tmp_path, tail):
+    file = tmp_path / "metrics.jsonl"
+    file.write_bytes(b'{"step": 1}\n{"step": 2}\n' + tail)
+    metrics = Metrics(file, 2)
+    metrics.append([{"step": 3, "loss": 1.5}])
+    metrics.close()
+    assert file.read_text() == '{"step": 1}\n{"step": 2}\n{"step": 3, "loss": 1.5}\n'
+
+
+# A full disk ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def full_disk():
+    """Files may grow to so many bytes and no further, which a process meets as it does a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def limit(size):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+
+    yield limit
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+# In the line of update 6, the optimizer's file of step 8, and the model's of step 4.
+@pytest.mark.parametrize(("update", "size", "saved"), [(5, 1000, 4), (6, 600_000, 4), (3, 550_000, None)])
+def test_a_full_disk_keeps_what_is_there(tmp_path, text, whole, monkeypatch, full_disk, update, size, saved):
+    kept = f"the run is saved up to step-0000000{saved}" if saved else "nothing was saved yet"
+    with monkeypatch.context() as patch:
+        before_update(patch, update, lambda: full_disk(size))
+        with pytest.raises(RunError, match=f"the disk of .* is full; {kept}: free some space and give the same"):
+            run(configuration(text), tmp_path)
+    full_disk(resource.RLIM_INFINITY)
+    run(configuration(text), tmp_path)
+    assert_same_run(tmp_path, whole("gpt1_tiny"))
+
+
+def test_another_error_of_the_disk_is_not_taken_for_a_full_one(tmp_path, text, monkeypatch):
+    def broken():
+        raise OSError(errno.EIO, "Input/output error")
+
+    before_update(monkeypatch, 2, broken)
+    with pytest.raises(OSError, match="Input/output error"):
+        run(configuration(text), tmp_path)
+    RunFolder(tmp_path).open(configuration(text))  # and the lock is free
