@@ -99,8 +99,8 @@ class Case(ABC):
         """Inputs that make visible what dropout kept; only where dropout_p > 0."""
         raise NotImplementedError
 
-    def kept(self, t: Inputs, out: Tensor) -> float:
-        """The fraction kept, seen in the output for `probe`."""
+    def kept(self, t: Inputs, out: Tensor) -> Tensor:
+        """For each element whose fate the output for `probe` shows, whether it was kept."""
         raise NotImplementedError
 
     def weigh(self, t: Inputs, grad: Tensor) -> Tensor:

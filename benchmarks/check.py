@@ -9,6 +9,8 @@ and then to a keep rate within 0.005 of what was asked for (rounding to sixteent
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -71,7 +73,8 @@ def units(name: str, actual: Tensor, yardstick: Tensor, exact: Tensor) -> float:
 def check_keep_rate(case: Case, run: Run, t: Inputs) -> None:
     """Raises Refused where dropout keeps another fraction than it was asked to."""
     with torch.no_grad():
-        rate = case.kept(t, run(case.probe(t)))
-    asked = 1 - case.dropout_p
-    if not abs(rate - asked) <= KEEP_RATE:
+        kept = case.kept(t, run(case.probe(t)))
+    rate, asked = kept.double().mean().item(), 1 - case.dropout_p
+    chance = 4 * math.sqrt(asked * (1 - asked) / kept.numel())  # four standard errors of so many draws
+    if not abs(rate - asked) <= KEEP_RATE + chance:
         raise Refused(f"rounds: it keeps {rate:.4f} where {asked:g} was asked for")

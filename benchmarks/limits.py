@@ -60,7 +60,7 @@ class Limits:
         return sum(us for us, _ in each), max(each)[1]
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self) | {"copy_rate": self.copy_rate}
+        return asdict(self) | {"copies": [list(c) for c in self.copies], "copy_rate": self.copy_rate}
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Self:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,47 +35,49 @@ def _figure(width: float, height: float) -> Any:
 
 
 def _roofline(results: Results) -> Any:
-    """Operations a second over operations a byte, both axes logarithmic; exponentials and the like count nothing."""
+    """Two limits, and what of ours comes how near: bytes a second by bytes moved, beside a copy; and the operations of
+    products a second by operations a byte."""
     limits = Limits.from_json(results.limits)
-    figure = _figure(8, 5)
-    axes = figure.subplots()
-    points = [(name, [p for p in map(_point, _ours(records)) if p]) for name, records in _ops(results).items()]
-    points = [(name, group) for name, group in points if group]
-    every = [x for _, group in points for x, _, _ in group] or [1.0]
+    figure = _figure(12, 5)
+    left, right = figure.subplots(1, 2)
+    by_bound: dict[str, dict[str, list[Record]]] = {"copy": {}, "matrix": {}}
+    for name, records in _ops(results).items():
+        for record in _ours(records):
+            by_bound["copy" if not record.flops else "matrix"].setdefault(name, []).append(record)
+    sizes = [size for size, _ in limits.copies]
+    left.plot(sizes, [size / us / 1e3 for size, us in limits.copies], color="black", linewidth=1.5, label="copy")
+    _scatter(left, by_bound["copy"], lambda r: (r.bytes, r.bytes / r.median_us / 1e3))
+    left.set(xscale="log", yscale="log", xlabel="bytes read and written", ylabel="GB/s", title="ops that move bytes")
+
+    points = by_bound["matrix"]
     ridge = limits.gemm_flops / limits.copy_rate
-    xs = [min(*every, ridge) / 3, ridge, max(*every, ridge) * 3]
-    axes.plot(xs, [min(x * limits.copy_rate, limits.gemm_flops) / 1e9 for x in xs], color="black", linewidth=1.5)
-    axes.annotate(
-        f"copy {limits.copy_rate / 1e9:,.0f} GB/s", (xs[0] * 1.2, xs[0] * 1.2 * limits.copy_rate / 1e9),
-        rotation=35, rotation_mode="anchor", xytext=(0, 6), textcoords="offset points", fontsize=9,
-    )  # fmt: skip
-    axes.annotate(
-        f"{limits.dtype} products {limits.gemm_flops / 1e12:,.3g} TFLOP/s", (xs[2], limits.gemm_flops / 1e9),
-        ha="right", xytext=(0, 5), textcoords="offset points", fontsize=9,
-    )  # fmt: skip
-    for i, (name, group) in enumerate(points):
-        for pass_, mark in PASS_MARKS.items():
-            some = [(x, y) for x, y, p in group if p == pass_]
-            if some:
-                axes.scatter(*zip(*some, strict=True), marker=mark, s=28, color=COLOURS[i % len(COLOURS)], alpha=0.85)
-        axes.scatter([], [], color=COLOURS[i % len(COLOURS)], label=name)
-    for pass_, mark in PASS_MARKS.items():
-        axes.scatter([], [], marker=mark, facecolors="none", edgecolors="black", label=pass_)
-    axes.set(xscale="log", yscale="log", xlabel="FLOP per byte", ylabel="GFLOP/s")
-    axes.set_title(f"{results.machine['name']}, {limits.dtype}: measured limits and fastlm", fontsize=11)
-    axes.grid(alpha=0.25)
-    axes.legend(fontsize=8, loc="lower right")
+    intensities = [r.flops / r.bytes for group in points.values() for r in group] or [ridge]
+    xs = [min(*intensities, ridge) / 3, ridge, max(*intensities, ridge) * 3]
+    roof = [min(x * limits.copy_rate, limits.gemm_flops) / 1e9 for x in xs]
+    right.plot(xs, roof, color="black", linewidth=1.5, label=f"copy, and {limits.dtype} products")
+    _scatter(right, points, lambda r: (r.flops / r.bytes, r.flops / r.median_us / 1e3))
+    right.set(xscale="log", yscale="log", xlabel="FLOP per byte", ylabel="GFLOP/s", title="ops with products")
+    figure.suptitle(f"{results.machine['name']}: its limits, measured in the same run, and fastlm", fontsize=12)
     return figure
 
 
-def _point(record: Record) -> tuple[float, float, str] | None:
-    if not record.flops or not record.bytes:
-        return None
-    return record.flops / record.bytes, record.flops / record.median_us / 1e3, record.pass_
+def _scatter(axes: Any, by_op: dict[str, list[Record]], point: Callable[[Record], tuple[float, float]]) -> None:
+    """A colour an op, a mark a pass."""
+    for i, (name, records) in enumerate(by_op.items()):
+        colour = COLOURS[i % len(COLOURS)]
+        for pass_, mark in PASS_MARKS.items():
+            some = [point(r) for r in records if r.pass_ == pass_]
+            if some:
+                axes.scatter(*zip(*some, strict=True), marker=mark, s=30, color=colour, alpha=0.85)
+        axes.scatter([], [], color=colour, label=name)
+    for pass_, mark in PASS_MARKS.items():
+        axes.scatter([], [], marker=mark, facecolors="none", edgecolors="black", label=pass_)
+    axes.grid(alpha=0.25)
+    axes.legend(fontsize=8)
 
 
 def _peers(results: Results) -> Any:
-    """For each op and model a panel; for each shape a group of bars: how fast each is, of the machine's limit or tokens."""
+    """For each op and model a panel, for each shape a group of bars: milliseconds, and the floor at the limits."""
     panels = [(name, _shapes(records)) for name, records in grouped(results.records).items()]
     panels = [(name, shapes) for name, shapes in panels if shapes]
     columns = 2 if len(panels) > 1 else 1
@@ -114,8 +116,9 @@ def _panel(axes: Any, name: str, shapes: dict[str, list[Record]]) -> None:
     axes.set_ylabel("ms", fontsize=8)
     axes.tick_params(axis="y", labelsize=8)
     axes.set_title(name, fontsize=10)
+    axes.set_ylim(top=axes.get_ylim()[1] * 1.25)  # room for the legend
     axes.grid(axis="y", alpha=0.25)
-    axes.legend(fontsize=7, ncols=2)
+    axes.legend(fontsize=7, ncols=4, loc="upper center")
 
 
 def _label(record: Record) -> str:

@@ -123,8 +123,22 @@ def markdown(table: Table) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in [header, rule, *rows])
 
 
+def summary(results: Results) -> str:
+    """A page of Markdown: forward and backward together, the worst fractions of the limit, what of ours went wrong."""
+    parts = [head(results).replace("\n", "\n\n")]
+    for name, records in grouped(results.records).items():
+        whole = [r for r in records if r.pass_ in ("both", "step")]
+        parts.append(f"**{name}**, {records[0].dtype}\n\n{markdown(table(whole))}")
+    lowest = [f"{r.name} {r.shape} {r.pass_} ({r.candidate}): {r.fraction:.0%} of {r.bound}" for r in worst(results)]
+    parts.append("Least of the limit: " + "; ".join(lowest) if lowest else "Nothing of ours was timed.")
+    wrong = [r for r in results.records if r.ours and r.status in ("refused", "failed")]
+    parts += [f"- {r.status}: {r.name} {r.shape} {r.pass_} {r.candidate}: {r.reason}" for r in wrong]
+    parts += [f"- left out: {text}" for text in results.left_out]
+    return "\n\n".join(parts)
+
+
 def worst(results: Results, count: int = 3) -> list[Record]:
-    """Ours at the papers' shapes, forward and backward, that reach least of the limit."""
+    """Where ours at its best reaches least of the limit."""
     groups = [g for records in grouped(results.records).values() for g in _by_shape(records).values()]
     found = [r for r in map(best, groups) if r is not None and r.fraction is not None]
     return sorted(found, key=lambda r: r.fraction)[:count]

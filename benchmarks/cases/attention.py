@@ -140,13 +140,13 @@ class Attention(Case):
             t, torch.zeros_like(q), torch.zeros_like(k), values[..., None, :].expand_as(v).contiguous()
         )
 
-    def kept(self, t: Inputs, out: Tensor) -> float:
+    def kept(self, t: Inputs, out: Tensor) -> Tensor:
         position, length = self._positions(t)
         key = torch.arange(DIM, device=out.device)
         seen = (key < length[..., None]) & (position < length)[..., None]
         if self.causal:
             seen = seen & (key <= position[..., None])
-        return (out != 0)[seen[..., None, :].expand_as(out)].double().mean().item()
+        return (out != 0)[seen[..., None, :].expand_as(out)]
 
     def _positions(self, t: Inputs) -> tuple[Tensor, Tensor]:
         """Of every row, where it stands in its sequence and how long that is."""
