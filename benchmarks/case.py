@@ -88,6 +88,10 @@ class Case(ABC):
         """What a user writes in torch; with dropout, F.dropout."""
         return self.naive(t, None)
 
+    def parts(self, t: Inputs) -> dict[str, tuple[Callable[[], Any], float]]:
+        """What the op is made of, each to be timed alone, and how often it is done; empty where that is no bound."""
+        return {}
+
     def peers(self) -> list[Peer]:
         return [Peer("eager", lambda t: self.eager), Peer("compile", self.compiled)]
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import logging
+import statistics
 import time
 import traceback
 import warnings
@@ -50,6 +52,7 @@ def run_case(case: Case, bench: Bench) -> Iterator[Record]:
     trial = _Trial(case, bench, sets, Check(case, sets[0], generator), generator)
     for backend, reason in case.backends(bench.dtype, bench.device).items():
         yield from trial.ours(backend, reason)
+    yield from trial.parts()
     plain = trial.check if not case.dropout_p else Check(case.without_dropout(), sets[0], generator)
     for i, peer in enumerate(case.peers()):
         if peer.name == "compile" and bench.compile_only is not None and case.op not in bench.compile_only:
@@ -90,6 +93,17 @@ class _Trial:
             return run, error
 
         return self._guarded(name, False, prepare)
+
+    def parts(self) -> list[Record]:
+        """The sum of the case's parts, each timed alone: no implementation, but what one is held against."""
+        times = {}
+        for name, (call, count) in self.case.parts(self.sets[0]).items():
+            samples = self.bench.clock.samples(lambda _, call=call: call(), lambda i: None)
+            times[name] = round(statistics.median(samples) * count, 3)
+        if not times:
+            return []
+        record = self._record("parts", "both", False, "timed", samples_us=(round(sum(times.values()), 3),))
+        return [replace(record, parameters=record.parameters | {"parts_us": times})]
 
     def _guarded(self, name: str, ours: bool, prepare: Callable[[], tuple[Run, float]]) -> list[Record]:
         try:
@@ -184,6 +198,11 @@ def explain(error: Exception) -> tuple[str, str]:
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Others' warnings about what they cannot do are in the reasons."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)

@@ -8,6 +8,7 @@ import shlex
 import sys
 import time
 import traceback
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,7 @@ import torch
 from benchmarks import limits, machine, report
 from benchmarks.cases import cases
 from benchmarks.grid import grid
-from benchmarks.models import ModelCase, model_cases, run_model
-from benchmarks.results import Results
+from benchmarks.results import Record, Results
 from benchmarks.run import Bench, explain, run_case
 from benchmarks.timing import FULL, QUICK, Clock
 
@@ -45,8 +45,8 @@ def measure(options: argparse.Namespace) -> int:
     folder = options.out or _default_folder(options.quick)
     file = folder / f"{results.created[:19].replace(':', '')}-{results.commit['sha'][:10]}.json"
     print(report.head(results) + "\n", flush=True)
-    for case in work:
-        _run(case, bench, results)
+    for case, run in work:
+        _run(case, run, bench, results)
         results.write(file)
     if "clocks" in results.machine:
         results.machine["clocks"]["after"] = machine.clocks()
@@ -54,13 +54,12 @@ def measure(options: argparse.Namespace) -> int:
     return _end(results, file, options.plot)
 
 
-def _run(case: Any, bench: Bench, results: Results) -> None:
+def _run(case: Any, run: Callable[[Any, Bench], Iterator[Record]], bench: Bench, results: Results) -> None:
     """Adds a case's records; a case that cannot be set up at all is left out, and said to be."""
     if bench.late():
         results.left_out.append(f"{case.op} {case.shape}: out of time")
         return
     print(f"{case.op} {case.shape}", file=sys.stderr, flush=True)
-    run = run_model if isinstance(case, ModelCase) else run_case
     try:
         for record in run(case, bench):
             results.records.append(record)
@@ -69,11 +68,16 @@ def _run(case: Any, bench: Bench, results: Results) -> None:
         results.left_out.append(f"{case.op} {case.shape}: {explain(error)[1]}")
 
 
-def _work(options: argparse.Namespace, device: torch.device) -> list:
-    size = grid(device, quick=options.quick, sweeps=not options.no_sweeps)
-    ops = cases(size, options.op) if options.what in ("ops", "all") and (options.op or not options.model) else []
-    wanted = options.what in ("models", "all") and (options.model or not options.op)
-    return ops + (model_cases(size, options.model) if wanted else [])
+def _work(options: argparse.Namespace, device: torch.device) -> list[tuple[Any, Callable]]:
+    """The cases, and what runs each."""
+    size, work = grid(device, quick=options.quick, sweeps=not options.no_sweeps), []
+    if options.what in ("ops", "all") and (options.op or not options.model):
+        work += [(case, run_case) for case in cases(size, options.op)]
+    if options.what in ("models", "all") and (options.model or not options.op):
+        from benchmarks.models import model_cases, run_model  # which need more to be installed than the ops
+
+        work += [(case, run_model) for case in model_cases(size, options.model)]
+    return work
 
 
 def _begin(options: argparse.Namespace, measured: limits.Limits) -> Results:

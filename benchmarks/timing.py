@@ -22,8 +22,8 @@ class Effort:
     """How many samples: until `seconds` are spent on one measurement, within the bounds."""
 
     least: int = 10
-    most: int = 50
-    seconds: float = 0.4
+    most: int = 30
+    seconds: float = 0.3
 
     def enough(self, samples: int, started: float) -> bool:
         return samples >= self.most or (samples >= self.least and time.perf_counter() - started > self.seconds)

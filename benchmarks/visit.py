@@ -46,7 +46,7 @@ def parts(out: Path) -> list[Part]:
     measure = ["--out", str(out / "results"), "--minutes", "{minutes}"]
     return [
         Part("build", pip, 3),
-        Part("info", [python, "-m", "fastlm.cli", "info"], 0.5),
+        Part("info", [python, "-m", "fastlm.cli", "info"], 1),
         Part("tests", [python, "-P", "-m", "pytest", "-m", "gpu", "-q", "-p", "no:cacheprovider"], 3),
         Part("ops", [python, "-m", "benchmarks", "ops", "--no-sweeps", "--plot", *measure], 4),
         Part("models", [python, "-m", "benchmarks", "models", *measure], 3),

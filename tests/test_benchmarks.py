@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import sys
 from pathlib import Path
@@ -23,6 +22,8 @@ from benchmarks.check import OURS, Check, Refused, check_keep_rate
 from benchmarks.grid import Grid
 from benchmarks.models import ModelCase, candidates, model_cases, run_model
 from benchmarks.results import Record, Results, ResultsError, quartiles
+from fastlm import costs
+from fastlm.costs import Cost
 
 LIMITS = limits.Limits("float32", ((1000, 1.0), (4000, 4.0), (16000, 8.0)), 1e9, 64, 2e9)
 
@@ -162,6 +163,21 @@ def test_pairs_of_attention():
     padded = Attention("", batch=4, length=64, form="padded")
     assert padded.pairs() == sum(n * n for n in lengths.lengths(4, 64))
     assert padded.cost(torch.bfloat16) == dataclasses.replace(padded, form="packed").cost(torch.bfloat16)
+
+
+def test_costs_worked_by_hand():
+    """Row ops: 32768 x 768 in bf16 is 50,331,648 bytes. Attention: 2 sequences of 4, 3 heads of 8: 32 pairs; q 384 B."""
+    x = 50_331_648
+    assert costs.layer_norm(32768, 768) == costs.bias_gelu(32768, 768) == Cost(2 * x, 0, 3 * x, 0)
+    assert costs.add_layer_norm(32768, 768) == Cost(4 * x, 0, 4 * x, 0)
+    assert costs.add_layer_norm(32768, 768, dropout=False) == Cost(4 * x, 0, 3 * x, 0)
+    forward, backward = 4 * 384 + 4 * 24, 8 * 384 + 4 * 24
+    assert costs.attention(32, 8, 3, 8) == Cost(forward, 4 * 32 * 3 * 8, backward, 10 * 32 * 3 * 8)
+    tokens, table = 64 * 512 * 8, 4 * 40478 * 768
+    gpt1 = costs.embedding_layer_norm(64, 512, 768, 40478, segments=False, layer_norm=False)
+    assert gpt1 == Cost(2 * x + tokens, 0, x + table, 0)
+    bert = costs.embedding_layer_norm(64, 512, 768, 40478, segments=True, layer_norm=True)
+    assert bert == Cost(3 * x + 2 * tokens, 0, 2 * x + table, 0)
 
 
 def test_costs_of_cases_are_in_their_dtype():
@@ -321,6 +337,14 @@ def test_peers_are_timed_skipped_or_refused_with_the_reason():
     assert "absent skipped: is on the moon" in text and "refused" in text
 
 
+def test_parts_are_added_up_by_how_often_they_are_done(monkeypatch):
+    monkeypatch.setattr("benchmarks.cases.linear_cross_entropy.chunk_rows", lambda rows, vocabulary: 8)
+    case = LinearCrossEntropy("s", rows=20, columns=16, vocabulary=30)
+    (parts,) = (r for r in run.run_case(case, bench(compile_only=frozenset())) if r.candidate == "parts")
+    assert parts.parameters["parts_us"] == dict.fromkeys(("logits", "rows", "dx", "dw", "sum"), 6.0 * 20 / 8)
+    assert (parts.median_us, parts.ours) == (75.0, False)
+
+
 @pytest.mark.parametrize("name", ["gpt1_tiny", "bert_tiny"])
 def test_every_model_is_held_to_our_reference(name):
     case = ModelCase(name, 2, 16)
@@ -415,5 +439,7 @@ def test_tables_are_of_the_newest_results_of_a_gpu(tmp_path):
     assert tables.write(readme, tmp_path) == 2
 
 
-def test_equal_results_are_equal():
-    assert results(record()) == copy.deepcopy(results(record()))
+def test_the_readme_has_the_tables_of_the_committed_results():
+    """`python -m benchmarks tables --write` writes them anew."""
+    text = (machine.ROOT / "README.md").read_text()
+    assert text.partition(tables.START)[2].partition(tables.END)[0].strip() == tables.markdown().strip()

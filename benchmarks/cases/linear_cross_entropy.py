@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from benchmarks.case import Case, Inputs, Peer, Run, Unavailable, leaves, packag
 from benchmarks.grid import Grid
 from fastlm import costs
 from fastlm.costs import Cost
+from fastlm.ops.linear_cross_entropy import chunk_rows
 
 EXACT_ROWS = 4096  # at a time, for float64 logits of a large vocabulary would fill the memory
 
@@ -68,15 +69,38 @@ class LinearCrossEntropy(Case):
     def cost(self, dtype: torch.dtype) -> Cost:
         return costs.linear_cross_entropy(self.rows, self.columns, self.vocabulary, dtype.itemsize)
 
+    def parts(self, t: Inputs) -> dict[str, tuple[Callable[[], Any], float]]:
+        """A chunk's three products, one read and one write of its logits, and the sum of dW; how many chunks there are.
+
+        The bound that is to be had with products of the library's: everything else would be free.
+        """
+        rows = chunk_rows(self.rows, self.vocabulary)
+        x, w = t["x"].detach()[:rows], t["weight"].detach()
+        logits, dx, dw = x @ w.t(), torch.empty_like(x), torch.empty_like(w)
+        other, total = torch.empty_like(logits), torch.zeros_like(w, dtype=torch.float32)
+        each = {
+            "logits": lambda: torch.mm(x, w.t(), out=logits),
+            "rows": lambda: other.copy_(logits),
+            "dx": lambda: torch.mm(logits, w, out=dx),
+            "dw": lambda: torch.mm(logits.t(), x, out=dw),
+            "sum": lambda: total.add_(dw),
+        }
+        return {name: (call, self.rows / rows) for name, call in each.items()}
+
     def peers(self) -> list[Peer]:
-        others = {"torch": _torch, "liger": _liger, "cce": self._cce, "quack": self._quack}
+        others = {"torch": _torch, "liger": _liger, "cce": self._cce, "cce-whole": self._cce_whole}
+        others["quack"] = self._quack
         return [*super().peers(), *(Peer(name, build) for name, build in others.items())]
 
-    def _cce(self, t: Inputs) -> Run:
+    def _cce(self, t: Inputs, **options: Any) -> Run:
         if self.bias:
             raise Unavailable("takes no bias")
         function = package("cut_cross_entropy").linear_cross_entropy
-        return lambda t: function(t["x"], t["weight"], t["targets"])
+        return lambda t: function(t["x"], t["weight"], t["targets"], **options)
+
+    def _cce_whole(self, t: Inputs) -> Run:
+        """With all of the gradient: by default it drops probabilities under 2^-12, which here are nearly all."""
+        return self._cce(t, filter_eps=None)
 
     def _quack(self, t: Inputs) -> Run:
         if self.bias:
