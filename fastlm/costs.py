@@ -76,8 +76,8 @@ def add_layer_norm(rows: int, columns: int, element: int = 2, *, dropout: bool =
 def attention(pairs: int, rows: int, heads: int, head_dim: int, element: int = 2) -> Cost:
     """`pairs` (query, key) that see each other, of one head, over all sequences: B S^2, half of it for causal.
 
-    Forward: q, k, v to o, with two products of 2 D a pair, 4 pairs H D, and lse. Backward: q, k, v, o, do, lse to dq, dk,
-    dv, with five products. bytes = element * 4 N H D + 4 N H, and element * 8 N H D + 4 N H.
+    Forward: q, k, v to o, with two products of 2 D a pair, 4 pairs H D, and lse. Backward: q, k, v, o, do, lse to dq,
+    dk, dv, with five products. bytes = element * 4 N H D + 4 N H, and element * 8 N H D + 4 N H.
     """
     x, product = element * rows * heads * head_dim, 2 * pairs * heads * head_dim
     return Cost(4 * x + 4 * rows * heads, 2 * product, 8 * x + 4 * rows * heads, 5 * product)

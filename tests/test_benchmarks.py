@@ -166,7 +166,7 @@ def test_pairs_of_attention():
 
 
 def test_costs_worked_by_hand():
-    """Row ops: 32768 x 768 in bf16 is 50,331,648 bytes. Attention: 2 sequences of 4, 3 heads of 8: 32 pairs; q 384 B."""
+    """Row ops: 32768 x 768 in bf16 is 50,331,648 bytes. Attention: 2 x 4 tokens, 3 heads of 8: 32 pairs, q 384 B."""
     x = 50_331_648
     assert costs.layer_norm(32768, 768) == costs.bias_gelu(32768, 768) == Cost(2 * x, 0, 3 * x, 0)
     assert costs.add_layer_norm(32768, 768) == Cost(4 * x, 0, 4 * x, 0)
