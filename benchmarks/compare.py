@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from benchmarks.limits import Limits
-from benchmarks.report import aligned
+from benchmarks.report import aligned, busy
 from benchmarks.results import Record, Results
 
 LEAST = 0.01
@@ -62,6 +62,9 @@ def report(before: Results, after: Results) -> str:
     lines = [f"before: {_origin(before)}", f"after:  {_origin(after)}"]
     if before.machine["name"] != after.machine["name"]:
         lines.append("The machines differ: what follows compares them, not two commits.")
+    for name, results in (("before", before), ("after", after)):
+        if busy(results):
+            lines.append(f"{name} was measured beside other work: what follows may be that work's")
     moved = sorted((c for c in found if c.verdict != "same"), key=lambda c: -abs(c.relative))
     header = ["shape", "pass", "candidate", "before us", "after us", "change", "noise", "verdict"]
     rows = [_row(c) for c in moved]

@@ -63,6 +63,7 @@ def peak_flops() -> float | None:
 def describe() -> dict[str, Any]:
     facts: dict[str, Any] = {"name": name(), "device": device().type, "cpus": os.cpu_count()}
     facts |= {"threads": torch.get_num_threads(), "system": platform.platform(), "peak_flops": peak_flops()}
+    facts["load"] = round(os.getloadavg()[0], 1)  # processes that ran or waited, in the minute before
     if torch.cuda.is_available():
         p = torch.cuda.get_device_properties(0)
         facts |= {

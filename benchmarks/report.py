@@ -30,7 +30,15 @@ def head(results: Results) -> str:
     ]
     if machine["device"] == "cpu":
         lines.append(f"no GPU: the reference path, in {machine['threads']} thread(s); caches are not flushed")
+    if busy(results):
+        lines.append(f"{machine['cpus']} CPUs with a load of {machine['load']} before this run: its times say little")
     return "\n".join(lines)
+
+
+def busy(results: Results) -> bool:
+    """Whether others had the CPU's cores while it was measured; a GPU's times do not lie in the host's hands."""
+    machine = results.machine
+    return machine["device"] == "cpu" and machine["load"] > machine["cpus"] / 2
 
 
 def limits_line(limits: Limits) -> str:

@@ -411,6 +411,9 @@ def test_the_report_of_a_comparison():
     assert "-50.0%" in text and "faster" in text
     assert "only before: layer_norm 4 x 8 float32 both cuda (now refused: wrong)" in text
     assert "The machines differ" in text
+    loaded = results(after, machine={"name": "C", "device": "cpu", "threads": 1, "cpus": 2, "load": 1.5})
+    assert "after was measured beside other work" in compare.report(results(before), loaded)
+    assert "its times say little" in report.head(loaded)
     assert "No change is beyond the noise." in compare.report(results(before), results(before))
 
 
@@ -431,7 +434,9 @@ def test_tables_are_of_the_newest_results_of_a_gpu(tmp_path):
     results(old).write(tmp_path / "gpu" / "1.json")
     results(new, created="2026-02-02T03:04:05+00:00").write(tmp_path / "gpu" / "2.json")
     results(old, created="2026-03-02T03:04:05+00:00", quick=True).write(tmp_path / "gpu" / "3.json")
-    results(new, machine={"name": "C", "device": "cpu", "threads": 2}).write(tmp_path / "cpu" / "1.json")
+    results(new, machine={"name": "C", "device": "cpu", "threads": 2, "cpus": 2, "load": 0.0}).write(
+        tmp_path / "cpu" / "1.json"
+    )
     assert tables.write(readme, tmp_path) == 0
     text = readme.read_text()
     assert "| 2.0 |" in text and "| 4.0 |" not in text and text.endswith(f"{tables.END}\nb\n")
