@@ -6,6 +6,33 @@ from fastlm import costs
 from fastlm.costs import Cost
 
 
+def test_layer_norms():
+    """BERT-base's 32768 rows of 768 in bf16: 25,165,824 elements, 50,331,648 bytes; 262,144 bytes of statistics."""
+    n, mb, statistics = 25_165_824, 50_331_648, 262_144
+    norm = costs.layer_norm(32768, 768)
+    assert norm == Cost(100_663_296 + statistics, 176_160_768, 150_994_944 + statistics, 327_155_712)
+    assert costs.add_layer_norm(32768, 768) == Cost(4 * mb + statistics, 10 * n, 4 * mb + statistics, 15 * n)
+    lean = costs.add_layer_norm(32768, 768, dropout=False, keep_sum=False)
+    assert lean == Cost(3 * mb + statistics, 9 * n, 3 * mb + statistics, 14 * n)
+    for op, forward, backward in ((costs.gelu_layer_norm, 18, 34), (costs.layer_norm_gelu, 17, 34)):
+        assert op(32768, 768) == norm._replace(forward_flops=forward * n, backward_flops=backward * n)
+
+
+def test_bias_gelu():
+    """Two rows of 3 in fp32: 6 elements, 24 bytes."""
+    assert costs.bias_gelu(2, 3, element=4) == Cost(48, 66, 72, 126)
+
+
+def test_embedding_layer_norm():
+    """Four tokens, E = 2, of V = 3, 2 positions and no segments, bf16 of fp32 tables: 8 elements.
+
+    Forward (3 + 2) * 2 * 4 = 40 bytes of tables, 32 of ids, 32 of y and sum, 32 of statistics; backward 32, 32, 32 and
+    40 of gradients. With 5 segments 40 more of them each way, and 32 of ids.
+    """
+    assert costs.embedding_layer_norm(4, 2, 3, positions=2) == Cost(136, 72, 136, 128)
+    assert costs.embedding_layer_norm(4, 2, 3, positions=2, segments=5) == Cost(208, 80, 208, 136)
+
+
 def test_linear_cross_entropy():
     """GPT-1's: 32768 tokens, E = 768, V = 40478, bf16.
 
