@@ -38,7 +38,12 @@ DTYPES: dict[str, dict[str, tuple[torch.dtype, ...]]] = {
 STEMS = {"add_layer_norm": "layer_norm", "attention_packed": "attention"}
 
 # The largest last dimension that an op's kernels take, where there is a limit.
-WIDEST = {"attention": {"triton": 128}, "attention_packed": {"triton": 128}}
+_ROWS = ("layer_norm", "add_layer_norm", "gelu_layer_norm", "layer_norm_gelu", "embedding_layer_norm")
+WIDEST = {
+    "attention": {"triton": 128},
+    "attention_packed": {"triton": 128},
+    **{op: {"triton": 8192} for op in _ROWS},
+}
 
 # `auto` on each kind of device. No GPU has measured the kernels yet: Triton comes first because its
 # compiler knows the chip at hand, and the order is to be replaced by a table of measurements.

@@ -61,7 +61,7 @@ def add_layer_norm(
     seed = _checks.seed(OP, seed, keep, x)
     if return_sum and not keep_sum:
         raise ValueError(f"{OP}: return_sum=True keeps the sum: give it or keep_sum=False, not both")
-    backend = backends.resolve(OP, backend, x.dtype, x.device.type)
+    backend = backends.resolve(OP, backend, x.dtype, x.device.type, x.shape[-1])
     if backend == "cuda" and not keep_sum:
         raise RuntimeError(f"{OP}: backend 'cuda' cannot serve this call: its backward reads the sum, so keep it")
     differentiable = wants_gradient(x, residual, gamma, beta, bias)
