@@ -42,7 +42,7 @@ _ROWS = ("layer_norm", "add_layer_norm", "gelu_layer_norm", "layer_norm_gelu", "
 WIDEST = {
     "attention": {"triton": 128},
     "attention_packed": {"triton": 128},
-    **{op: {"triton": 8192} for op in _ROWS},
+    **{op: {"triton": 8192, "cuda": 8192} for op in _ROWS},
 }
 
 # `auto` on each kind of device. No GPU has measured the kernels yet: Triton comes first because its
