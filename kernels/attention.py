@@ -31,7 +31,8 @@ def _place(S, LENGTHS, CU_SEQLENS):
 @triton.jit
 def _at_head(X, strides, b, h, start):
     """X at the first row of a sequence and head; strides of the batch (0 for packed rows), of rows and of heads."""
-    return X + tl.cast(b, tl.int64) * strides[0] + tl.cast(start, tl.int64) * strides[1] + tl.cast(h, tl.int64) * strides[2]
+    X += tl.cast(b, tl.int64) * strides[0] + tl.cast(start, tl.int64) * strides[1]
+    return X + tl.cast(h, tl.int64) * strides[2]
 
 
 @triton.jit
@@ -78,23 +79,40 @@ def _seen(i, j, length, CAUSAL: tl.constexpr):
     return j <= i if CAUSAL else j < length
 
 
+@triton.jit
+def _kept(
+    seed, b, h, first_query, first_key,
+    KEEP: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr, TRANSPOSED: tl.constexpr,
+):  # fmt: skip
+    """What dropout multiplies probabilities with: 256 / KEEP or 0.
+
+    LLVM would move a selection past the rounding to 16 bits, where it takes pairs apart; a factor stays where it is.
+    """
+    if KEEP == 256:
+        return 1.0
+    else:
+        head = b * tl.num_programs(0) + h
+        mask = attention_mask(seed, head, first_query, first_key, KEEP, QUERIES, KEYS, TRANSPOSED)
+        return tl.where(mask, 256 / KEEP, 0.0)
+
+
 @triton.jit(do_not_specialize=["S"])
 def _forward(
     Q, K, V, LENGTHS, CU_SEQLENS, SEED, OUT, LSE, q_strides, k_strides, v_strides, o_strides, S, scale,
     KEEP: tl.constexpr, CAUSAL: tl.constexpr, PRECISION: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, STAGES: tl.constexpr, MASK_ALL: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, MASK_ALL: tl.constexpr,
 ):  # fmt: skip
     h, block, b, start, length, rows = _place(S, LENGTHS, CU_SEQLENS)
     first = (tl.num_programs(1) - 1 - block if CAUSAL else block) * BLOCK_M  # of causal blocks, the long ones begin
     K, V = _at_head(K, k_strides, b, h, start), _at_head(V, v_strides, b, h, start)
     i, j = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N)
     if first >= length:
-        _store_rows(_at_head(OUT, o_strides, b, h, start), tl.zeros((BLOCK_M, BLOCK_D), tl.float32), first, rows, o_strides, D)
+        zeros = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
+        _store_rows(_at_head(OUT, o_strides, b, h, start), zeros, first, rows, o_strides, D)
         _store_numbers(LSE, tl.full((BLOCK_M,), float("inf"), tl.float32), first, rows, b, h, start, S, CU_SEQLENS)
         return
     q = _load_rows(_at_head(Q, q_strides, b, h, start), first, length, q_strides, BLOCK_M, D, BLOCK_D)
-    if KEEP < 256:
-        seed = tl.load(SEED)
+    seed = None if KEEP == 256 else tl.load(SEED)
 
     # Keys [0, whole) are seen by every query of the block, keys [whole, end) by some.
     end = tl.minimum(first + BLOCK_M, length) if CAUSAL else length
@@ -103,7 +121,7 @@ def _forward(
     top = tl.full((BLOCK_M,), -float("inf"), tl.float32)  # a row's largest score so far, times scale * log2(e)
     total = tl.zeros((BLOCK_M,), tl.float32)
     o = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
-    for n in tl.range(0, end, BLOCK_N, num_stages=STAGES):
+    for n in tl.range(0, end, BLOCK_N, num_stages=2):
         k = _load_rows(K, n, length, k_strides, BLOCK_N, D, BLOCK_D)
         v = _load_rows(V, n, length, v_strides, BLOCK_N, D, BLOCK_D)
         s = tl.dot(q, k.T, input_precision=PRECISION)
@@ -113,9 +131,8 @@ def _forward(
         p = tl.exp2(s * (scale * LOG2E) - new_top[:, None])
         shrink = tl.exp2(top - new_top)
         total = total * shrink + tl.sum(p, axis=1)
-        if KEEP < 256:
-            p *= tl.where(attention_mask(seed, b * tl.num_programs(0) + h, first, n, KEEP, BLOCK_M, BLOCK_N, False), 256 / KEEP, 0.0)
-        o = tl.dot(p.to(v.dtype), v, o * shrink[:, None], input_precision=PRECISION)
+        z = _kept(seed, b, h, first, n, KEEP, BLOCK_M, BLOCK_N, False)
+        o = tl.dot((p * z).to(v.dtype), v, o * shrink[:, None], input_precision=PRECISION)
         top = new_top
 
     valid = first + i < length
@@ -130,7 +147,7 @@ def _backward_dq(
     DO, Q, K, V, OUT, LSE, LENGTHS, CU_SEQLENS, SEED, DQ, DK, DV, LSE2, DELTA, q_strides, k_strides, v_strides,
     o_strides, dq_strides, S, scale,
     KEEP: tl.constexpr, CAUSAL: tl.constexpr, PRECISION: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, STAGES: tl.constexpr, MASK_ALL: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, MASK_ALL: tl.constexpr,
     ALONE: tl.constexpr,
 ):  # fmt: skip
     """dq of a block of queries; dk and dv too if it is ALONE in its sequence, else LSE2 and DELTA for _backward_dkv."""
@@ -139,7 +156,8 @@ def _backward_dq(
     i, j = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N)
     K, V = _at_head(K, k_strides, b, h, start), _at_head(V, v_strides, b, h, start)
     if first >= (rows if ALONE else length):
-        _store_rows(_at_head(DQ, dq_strides, b, h, start), tl.zeros((BLOCK_M, BLOCK_D), tl.float32), first, rows, dq_strides, D)
+        zeros = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
+        _store_rows(_at_head(DQ, dq_strides, b, h, start), zeros, first, rows, dq_strides, D)
         return
     DK, DV = _at_head(DK, dq_strides, b, h, start), _at_head(DV, dq_strides, b, h, start)
     q = _load_rows(_at_head(Q, q_strides, b, h, start), first, length, q_strides, BLOCK_M, D, BLOCK_D)
@@ -150,8 +168,7 @@ def _backward_dq(
     if not ALONE:
         _store_numbers(LSE2, lse2, first, length, b, h, start, S, CU_SEQLENS)
         _store_numbers(DELTA, delta, first, length, b, h, start, S, CU_SEQLENS)
-    if KEEP < 256:
-        seed = tl.load(SEED)
+    seed = None if KEEP == 256 else tl.load(SEED)
 
     end = tl.minimum(first + BLOCK_M, length) if CAUSAL else length
     whole = (tl.minimum(first, end) if CAUSAL else end) // BLOCK_N * BLOCK_N
@@ -159,15 +176,13 @@ def _backward_dq(
         end = rows  # keys from `length` on have gradients of zero, to be stored
     tl.assume(end > 0)
     dq = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
-    for n in tl.range(0, end, BLOCK_N, num_stages=STAGES):
+    for n in tl.range(0, end, BLOCK_N, num_stages=2):
         k = _load_rows(K, n, length, k_strides, BLOCK_N, D, BLOCK_D)
         v = _load_rows(V, n, length, v_strides, BLOCK_N, D, BLOCK_D)
         p = tl.exp2(tl.dot(q, k.T, input_precision=PRECISION) * (scale * LOG2E) - lse2[:, None])
         if MASK_ALL or n >= whole:
             p = tl.where(_seen(first + i[:, None], n + j[None, :], length, CAUSAL), p, 0.0)
-        z = 1.0
-        if KEEP < 256:
-            z = tl.where(attention_mask(seed, b * tl.num_programs(0) + h, first, n, KEEP, BLOCK_M, BLOCK_N, False), 256 / KEEP, 0.0)
+        z = _kept(seed, b, h, first, n, KEEP, BLOCK_M, BLOCK_N, False)
         if ALONE:
             dv = tl.dot((p * z).to(do.dtype).T, do, input_precision=PRECISION)
             _store_rows(DV, dv, n, rows, dq_strides, D)
@@ -186,7 +201,7 @@ def _backward_dkv(
     DO, Q, K, V, LENGTHS, CU_SEQLENS, SEED, DK, DV, LSE2, DELTA, q_strides, k_strides, v_strides, o_strides,
     dk_strides, S, scale,
     KEEP: tl.constexpr, CAUSAL: tl.constexpr, PRECISION: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, STAGES: tl.constexpr, MASK_ALL: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, MASK_ALL: tl.constexpr,
 ):  # fmt: skip
     """dk and dv of a block of keys, by the scores' transpose: keys by queries."""
     h, block, b, start, length, rows = _place(S, LENGTHS, CU_SEQLENS)
@@ -200,26 +215,22 @@ def _backward_dkv(
         return
     k = _load_rows(_at_head(K, k_strides, b, h, start), first, length, k_strides, BLOCK_N, D, BLOCK_D)
     v = _load_rows(_at_head(V, v_strides, b, h, start), first, length, v_strides, BLOCK_N, D, BLOCK_D)
-    if KEEP < 256:
-        seed = tl.load(SEED)
+    seed = None if KEEP == 256 else tl.load(SEED)
 
     dk = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
     dv = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
     low = first // BLOCK_M * BLOCK_M if CAUSAL else 0
     tl.assume(low < length)
-    for m in tl.range(low, length, BLOCK_M, num_stages=STAGES):
+    for m in tl.range(low, length, BLOCK_M, num_stages=2):
         # Rows from `length` on are loaded as zeros, and add zeros to dk and dv.
         q = _load_rows(Q, m, length, q_strides, BLOCK_M, D, BLOCK_D)
         do = _load_rows(DO, m, length, o_strides, BLOCK_M, D, BLOCK_D)
         lse2 = _load_numbers(LSE2, m, length, b, h, start, S, CU_SEQLENS, BLOCK_M)
         delta = _load_numbers(DELTA, m, length, b, h, start, S, CU_SEQLENS, BLOCK_M)
         p = tl.exp2(tl.dot(k, q.T, input_precision=PRECISION) * (scale * LOG2E) - lse2[None, :])
-        if CAUSAL:
-            if MASK_ALL or m < first + BLOCK_N:
-                p = tl.where(m + i[None, :] >= first + j[:, None], p, 0.0)
-        z = 1.0
-        if KEEP < 256:
-            z = tl.where(attention_mask(seed, b * tl.num_programs(0) + h, m, first, KEEP, BLOCK_M, BLOCK_N, True), 256 / KEEP, 0.0)
+        if CAUSAL and (MASK_ALL or m < first + BLOCK_N):
+            p = tl.where(m + i[None, :] >= first + j[:, None], p, 0.0)
+        z = _kept(seed, b, h, m, first, KEEP, BLOCK_M, BLOCK_N, True)
         dv = tl.dot((p * z).to(do.dtype), do, dv, input_precision=PRECISION)
         dp = tl.dot(v, do.T, input_precision=PRECISION)
         ds = p * (dp * z - delta[None, :])
@@ -228,6 +239,52 @@ def _backward_dkv(
     valid = first + j[:, None] < length
     _store_rows(DK, tl.where(valid, dk * scale, 0.0), first, rows, dk_strides, D)
     _store_rows(DV, tl.where(valid, dv, 0.0), first, rows, dk_strides, D)
+
+
+# What a chip multiplies with: wgmma (compute capability 9), tcgen05 (10), mma.sync (the others), FMAs for float32.
+WGMMA, TCGEN05, MMA, FMA = range(4)
+
+# BLOCK_M, BLOCK_N and warps for each of these, for heads of up to 64 and of up to 128. None is measured: each is the
+# largest whose accumulators the compiler keeps in registers. Rows matter most: for 128 x 64 scores a program asks 16 KB
+# of the L2, at 13 instructions a score 20 bytes a cycle and multiprocessor, where an H100's L2 gives about 25; of 64
+# rows it would ask 40. The forward's 4 warps let two programs share a multiprocessor of a Hopper chip, one at its
+# exponentials while the other's products are under way.
+TILES = {
+    ("forward", 64): ((128, 64, 4), (128, 64, 8), (128, 64, 8), (64, 32, 8)),
+    ("forward", 128): ((128, 64, 8), (128, 64, 8), (128, 64, 8), (32, 32, 8)),
+    ("backward_dq", 64): ((128, 64, 8), (128, 64, 8), (128, 64, 8), (64, 32, 8)),
+    ("backward_dq", 128): ((128, 64, 8), (128, 64, 8), (128, 32, 8), (32, 32, 4)),
+    ("backward_dkv", 64): ((64, 128, 8), (64, 128, 8), (32, 128, 8), (32, 64, 8)),
+    ("backward_dkv", 128): ((32, 128, 8), (64, 128, 8), (64, 64, 8), (32, 32, 8)),
+}
+
+# With wgmma, which takes operands from shared memory, there are registers for all gradients of a sequence this short
+# in one program. Its forward waits for memory more than for L2: half the rows make four programs a multiprocessor.
+SHORT, SHORT_FORWARD = 128, (64, 64, 4)
+
+
+def _units(q: Tensor) -> int:
+    if q.dtype == torch.float32:
+        return FMA
+    major = 9 if q.device.type == "cpu" else torch.cuda.get_device_capability()[0]  # on a CPU: interpreted
+    return {9: WGMMA, 10: TCGEN05}.get(major, MMA)
+
+
+def _short(q: Tensor, max_seqlen: int) -> bool:
+    return max_seqlen <= SHORT and q.shape[-1] <= 64 and _units(q) == WGMMA
+
+
+def _tile(kernel: str, q: Tensor, short: bool = False) -> dict[str, int | bool]:
+    units = _units(q)
+    block_m, block_n, warps = SHORT_FORWARD if short else TILES[kernel, 64 if q.shape[-1] <= 64 else 128][units]
+    return {
+        "BLOCK_M": block_m,
+        "BLOCK_N": block_n,
+        # A branch spares tiles the masking that they do not need, but hides from the compiler that one mma.sync's
+        # result is the next one's operand: it would split rows between warps, which trade them in shared memory.
+        "MASK_ALL": units == MMA,
+        "num_warps": warps,
+    }
 
 
 def attention_forward(
@@ -244,8 +301,8 @@ def attention_forward(
     scale: float,
     keep: int,
 ) -> None:
-    """o = dropout(softmax(scale * q k^T + mask)) v of (B, S, H, D) and lse (B, H, S); of packed rows (T, H, D), (T, H)."""
-    tile = _tile("forward", q, max_seqlen, keep)
+    """o (B, S, H, D) = dropout(softmax(scale * q k^T + mask)) v, lse (B, H, S); or packed rows (T, H, D) and (T, H)."""
+    tile = _tile("forward", q, _short(q, max_seqlen))
     _launch(
         _forward, tile["BLOCK_M"], q, cu_seqlens, max_seqlen,
         (q, k, v, lengths, cu_seqlens, seed, o, lse), (q, k, v, o), keep=keep, causal=causal, scale=scale, **tile,
@@ -273,17 +330,14 @@ def attention_backward(
 ) -> None:
     """dq, dk, dv of q's shape, with strides in common, as do and o have; scratch is (2, *lse.shape) fp32."""
     common = dict(keep=keep, causal=causal, scale=scale)
-    tile = _tile("backward_alone", q, max_seqlen, keep)
-    alone = max_seqlen <= tile["BLOCK_M"]
-    if not alone:
-        tile = _tile("backward_dq", q, max_seqlen, keep)
+    alone, tile = _short(q, max_seqlen), _tile("backward_dq", q)
     _launch(
         _backward_dq, tile["BLOCK_M"], q, cu_seqlens, max_seqlen,
         (do, q, k, v, o, lse, lengths, cu_seqlens, seed, dq, dk, dv, *scratch), (q, k, v, o, dq),
         ALONE=alone, **common, **tile,
     )  # fmt: skip
     if not alone:
-        tile = _tile("backward_dkv", q, max_seqlen, keep)
+        tile = _tile("backward_dkv", q)
         _launch(
             _backward_dkv, tile["BLOCK_N"], q, cu_seqlens, max_seqlen,
             (do, q, k, v, lengths, cu_seqlens, seed, dk, dv, *scratch), (q, k, v, o, dk), **common, **tile,
@@ -297,8 +351,8 @@ def _launch(kernel, block, q, cu_seqlens, max_seqlen, tensors, strided, keep, ca
     grid = heads, triton.cdiv(max_seqlen, block), sequences
     if 0 in grid:
         return
-    if max(grid[1:]) > 65535:
-        raise ValueError(f"attention: the Triton kernels take at most 65535 sequences, and blocks of one, got {grid[1:]}")
+    if sequences > 65535:
+        raise ValueError(f"attention: the Triton kernels take at most 65535 sequences, got {sequences}")
     tf32 = torch.backends.cuda.matmul.fp32_precision == "tf32"
     kernel[grid](
         *tensors, *(_strides(x, cu_seqlens is not None) for x in strided), max_seqlen, scale,
@@ -311,13 +365,3 @@ def _strides(x: Tensor, packed: bool) -> tuple:
     """Strides of the batch, of rows and of heads. That of rows is a constant, which saves a pointer for each row."""
     batch, row, head, _ = (0, *x.stride()) if packed else x.stride()
     return batch, tl.constexpr(row), head
-
-
-def _tile(kernel: str, q: Tensor, max_seqlen: int, keep: int) -> dict[str, int]:
-    if kernel == "forward":
-        return dict(BLOCK_M=128, BLOCK_N=64, STAGES=2, MASK_ALL=False, num_warps=4)
-    if kernel == "backward_alone":
-        return dict(BLOCK_M=128, BLOCK_N=64, STAGES=2, MASK_ALL=False, num_warps=8)
-    if kernel == "backward_dq":
-        return dict(BLOCK_M=128, BLOCK_N=64, STAGES=2, MASK_ALL=False, num_warps=8)
-    return dict(BLOCK_M=64, BLOCK_N=128, STAGES=2, MASK_ALL=False, num_warps=8)
