@@ -87,6 +87,17 @@ def embedding_layer_norm(
     return Cost(forward, (tables + NORM_FORWARD) * n, backward, (1 + NORM_BACKWARD + tables) * n)
 
 
+def attention(batch: int, sequence: int, heads: int, dim: int, element: int = 2, *, causal: bool = False) -> Cost:
+    """q, k, v (B, S, H, D) to o and lse (B, H, S); do, q, k, v, o and lse to dq, dk and dv; x = B S H D elements.
+
+    bytes = element * 4 x + 4 B H S, backward element * 8 x + 4 B H S. Of operations only the products count: forward
+    two, 4 S x, backward the scores again and four, 10 S x; a causal mask leaves half.
+    """
+    x, lse = batch * sequence * heads * dim, 4 * batch * heads * sequence
+    product = 2 * sequence * x // (2 if causal else 1)
+    return Cost(4 * element * x + lse, 2 * product, 8 * element * x + lse, 5 * product)
+
+
 def linear_cross_entropy(rows: int, columns: int, vocabulary: int, element: int = 2) -> Cost:
     """Forward: x (N, E), W (V, E) in the activations' dtype and int64 targets to one loss; the product is 2 N E V.
 

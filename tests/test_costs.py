@@ -33,6 +33,21 @@ def test_embedding_layer_norm():
     assert costs.embedding_layer_norm(4, 2, 3, positions=2, segments=5) == Cost(208, 80, 208, 136)
 
 
+def test_attention():
+    """GPT-1's: 128 sequences of 512 in 12 heads of 64, bf16.
+
+    A tensor is 50,331,648 elements, 100,663,296 bytes; lse 786,432 numbers, 3,145,728 bytes. The 402,653,184 scores
+    take 128 operations each a product, 51,539,607,552.
+    """
+    product, lse = 51_539_607_552, 3_145_728
+    forward, backward = 402_653_184 + lse, 805_306_368 + lse
+    assert costs.attention(128, 512, 12, 64) == Cost(forward, 2 * product, backward, 5 * product)
+    causal = costs.attention(128, 512, 12, 64, causal=True)
+    assert causal == Cost(forward, product, backward, 5 * product // 2)
+    # One row of two heads of 3 in fp32: 6 elements, 2 scores of 6 operations a product
+    assert costs.attention(1, 1, 2, 3, element=4) == Cost(96 + 8, 24, 192 + 8, 60)
+
+
 def test_linear_cross_entropy():
     """GPT-1's: 32768 tokens, E = 768, V = 40478, bf16.
 
