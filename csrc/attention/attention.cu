@@ -118,7 +118,7 @@ void attention_backward(const Array& dout, const Array& q, const Array& k, const
                                          call.activations<const input_t>("o", o),
                                          call.activations<const input_t>("do", dout),
                                          call.numbers(static_cast<const float*>(lse.as<float>())),
-                                         call.numbers(scratch.as<float>()),
+                                         scratch.as<float>(),
                                          call.activations<input_t>("dq", dq),
                                          call.activations<input_t>("dk", dk),
                                          call.activations<input_t>("dv", dv)};

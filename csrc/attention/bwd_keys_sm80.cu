@@ -5,15 +5,15 @@
 // of s^T and dp^T become operands of those sums where they are. ds goes by way of shared memory to the product with k,
 // which the warps divide among them otherwise.
 //
-// dq is a sum over keys. Of what is deterministic, in bytes a head beside dk and dv, b those of an element:
-//   one pass, a block having all keys:      q, k, v, o, do read, dq, dk, dv written:            8bSD
-//   two passes, of queries and then of keys: 6bSD and 6bSD (and two products of seven again):   12bSD
-//   ordered additions to a float32 dq:       8bSD and for n blocks of keys 8(n - 1)SD, 4SD + ... more than 12bSD from n
-//     = 2 on, and blocks wait for one another.
-// So it is one pass up to 128 keys with four warps and 256 with eight (half of that where D > 64), where the chip has
-// the shared memory, and else two. Tiles of queries are read once for each block of keys that they see, all but the
-// first time from the L2, and lse and delta from there too. For 65,536 tokens and 12 heads of 64 in bf16, the floor of
-// an H100 is 269 us at S = 128 (HBM) and 322 us at S = 512 (its products, five).
+// dq is a sum over keys. What is deterministic, in bytes a head, b those of an element:
+//   one pass, a block having all keys:  q, k, v, o and do read, dq, dk and dv written, and lse, 4S:         8bSD
+//   two passes, queries and then keys:  6bSD + 4S and 6bSD + 8S, and two of seven products again:         12bSD
+//   one pass, and additions to a float32 dq in the order of the n blocks of keys, then rounded:   8bSD + 8nSD,
+// the last of which moves more than the second from n = 2 on, and its blocks wait for one another. So it is one pass up to
+// 128 keys by four warps and 256 by eight (half of that where D > 64), where the chip has the shared memory, and else
+// two. There tiles of queries are read once for each block of keys that they see, all but the first time from the L2.
+// For 65,536 tokens and 12 heads of 64 in bf16 the floor of an H100 is 269 us at S = 128 (HBM) and 322 us at S = 512 (five
+// products), both computed, not measured.
 #include "attention/mask.cuh"
 #include "attention/sm80.h"
 #include "attention/tiles_sm80.cuh"
@@ -33,9 +33,11 @@ struct Shape {
   static constexpr int kKeys = kWarps * kRowTiles * 16;
   static constexpr int kOwn = kKeys * kD, kTile = kQueries * kD;  // elements
   // Bytes: k and v; two stages of q, do, lse and delta; for dq one stage of o, and ds.
-  static constexpr int kShared = (2 * kOwn + 4 * kTile + (kOnePass ? kTile + kKeys * kQueries : 0)) * 2 +
-                                 4 * kQueries * int(sizeof(float));
-  static constexpr int kColumns = kD * 2 / kWarps;  // of dq, for each of two warps with 16 queries
+  static constexpr int kShared =
+      (2 * kOwn + 4 * kTile + (kOnePass ? kTile + kKeys * kQueries : 0)) * 2 + 4 * kQueries * int(sizeof(float));
+
+  // The first of the keys of a thread's warp.
+  __device__ __forceinline__ static int row(int thread) { return thread / kWarpSize * kRowTiles * 16; }
 };
 
 // A block's shared memory.
@@ -57,45 +59,40 @@ struct Shared {
   __device__ __forceinline__ float* delta(int stage) const { return lse(stage) + kQueries; }
 };
 
-// How tiles of queries come: q, do and in one pass o by cp_async, lse and in two passes delta by registers, which one
-// thread a query fills when the copies start and empties when they have come.
+// How tiles of queries come: q, do, lse, and o in one pass or delta in two. Of queries past the length all are zeros,
+// which makes zeros of ds and of (z p)^T do as well.
 template <typename S, typename input_t>
 struct Loader {
+  const Backward<input_t>& p;
   View<const input_t> q, o, dout;
-  View<const float> lse;
-  View<float> delta;
+  int64_t numbers;  // where the head's lse and delta start: one offset, for pointers take registers
   int length, D;
   float keep;  // of 1
-  float next_lse, next_delta;
 
-  __device__ __forceinline__ void start(const Shared<S, input_t>& shared, int m) {
-    const int first = m * kQueries, stage = m % 2;
-    start_tile<kQueries, S::kD, S::kThreads>(shared.q(stage), q, first, length, D);
-    start_tile<kQueries, S::kD, S::kThreads>(shared.dout(stage), dout, first, length, D);
-    if constexpr (S::kOnePass) start_tile<kQueries, S::kD, S::kThreads>(shared.o, o, first, length, D);
+  __device__ __forceinline__ void start(const Shared<S, input_t>& shared, int m, int thread) const {
+    const int first = m * kQueries, stage = m % 2, row = first + thread;
+    start_tile<kQueries, S::kD, S::kThreads>(shared.q(stage), q, first, length, D, thread);
+    start_tile<kQueries, S::kD, S::kThreads>(shared.dout(stage), dout, first, length, D, thread);
+    if constexpr (S::kOnePass) start_tile<kQueries, S::kD, S::kThreads>(shared.o, o, first, length, D, thread);
+    if (thread < kQueries) {
+      const int64_t at = numbers + row * p.lse.row;
+      cp_async<4>(shared.lse(stage) + thread, p.lse.data + at, row < length);
+      if constexpr (!S::kOnePass) cp_async<4>(shared.delta(stage) + thread, p.delta + at, row < length);
+    }
     cp_async_commit();
-    const int row = first + threadIdx.x;
-    const bool inside = threadIdx.x < kQueries && row < length;
-    next_lse = inside ? load_global<Use::kRepeated>(lse[row]) * kLog2E : INFINITY;  // which makes p zero
-    next_delta = inside && !S::kOnePass ? load_global<Use::kRepeated>(delta[row]) : 0.0f;
   }
 
   // Ends with a barrier: tile m is there, and all have done with the tile before it.
-  __device__ __forceinline__ void finish(const Shared<S, input_t>& shared, int m) {
-    const int stage = m % 2;
+  __device__ __forceinline__ void finish(const Shared<S, input_t>& shared, int m, int thread) const {
     cp_async_wait<0>();
-    if (threadIdx.x < kQueries) {
-      shared.lse(stage)[threadIdx.x] = next_lse;
-      if constexpr (!S::kOnePass) shared.delta(stage)[threadIdx.x] = next_delta;
-    }
-    if constexpr (S::kOnePass) compute_delta(shared, stage);
+    if constexpr (S::kOnePass) compute_delta(shared, m % 2, thread);
     __syncthreads();
   }
 
   // Of what this thread has copied itself, so that no barrier is needed.
-  __device__ __forceinline__ void compute_delta(const Shared<S, input_t>& shared, int stage) const {
+  __device__ __forceinline__ void compute_delta(const Shared<S, input_t>& shared, int stage, int thread) const {
     using Share = Share<kQueries, S::kD, S::kThreads>;
-    const Share share;
+    const Share share(thread);
     if (!share.any()) return;  // whole warps
 #pragma unroll
     for (int i = 0; i < Share::kCount; i++) {
@@ -111,15 +108,15 @@ struct Loader {
 // s^T = k q^T, or dp^T = v do^T, of a warp's keys from `row` on in the tile `own` and all queries of a tile.
 template <typename S, typename input_t>
 __device__ __forceinline__ void transposed_product(float (&s)[S::kRowTiles][4][4], const input_t* own, int row,
-                                                   const input_t* queries) {
-  const Blocks<S::kD, true, input_t> own_blocks(own);
-  const Blocks<S::kD, false, input_t> query_blocks(queries);
+                                                   const input_t* queries, int thread) {
+  const Blocks<S::kD, true, input_t> own_blocks(own, thread);
+  const Blocks<S::kD, false, input_t> query_blocks(queries, thread);
 #pragma unroll
   for (int i = 0; i < S::kRowTiles; i++) {
 #pragma unroll
     for (int j = 0; j < 4; j++) s[i][j][0] = s[i][j][1] = s[i][j][2] = s[i][j][3] = 0.0f;
   }
-#pragma unroll
+#pragma unroll 2  // more would take more registers than there are
   for (int k = 0; k < S::kD / 16; k++) {
     uint32_t a[S::kRowTiles][4], b[4];
 #pragma unroll
@@ -136,8 +133,9 @@ __device__ __forceinline__ void transposed_product(float (&s)[S::kRowTiles][4][4
 // dv += (z p)^T do, or dk += ds^T q: `a` holds the left factor.
 template <typename S, typename input_t>
 __device__ __forceinline__ void add_product(float (&sum)[S::kRowTiles][S::kD / 8][4],
-                                            const uint32_t (&a)[S::kRowTiles][2][4], const input_t* queries) {
-  const Blocks<S::kD, true, input_t> blocks(queries);
+                                            const uint32_t (&a)[S::kRowTiles][2][4], const input_t* queries,
+                                            int thread) {
+  const Blocks<S::kD, true, input_t> blocks(queries, thread);
 #pragma unroll
   for (int j = 0; j < 2; j++) {
 #pragma unroll
@@ -171,10 +169,10 @@ __device__ __forceinline__ bool kept(uint32_t bits, int i, int j, int k) {
 }
 
 // The numbers of queries 8j + 2t and 8j + 2t + 1.
-__device__ __forceinline__ void load_columns(float (&x)[8], const float* of_queries) {
+__device__ __forceinline__ void load_columns(float (&x)[8], const float* of_queries, int thread) {
 #pragma unroll
   for (int j = 0; j < 4; j++) {
-    const float2 two = *reinterpret_cast<const float2*>(of_queries + 8 * j + 2 * (threadIdx.x % 4));
+    const float2 two = *reinterpret_cast<const float2*>(of_queries + 8 * j + 2 * (thread % 4));
     x[2 * j] = two.x, x[2 * j + 1] = two.y;
   }
 }
@@ -193,11 +191,11 @@ __device__ __forceinline__ void pack_operands(uint32_t (&a)[S::kRowTiles][2][4],
 template <typename S, typename input_t>
 __device__ __forceinline__ void query_gradient(const Shared<S, input_t>& shared, input_t* q_tile,
                                                const View<input_t>& to, int first, int end, int rows, int D,
-                                               float factor) {
-  constexpr int kColumns = S::kColumns;
-  const int warp = threadIdx.x / kWarpSize, row = warp % 2 * 16, column = warp / 2 * kColumns;
-  const Blocks<kQueries, false, input_t> ds_blocks(shared.ds);
-  const Blocks<S::kD, true, input_t> k_blocks(shared.k);
+                                               float factor, int thread) {
+  constexpr int kColumns = S::kD * 2 / S::kWarps;  // for each of two warps, with 16 queries each
+  const int warp = thread / kWarpSize, row = warp % 2 * 16, column = warp / 2 * kColumns;
+  const Blocks<kQueries, false, input_t> ds_blocks(shared.ds, thread);
+  const Blocks<S::kD, true, input_t> k_blocks(shared.k, thread);
   float dq[kColumns / 8][4] = {};
 #pragma unroll
   for (int k = 0; k < S::kKeys; k += 16) {
@@ -222,8 +220,7 @@ __device__ __forceinline__ void query_gradient(const Shared<S, input_t>& shared,
 }
 
 template <typename input_t, typename S, bool kDropout>
-__global__ void __launch_bounds__(S::kThreads, 8 / S::kWarps)
-    keys_kernel(const Backward<input_t> p, int tiles) {
+__global__ void __launch_bounds__(S::kThreads, 8 / S::kWarps) keys_kernel(const Backward<input_t> p, int tiles) {
   constexpr int kRowTiles = S::kRowTiles, kD = S::kD, kThreads = S::kThreads;
   const Problem& problem = p.problem;
   const Place place(tiles, problem.H);
@@ -231,45 +228,46 @@ __global__ void __launch_bounds__(S::kThreads, 8 / S::kWarps)
   const bool causal = problem.causal;
   const int length = sequence.length, D = problem.D;
   const int first_key = place.tile * S::kKeys, after = min(sequence.rows, first_key + S::kKeys);
-  const int g = threadIdx.x % kWarpSize / 4, t = threadIdx.x % 4;
-  const int row = threadIdx.x / kWarpSize * kRowTiles * 16, key = first_key + row;  // the warp's first
   const auto head = [&](const auto& view) { return view.at(place.b, place.h, sequence.start); };
-  const auto dq_to = head(p.dq), dk_to = head(p.dk), dv_to = head(p.dv);
   const int end = (length + kQueries - 1) / kQueries;
-  if constexpr (S::kOnePass) store_zeros<kThreads>(dq_to, min(end * kQueries, sequence.rows), sequence.rows, D);
+  if constexpr (S::kOnePass) store_zeros<kThreads>(head(p.dq), min(end * kQueries, sequence.rows), sequence.rows, D);
   if (first_key >= length) {
-    store_zeros<kThreads>(dk_to, first_key, after, D);
-    store_zeros<kThreads>(dv_to, first_key, after, D);
+    store_zeros<kThreads>(head(p.dk), first_key, after, D);
+    store_zeros<kThreads>(head(p.dv), first_key, after, D);
     return;
   }
 
   const Shared<S, input_t> shared;
   const float keep = static_cast<float>(problem.keep) / kLevels;
-  Loader<S, input_t> loader{head(p.q), head(p.o), head(p.dout), head(p.lse), head(p.delta), length, D, keep, 0.0f, 0.0f};
+  const Loader<S, input_t> loader{
+      p, head(p.q), head(p.o), head(p.dout), p.lse.offset(place.b, place.h, sequence.start), length, D, keep};
   start_tile<S::kKeys, kD, kThreads>(shared.k, head(p.k), first_key, length, D);
   start_tile<S::kKeys, kD, kThreads>(shared.v, head(p.v), first_key, length, D);
   const int begin = causal ? first_key / kQueries : 0;
-  loader.start(shared, begin);
+  loader.start(shared, begin, threadIdx.x);
 
   const Mask<true> mask(problem.seed, problem.keep, place.head);
   const float c = problem.scale * kLog2E;
   float dk[kRowTiles][kD / 8][4] = {}, dv[kRowTiles][kD / 8][4] = {};
   for (int m = begin; m < end; m++) {
-    loader.finish(shared, m);
-    if (m + 1 < end) loader.start(shared, m + 1);
+    // Addresses would take more registers than there are if all were computed before the loop.
+    const int thread = anew(threadIdx.x);
+    loader.finish(shared, m, thread);
+    if (m + 1 < end) loader.start(shared, m + 1, thread);
+    const int row = S::row(thread), key = first_key + row;  // the warp's first
     const int stage = m % 2, query = m * kQueries;
     const int seen = causal ? min(length, query + kQueries) : length;  // keys before this one
     if (key < seen) {
       Scores<S> s;
-      transposed_product<S>(s, shared.k, row, shared.q(stage));
+      transposed_product<S>(s, shared.k, row, shared.q(stage), thread);
       float numbers[8];
-      load_columns(numbers, shared.lse(stage));
+      load_columns(numbers, shared.lse(stage), thread);
       for_each_score<S>(
-          [&](int i, int j, int k) { s[i][j][k] = exp2_approx(s[i][j][k] * c - numbers[2 * j + k % 2]); });
+          [&](int i, int j, int k) { s[i][j][k] = exp2_approx(s[i][j][k] * c - numbers[2 * j + k % 2] * kLog2E); });
       if (key + 16 * kRowTiles > length || (causal && key + 16 * kRowTiles > query + 1)) {
         for_each_score<S>([&](int i, int j, int k) {
-          const int at = key + 16 * i + k / 2 * 8 + g;
-          if (at >= length || (causal && at > query + 8 * j + 2 * t + k % 2)) s[i][j][k] = 0.0f;
+          const int at = key + 16 * i + k / 2 * 8 + thread % kWarpSize / 4;
+          if (at >= length || (causal && at > query + 8 * j + 2 * (thread % 4) + k % 2)) s[i][j][k] = 0.0f;
         });
       }
       uint32_t bits = 0, a[kRowTiles][2][4];
@@ -281,11 +279,11 @@ __global__ void __launch_bounds__(S::kThreads, 8 / S::kWarps)
       } else {
         pack_operands<S, input_t>(a, s);
       }
-      add_product<S>(dv, a, shared.dout(stage));
+      add_product<S>(dv, a, shared.dout(stage), thread);
 
       Scores<S> dp;
-      transposed_product<S>(dp, shared.v, row, shared.dout(stage));
-      load_columns(numbers, shared.delta(stage));
+      transposed_product<S>(dp, shared.v, row, shared.dout(stage), thread);
+      load_columns(numbers, shared.delta(stage), thread);
       for_each_score<S>([&](int i, int j, int k) {
         const float z = !kDropout || kept<S>(bits, i, j, k) ? s[i][j][k] : 0.0f;
         s[i][j][k] = z * dp[i][j][k] - s[i][j][k] * numbers[2 * j + k % 2];
@@ -295,23 +293,26 @@ __global__ void __launch_bounds__(S::kThreads, 8 / S::kWarps)
 #pragma unroll
         for (int i = 0; i < kRowTiles; i++) put_operand<kQueries>(shared.ds, row + 16 * i, a[i]);
       }
-      add_product<S>(dk, a, shared.q(stage));
+      add_product<S>(dk, a, shared.q(stage), thread);
     }
     if constexpr (S::kOnePass) {
       __syncthreads();  // ds is there, and q has been read
-      query_gradient<S>(shared, shared.q(stage), dq_to, query, seen, sequence.rows, D, problem.scale / keep);
+      query_gradient<S>(shared, shared.q(stage), p.dq.at(anew(place.b), place.h, sequence.start), query, seen,
+                        sequence.rows, D, problem.scale / keep, thread);
     }
   }
 
   // Rounded into the warp's rows of the tiles of keys and values, which others read no more.
   __syncthreads();
+  const int row = S::row(threadIdx.x), key = first_key + row;
 #pragma unroll
   for (int i = 0; i < kRowTiles; i++) {
     put<kD>(shared.k, row + 16 * i, 0, dk[i], problem.scale / keep, problem.scale / keep);
     put<kD>(shared.v, row + 16 * i, 0, dv[i], 1.0f / keep, 1.0f / keep);
   }
-  store_tile<16 * kRowTiles, kD, kD>(dk_to, shared.k, row, 0, key, after, D);
-  store_tile<16 * kRowTiles, kD, kD>(dv_to, shared.v, row, 0, key, after, D);
+  const int b = anew(place.b);
+  store_tile<16 * kRowTiles, kD, kD>(p.dk.at(b, place.h, sequence.start), shared.k, row, 0, key, after, D);
+  store_tile<16 * kRowTiles, kD, kD>(p.dv.at(b, place.h, sequence.start), shared.v, row, 0, key, after, D);
 }
 
 template <typename S, typename input_t>

@@ -30,9 +30,9 @@ struct Shape {
 // copied itself. Without a barrier, for the lanes of a row are neighbours.
 template <int kD, typename input_t>
 __device__ __forceinline__ void compute_delta(float* delta, const input_t* do_tile, const View<const input_t>& o,
-                                              const View<float>& to, int first, int length, int D, float factor) {
+                                              float* to, int64_t to_row, int first, int length, int D, float factor) {
   using Share = Share<Shape<kD>::kQueries, kD, kThreads>;
-  const Share share;
+  const Share share(threadIdx.x);
   Vec<input_t, kChunk> own[Share::kCount];
 #pragma unroll
   for (int i = 0; i < Share::kCount; i++) {
@@ -48,7 +48,7 @@ __device__ __forceinline__ void compute_delta(float* delta, const input_t* do_ti
     const float sum = row_dot<Share::kChunks>(own[i], chunk) * factor;
     if (share.chunk == 0) {
       delta[row] = sum;
-      if (first + row < length) store_global(to[first + row], sum);
+      if (first + row < length) store_global(to + (first + row) * to_row, sum);
     }
   }
 }
@@ -98,7 +98,8 @@ __global__ void __launch_bounds__(kThreads, 2) queries_kernel(const Backward<inp
   start_tile<kQueries, kD, kThreads>(do_tile, head(p.dout), first, length, D);
   start(0);
   const float keep = static_cast<float>(problem.keep) / kLevels;
-  compute_delta<kD>(deltas, do_tile, head(p.o), head(p.delta), first, length, D, keep);
+  compute_delta<kD>(deltas, do_tile, head(p.o), p.delta + p.lse.offset(place.b, place.h, sequence.start), p.lse.row,
+                    first, length, D, keep);
   __syncthreads();
 
   uint32_t q[kRowTiles][kD / 16][4], dout[kRowTiles][kD / 16][4];
@@ -182,6 +183,7 @@ __global__ void __launch_bounds__(kThreads, 2) queries_kernel(const Backward<inp
   }
 
   // Rounded into this warp's rows of the tile of queries, which no other warp reads.
+  __syncwarp();
   const float factor = problem.scale / keep;
 #pragma unroll
   for (int i = 0; i < kRowTiles; i++) put<kD>(q_tile, row + 16 * i, 0, dq[i], factor, factor);

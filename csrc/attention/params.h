@@ -17,8 +17,11 @@ struct View {
   T* data;
   int64_t sequence, row, head;
 
+  __device__ __forceinline__ int64_t offset(int b, int h, int start) const {
+    return b * sequence + start * row + h * head;
+  }
   __device__ __forceinline__ View at(int b, int h, int start) const {
-    return {data + b * sequence + start * row + h * head, sequence, row, head};
+    return {data + offset(b, h, start), sequence, row, head};
   }
   __device__ __forceinline__ T* operator[](int i) const { return data + i * row; }
 };
@@ -65,7 +68,7 @@ struct Backward {
   Problem problem;
   View<const input_t> q, k, v, o, dout;
   View<const float> lse;
-  View<float> delta;  // as lse, times keep / 256: what the pass over queries leaves to that over keys
+  float* delta;  // as lse, times keep / 256: what the pass over queries leaves to that over keys
   View<input_t> dq, dk, dv;
 };
 

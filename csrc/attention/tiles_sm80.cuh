@@ -20,8 +20,9 @@ struct Share {
   static constexpr int kChunks = kD / kChunk, kStep = kThreads / kChunks, kCount = (kRows + kStep - 1) / kStep;
   static_assert(kStep % 8 == 0 && (kRows % kStep == 0 || kRows < kStep));
 
-  int row = threadIdx.x / kChunks, chunk = threadIdx.x % kChunks;  // row + i * kStep for i < kCount
+  int row, chunk;  // row + i * kStep for i < kCount
 
+  __device__ __forceinline__ explicit Share(int thread) : row(thread / kChunks), chunk(thread % kChunks) {}
   // False for threads of a block that is larger than the tile.
   __device__ __forceinline__ bool any() const { return kRows % kStep == 0 || row < kRows; }
   // Where the chunk of row `row` lies; those of the other rows follow kStep * kD elements apart.
@@ -30,9 +31,10 @@ struct Share {
 
 // Starts copying rows `first` to first + kRows of `from` to a tile; zeros from row `end` and column D on.
 template <int kRows, int kD, int kThreads, typename T>
-__device__ __forceinline__ void start_tile(T* tile, const View<const T>& from, int first, int end, int D) {
+__device__ __forceinline__ void start_tile(T* tile, const View<const T>& from, int first, int end, int D,
+                                           int thread = threadIdx.x) {
   using Share = Share<kRows, kD, kThreads>;
-  const Share share;
+  const Share share(thread);
   if (!share.any()) return;
   const int rows = share.chunk * kChunk < D ? end - first - share.row : 0;
   const T* source = from[first + share.row] + share.chunk * kChunk;
@@ -52,8 +54,9 @@ __device__ __forceinline__ void start_tile(T* tile, const View<const T>& from, i
 template <int kD, bool kDown, typename T>
 class Blocks {
  public:
-  __device__ __forceinline__ explicit Blocks(const T* tile) : tile_(reinterpret_cast<const char*>(tile)) {
-    const int lane = threadIdx.x % kWarpSize, eight = lane / 8 % 2, sixteen = lane / 16;
+  __device__ __forceinline__ explicit Blocks(const T* tile, int thread = threadIdx.x)
+      : tile_(reinterpret_cast<const char*>(tile)) {
+    const int lane = thread % kWarpSize, eight = lane / 8 % 2, sixteen = lane / 16;
     lane_ = 2 * chunk_at<kD>(lane % 8 + 8 * (kDown ? eight : sixteen), kDown ? sixteen : eight);
   }
 
