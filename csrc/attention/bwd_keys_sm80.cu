@@ -9,11 +9,11 @@
 //   one pass, a block having all keys:  q, k, v, o and do read, dq, dk and dv written, and lse, 4S:         8bSD
 //   two passes, queries and then keys:  6bSD + 4S and 6bSD + 8S, and two of seven products again:         12bSD
 //   one pass, and additions to a float32 dq in the order of the n blocks of keys, then rounded:   8bSD + 8nSD,
-// the last of which moves more than the second from n = 2 on, and its blocks wait for one another. So it is one pass up to
-// 128 keys by four warps and 256 by eight (half of that where D > 64), where the chip has the shared memory, and else
-// two. There tiles of queries are read once for each block of keys that they see, all but the first time from the L2.
-// For 65,536 tokens and 12 heads of 64 in bf16 the floor of an H100 is 269 us at S = 128 (HBM) and 322 us at S = 512 (five
-// products), both computed, not measured.
+// the last of which moves more than the second from n = 2 on, and its blocks wait for one another. So it is one pass up
+// to 128 keys by four warps and 256 by eight (half of that where D > 64), where the chip has the shared memory, and
+// else two. There tiles of queries are read once for each block of keys that they see, all but the first time from the
+// L2. For 65,536 tokens and 12 heads of 64 in bf16 the floor of an H100 is 269 us at S = 128 (HBM) and 322 us at S =
+// 512 (five products), both computed, not measured.
 #include "attention/mask.cuh"
 #include "attention/sm80.h"
 #include "attention/tiles_sm80.cuh"
@@ -37,7 +37,7 @@ struct Shape {
       (2 * kOwn + 4 * kTile + (kOnePass ? kTile + kKeys * kQueries : 0)) * 2 + 4 * kQueries * int(sizeof(float));
 
   // The first of the keys of a thread's warp.
-  __device__ __forceinline__ static int row(int thread) { return thread / kWarpSize * kRowTiles * 16; }
+  __device__ __forceinline__ static int row(unsigned thread) { return thread / kWarpSize * kRowTiles * 16; }
 };
 
 // A block's shared memory.
@@ -69,8 +69,8 @@ struct Loader {
   int length, D;
   float keep;  // of 1
 
-  __device__ __forceinline__ void start(const Shared<S, input_t>& shared, int m, int thread) const {
-    const int first = m * kQueries, stage = m % 2, row = first + thread;
+  __device__ __forceinline__ void start(const Shared<S, input_t>& shared, int m, unsigned thread) const {
+    const int first = m * kQueries, stage = m & 1, row = first + thread;
     start_tile<kQueries, S::kD, S::kThreads>(shared.q(stage), q, first, length, D, thread);
     start_tile<kQueries, S::kD, S::kThreads>(shared.dout(stage), dout, first, length, D, thread);
     if constexpr (S::kOnePass) start_tile<kQueries, S::kD, S::kThreads>(shared.o, o, first, length, D, thread);
@@ -83,14 +83,14 @@ struct Loader {
   }
 
   // Ends with a barrier: tile m is there, and all have done with the tile before it.
-  __device__ __forceinline__ void finish(const Shared<S, input_t>& shared, int m, int thread) const {
+  __device__ __forceinline__ void finish(const Shared<S, input_t>& shared, int m, unsigned thread) const {
     cp_async_wait<0>();
-    if constexpr (S::kOnePass) compute_delta(shared, m % 2, thread);
+    if constexpr (S::kOnePass) compute_delta(shared, m & 1, thread);
     __syncthreads();
   }
 
   // Of what this thread has copied itself, so that no barrier is needed.
-  __device__ __forceinline__ void compute_delta(const Shared<S, input_t>& shared, int stage, int thread) const {
+  __device__ __forceinline__ void compute_delta(const Shared<S, input_t>& shared, int stage, unsigned thread) const {
     using Share = Share<kQueries, S::kD, S::kThreads>;
     const Share share(thread);
     if (!share.any()) return;  // whole warps
@@ -108,7 +108,7 @@ struct Loader {
 // s^T = k q^T, or dp^T = v do^T, of a warp's keys from `row` on in the tile `own` and all queries of a tile.
 template <typename S, typename input_t>
 __device__ __forceinline__ void transposed_product(float (&s)[S::kRowTiles][4][4], const input_t* own, int row,
-                                                   const input_t* queries, int thread) {
+                                                   const input_t* queries, unsigned thread) {
   const Blocks<S::kD, true, input_t> own_blocks(own, thread);
   const Blocks<S::kD, false, input_t> query_blocks(queries, thread);
 #pragma unroll
@@ -134,7 +134,7 @@ __device__ __forceinline__ void transposed_product(float (&s)[S::kRowTiles][4][4
 template <typename S, typename input_t>
 __device__ __forceinline__ void add_product(float (&sum)[S::kRowTiles][S::kD / 8][4],
                                             const uint32_t (&a)[S::kRowTiles][2][4], const input_t* queries,
-                                            int thread) {
+                                            unsigned thread) {
   const Blocks<S::kD, true, input_t> blocks(queries, thread);
 #pragma unroll
   for (int j = 0; j < 2; j++) {
@@ -169,7 +169,7 @@ __device__ __forceinline__ bool kept(uint32_t bits, int i, int j, int k) {
 }
 
 // The numbers of queries 8j + 2t and 8j + 2t + 1.
-__device__ __forceinline__ void load_columns(float (&x)[8], const float* of_queries, int thread) {
+__device__ __forceinline__ void load_columns(float (&x)[8], const float* of_queries, unsigned thread) {
 #pragma unroll
   for (int j = 0; j < 4; j++) {
     const float2 two = *reinterpret_cast<const float2*>(of_queries + 8 * j + 2 * (thread % 4));
@@ -191,7 +191,7 @@ __device__ __forceinline__ void pack_operands(uint32_t (&a)[S::kRowTiles][2][4],
 template <typename S, typename input_t>
 __device__ __forceinline__ void query_gradient(const Shared<S, input_t>& shared, input_t* q_tile,
                                                const View<input_t>& to, int first, int end, int rows, int D,
-                                               float factor, int thread) {
+                                               float factor, unsigned thread) {
   constexpr int kColumns = S::kD * 2 / S::kWarps;  // for each of two warps, with 16 queries each
   const int warp = thread / kWarpSize, row = warp % 2 * 16, column = warp / 2 * kColumns;
   const Blocks<kQueries, false, input_t> ds_blocks(shared.ds, thread);
@@ -251,11 +251,11 @@ __global__ void __launch_bounds__(S::kThreads, 8 / S::kWarps) keys_kernel(const 
   float dk[kRowTiles][kD / 8][4] = {}, dv[kRowTiles][kD / 8][4] = {};
   for (int m = begin; m < end; m++) {
     // Addresses would take more registers than there are if all were computed before the loop.
-    const int thread = anew(threadIdx.x);
+    const unsigned thread = anew(threadIdx.x);
     loader.finish(shared, m, thread);
     if (m + 1 < end) loader.start(shared, m + 1, thread);
     const int row = S::row(thread), key = first_key + row;  // the warp's first
-    const int stage = m % 2, query = m * kQueries;
+    const int stage = m & 1, query = m * kQueries;
     const int seen = causal ? min(length, query + kQueries) : length;  // keys before this one
     if (key < seen) {
       Scores<S> s;
@@ -265,14 +265,15 @@ __global__ void __launch_bounds__(S::kThreads, 8 / S::kWarps) keys_kernel(const 
       for_each_score<S>(
           [&](int i, int j, int k) { s[i][j][k] = exp2_approx(s[i][j][k] * c - numbers[2 * j + k % 2] * kLog2E); });
       if (key + 16 * kRowTiles > length || (causal && key + 16 * kRowTiles > query + 1)) {
+        const int g = thread % kWarpSize / 4, t = thread % 4;
         for_each_score<S>([&](int i, int j, int k) {
-          const int at = key + 16 * i + k / 2 * 8 + thread % kWarpSize / 4;
-          if (at >= length || (causal && at > query + 8 * j + 2 * (thread % 4) + k % 2)) s[i][j][k] = 0.0f;
+          const int at = key + 16 * i + k / 2 * 8 + g;
+          if (at >= length || (causal && at > query + 8 * j + 2 * t + k % 2)) s[i][j][k] = 0.0f;
         });
       }
       uint32_t bits = 0, a[kRowTiles][2][4];
       if constexpr (kDropout) {
-        bits = mask.template bits<kRowTiles == 2>(query, key, {16, 0}, {0, 16});
+        bits = mask.template bits<kRowTiles == 2>(query, key, {16, 0}, {0, 16}, thread);
         Scores<S> z;
         for_each_score<S>([&](int i, int j, int k) { z[i][j][k] = kept<S>(bits, i, j, k) ? s[i][j][k] : 0.0f; });
         pack_operands<S, input_t>(a, z);

@@ -90,8 +90,8 @@ __global__ void __launch_bounds__(kThreads, 2) queries_kernel(const Backward<inp
   float* const deltas = reinterpret_cast<float*>(v_tiles + 2 * S::kTile);
   const auto k_from = head(p.k), v_from = head(p.v);
   const auto start = [&](int n) {
-    start_tile<kKeys, kD, kThreads>(k_tiles + n % 2 * S::kTile, k_from, n * kKeys, length, D);
-    start_tile<kKeys, kD, kThreads>(v_tiles + n % 2 * S::kTile, v_from, n * kKeys, length, D);
+    start_tile<kKeys, kD, kThreads>(k_tiles + (n & 1) * S::kTile, k_from, n * kKeys, length, D);
+    start_tile<kKeys, kD, kThreads>(v_tiles + (n & 1) * S::kTile, v_from, n * kKeys, length, D);
     cp_async_commit();
   };
   start_tile<kQueries, kD, kThreads>(q_tile, head(p.q), first, length, D);
@@ -134,7 +134,7 @@ __global__ void __launch_bounds__(kThreads, 2) queries_kernel(const Backward<inp
     if (causal && key >= query + 16 * kRowTiles) continue;  // none of this warp's queries sees these keys
 
     float s[kRowTiles][4][4] = {}, dp[kRowTiles][4][4] = {};
-    const Blocks<kD, false, input_t> k_blocks(k_tiles + n % 2 * S::kTile), v_blocks(v_tiles + n % 2 * S::kTile);
+    const Blocks<kD, false, input_t> k_blocks(k_tiles + (n & 1) * S::kTile), v_blocks(v_tiles + (n & 1) * S::kTile);
 #pragma unroll
     for (int k = 0; k < kD / 16; k++) {
 #pragma unroll
@@ -167,7 +167,7 @@ __global__ void __launch_bounds__(kThreads, 2) queries_kernel(const Backward<inp
         score_gradient<kDropout, 1>(s[i], dp[i], delta[i], bits);
       }
     }
-    const Blocks<kD, true, input_t> k_rows(k_tiles + n % 2 * S::kTile);
+    const Blocks<kD, true, input_t> k_rows(k_tiles + (n & 1) * S::kTile);
 #pragma unroll
     for (int j = 0; j < 2; j++) {
       uint32_t a[kRowTiles][4], b[4];

@@ -1,13 +1,14 @@
 // The forward pass: flash attention (Dao et al. 2022, algorithm 1) with the loops exchanged, dropout inside.
 //
-// A block of four warps has 128 queries (64 where D > 64), whose fragments stay in registers, and goes through tiles of
-// 64 keys and values, the next of which is on its way while one is worked on. A warp has 32 queries, so that each
-// operand read from shared memory serves two products: with 16 the reads, 128 bytes a clock, would take as long as the
-// products.
+// A block of four warps has 128 queries (64 where D > 64) and goes through tiles of 64 keys and values, the next of
+// which is on its way while one is worked on. A warp has 32 queries, so that each operand of keys or values that it
+// reads from shared memory serves two products: with 16 the reads, 128 bytes a clock, would take as long as the
+// products. Queries are read anew for each tile, a fifth of all reads; in registers, ptxas would spill others for them.
 //
 // Bytes a head, b those of an element: q, k and v are read and o is written, 4bSD, and lse, 4S. Tiles of keys are read
 // once for each block of queries that sees them, all but the first time from the L2. For 65,536 tokens and 12 heads of
-// 64 in bf16, S = 512, the floor of an H100 is 135 us, of HBM at 3.0 TB/s as of the exponentials; computed, not measured.
+// 64 in bf16, S = 512, the floor of an H100 is 135 us, of HBM at 3.0 TB/s as of the exponentials; computed, not
+// measured.
 #include "attention/mask.cuh"
 #include "attention/sm80.h"
 #include "attention/tiles_sm80.cuh"
@@ -75,29 +76,12 @@ struct Softmax {
   }
 };
 
-// Probabilities of columns 16 kStep on as the operand a of mma, zeros where the mask drops them.
-template <typename input_t, bool kDropout, int kStep, int kN>
-__device__ __forceinline__ void operand(uint32_t (&a)[4], const float (&p)[kN][4], uint32_t bits) {
-  pack_operand<input_t>(a, p[2 * kStep], p[2 * kStep + 1]);
-  if constexpr (kDropout) {
-    using M = Mask<false>;
-    a[0] &= kept_halves<M::place(kStep, 0, 0, 0)>(bits), a[1] &= kept_halves<M::place(kStep, 1, 0, 0)>(bits);
-    a[2] &= kept_halves<M::place(kStep, 0, 1, 0)>(bits), a[3] &= kept_halves<M::place(kStep, 1, 1, 0)>(bits);
-  }
-}
-
-// o += p v for 16 keys of the tile.
-template <typename input_t, bool kDropout, int kStep, int kD, int kRowTiles>
-__device__ __forceinline__ void add_values(float (&o)[kRowTiles][kD / 8][4], const float (&p)[kRowTiles][kKeys / 8][4],
-                                           const Blocks<kD, true, input_t>& v, const uint32_t (&bits)[kRowTiles]) {
-  uint32_t a[kRowTiles][4], b[4];
+// Zeros for the probabilities that the mask drops, in the operands a of a tile of 16 queries.
+__device__ __forceinline__ void drop(uint32_t (&a)[kKeys / 16][4], uint32_t bits) {
 #pragma unroll
-  for (int i = 0; i < kRowTiles; i++) operand<input_t, kDropout, kStep>(a[i], p[i], bits[i]);
+  for (int j = 0; j < kKeys / 16; j++) {
 #pragma unroll
-  for (int d = 0; d < kD / 16; d++) {
-    v.load_transposed(b, 16 * kStep, 16 * d);
-#pragma unroll
-    for (int i = 0; i < kRowTiles; i++) multiply<input_t>(o[i][2 * d], o[i][2 * d + 1], a[i], b);
+    for (int k = 0; k < 4; k++) a[j][k] &= kept_halves(bits, Mask<false>::place(j, k % 2, k / 2, 0));
   }
 }
 
@@ -113,11 +97,11 @@ __global__ void __launch_bounds__(kThreads, 2) forward_kernel(const Forward<inpu
   const int first = (causal ? tiles - 1 - place.tile : place.tile) * kQueries;  // of causal blocks the long ones begin
   const int warp = threadIdx.x / kWarpSize, g = threadIdx.x % kWarpSize / 4, t = threadIdx.x % 4;
   const int row = warp * kRowTiles * 16, query = first + row;  // the warp's first
-  const auto o_to = p.o.at(place.b, place.h, sequence.start);
-  const auto lse_to = p.lse.at(place.b, place.h, sequence.start);
+  const auto head = [&](const auto& view, int b) { return view.at(b, place.h, sequence.start); };
   if (first >= length) {
     const int end = min(sequence.rows, first + kQueries);
-    store_zeros<kThreads>(o_to, first, end, D);
+    const auto lse_to = head(p.lse, place.b);
+    store_zeros<kThreads>(head(p.o, place.b), first, end, D);
     for (int i = first + threadIdx.x; i < end; i += kThreads) store_global(lse_to[i], INFINITY);
     return;
   }
@@ -125,77 +109,82 @@ __global__ void __launch_bounds__(kThreads, 2) forward_kernel(const Forward<inpu
   input_t* const q_tile = dynamic_shared<input_t>();
   input_t* const k_tiles = q_tile + kQueries * kD;  // [2][kKeys][kD]
   input_t* const v_tiles = k_tiles + 2 * S::kTile;
-  const auto k_from = p.k.at(place.b, place.h, sequence.start), v_from = p.v.at(place.b, place.h, sequence.start);
-  const auto start = [&](int n) {
-    start_tile<kKeys, kD, kThreads>(k_tiles + n % 2 * S::kTile, k_from, n * kKeys, length, D);
-    start_tile<kKeys, kD, kThreads>(v_tiles + n % 2 * S::kTile, v_from, n * kKeys, length, D);
+  const auto k_from = head(p.k, place.b), v_from = head(p.v, place.b);
+  const auto start = [&](int n, unsigned thread) {
+    start_tile<kKeys, kD, kThreads>(k_tiles + (n & 1) * S::kTile, k_from, n * kKeys, length, D, thread);
+    start_tile<kKeys, kD, kThreads>(v_tiles + (n & 1) * S::kTile, v_from, n * kKeys, length, D, thread);
     cp_async_commit();
   };
-  start_tile<kQueries, kD, kThreads>(q_tile, p.q.at(place.b, place.h, sequence.start), first, length, D);
-  start(0);
+  start_tile<kQueries, kD, kThreads>(q_tile, head(p.q, place.b), first, length, D);
+  start(0, threadIdx.x);
 
   const Mask<false> mask(problem.seed, problem.keep, place.head);
   const float c = problem.scale * kLog2E;
   float o[kRowTiles][kD / 8][4] = {};
-  uint32_t q[kRowTiles][kD / 16][4];
   Softmax<kRowTiles> softmax;
-  const Blocks<kD, true, input_t> q_blocks(q_tile);
   const int keys = causal ? min(length, first + kQueries) : length;
   const int steps = (keys + kKeys - 1) / kKeys;
   for (int n = 0; n < steps; n++) {
+    const unsigned thread = anew(threadIdx.x);  // before the loop all addresses would take too many registers
     cp_async_wait<0>();
     __syncthreads();  // this tile is here, and the one before it has been read
-    if (n + 1 < steps) start(n + 1);
-    if (n == 0) {
-#pragma unroll
-      for (int i = 0; i < kRowTiles; i++) {
-#pragma unroll
-        for (int k = 0; k < kD / 16; k++) q_blocks.load(q[i][k], row + 16 * i, 16 * k);
-      }
-    }
+    if (n + 1 < steps) start(n + 1, thread);
     const int key = n * kKeys;
     if (causal && key >= query + 16 * kRowTiles) continue;  // none of this warp's queries sees these keys
 
     float s[kRowTiles][kKeys / 8][4] = {};
-    const Blocks<kD, false, input_t> k_blocks(k_tiles + n % 2 * S::kTile);
+    const Blocks<kD, true, input_t> q_blocks(q_tile, thread);
+    const Blocks<kD, false, input_t> k_blocks(k_tiles + (n & 1) * S::kTile, thread);
 #pragma unroll
     for (int k = 0; k < kD / 16; k++) {
+      uint32_t q[kRowTiles][4];
+#pragma unroll
+      for (int i = 0; i < kRowTiles; i++) q_blocks.load(q[i], row + 16 * i, 16 * k);
 #pragma unroll
       for (int j = 0; j < kKeys / 16; j++) {
         uint32_t b[4];
         k_blocks.load(b, 16 * j, 16 * k);
 #pragma unroll
-        for (int i = 0; i < kRowTiles; i++) multiply<input_t>(s[i][2 * j], s[i][2 * j + 1], q[i][k], b);
+        for (int i = 0; i < kRowTiles; i++) multiply<input_t>(s[i][2 * j], s[i][2 * j + 1], q[i], b);
       }
     }
     if (key + kKeys > length || (causal && key + kKeys > query + 1)) {
 #pragma unroll
       for (int i = 0; i < kRowTiles; i++) hide(s[i], -INFINITY, query + 16 * i, key, length, causal);
     }
+    uint32_t a[kRowTiles][kKeys / 16][4];
 #pragma unroll
     for (int i = 0; i < kRowTiles; i++) {
       float older[2];
       softmax.step(i, s[i], c, older);
+#pragma unroll
+      for (int j = 0; j < kKeys / 16; j++) pack_operand<input_t>(a[i][j], s[i][2 * j], s[i][2 * j + 1]);
+      if constexpr (kDropout) {
+        drop(a[i], mask.template bits<true>(query + 16 * i, key, {0, 16}, {0, 32}, thread));
+      }
 #pragma unroll
       for (int j = 0; j < kD / 8; j++) {
         o[i][j][0] *= older[0], o[i][j][1] *= older[0];
         o[i][j][2] *= older[1], o[i][j][3] *= older[1];
       }
     }
-    uint32_t bits[kRowTiles] = {};
-    if constexpr (kDropout) {
+    const Blocks<kD, true, input_t> v_blocks(v_tiles + (n & 1) * S::kTile, thread);
 #pragma unroll
-      for (int i = 0; i < kRowTiles; i++) bits[i] = mask.template bits<true>(query + 16 * i, key, {0, 16}, {0, 32});
+    for (int j = 0; j < kKeys / 16; j++) {
+#pragma unroll
+      for (int d = 0; d < kD / 16; d++) {
+        uint32_t b[4];
+        v_blocks.load_transposed(b, 16 * j, 16 * d);
+#pragma unroll
+        for (int i = 0; i < kRowTiles; i++) multiply<input_t>(o[i][2 * d], o[i][2 * d + 1], a[i][j], b);
+      }
     }
-    const Blocks<kD, true, input_t> v_blocks(v_tiles + n % 2 * S::kTile);
-    add_values<input_t, kDropout, 0, kD>(o, s, v_blocks, bits);
-    add_values<input_t, kDropout, 1, kD>(o, s, v_blocks, bits);
-    add_values<input_t, kDropout, 2, kD>(o, s, v_blocks, bits);
-    add_values<input_t, kDropout, 3, kD>(o, s, v_blocks, bits);
   }
 
   // Rounded into this warp's rows of the tile of queries, which no other warp reads.
   __syncwarp();
+  const auto o_to = head(p.o, anew(place.b));
+  const auto lse_to = head(p.lse, anew(place.b));
 #pragma unroll
   for (int i = 0; i < kRowTiles; i++) {
     float factor[2];

@@ -22,7 +22,7 @@ struct Share {
 
   int row, chunk;  // row + i * kStep for i < kCount
 
-  __device__ __forceinline__ explicit Share(int thread) : row(thread / kChunks), chunk(thread % kChunks) {}
+  __device__ __forceinline__ explicit Share(unsigned thread) : row(thread / kChunks), chunk(thread % kChunks) {}
   // False for threads of a block that is larger than the tile.
   __device__ __forceinline__ bool any() const { return kRows % kStep == 0 || row < kRows; }
   // Where the chunk of row `row` lies; those of the other rows follow kStep * kD elements apart.
@@ -32,7 +32,7 @@ struct Share {
 // Starts copying rows `first` to first + kRows of `from` to a tile; zeros from row `end` and column D on.
 template <int kRows, int kD, int kThreads, typename T>
 __device__ __forceinline__ void start_tile(T* tile, const View<const T>& from, int first, int end, int D,
-                                           int thread = threadIdx.x) {
+                                           unsigned thread = threadIdx.x) {
   using Share = Share<kRows, kD, kThreads>;
   const Share share(thread);
   if (!share.any()) return;
@@ -54,7 +54,7 @@ __device__ __forceinline__ void start_tile(T* tile, const View<const T>& from, i
 template <int kD, bool kDown, typename T>
 class Blocks {
  public:
-  __device__ __forceinline__ explicit Blocks(const T* tile, int thread = threadIdx.x)
+  __device__ __forceinline__ explicit Blocks(const T* tile, unsigned thread = threadIdx.x)
       : tile_(reinterpret_cast<const char*>(tile)) {
     const int lane = thread % kWarpSize, eight = lane / 8 % 2, sixteen = lane / 16;
     lane_ = 2 * chunk_at<kD>(lane % 8 + 8 * (kDown ? eight : sixteen), kDown ? sixteen : eight);

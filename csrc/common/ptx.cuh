@@ -111,18 +111,17 @@ __device__ __forceinline__ void barrier_arrive(int id, int threads) {
 
 // x. The compiler does not move this out of a loop, nor what is computed from it: for values that are cheaper to
 // compute anew than to keep in registers.
-__device__ __forceinline__ int anew(int x) {
-  int y;
+__device__ __forceinline__ uint32_t anew(uint32_t x) {
+  uint32_t y;
   asm volatile("mov.b32 %0, %1;" : "=r"(y) : "r"(x));
   return y;
 }
 
-// Four bytes picked of the eight of a, the low ones, and b: the n-th digit of kBytes, in base 16, is 0 to 7 for a byte,
-// or 8 more than that for eight copies of its top bit.
-template <unsigned kBytes>
-__device__ __forceinline__ uint32_t permute_bytes(uint32_t a, uint32_t b) {
+// Four bytes picked of the eight of a, the low ones, and b: the n-th digit of `which`, in base 16, is 0 to 7 for a
+// byte, or 8 more than that for eight copies of its top bit.
+__device__ __forceinline__ uint32_t permute_bytes(uint32_t a, uint32_t b, uint32_t which) {
   uint32_t bytes;
-  asm("prmt.b32 %0, %1, %2, %3;" : "=r"(bytes) : "r"(a), "r"(b), "n"(kBytes));
+  asm("prmt.b32 %0, %1, %2, %3;" : "=r"(bytes) : "r"(a), "r"(b), "r"(which));
   return bytes;
 }
 

@@ -82,14 +82,13 @@ void cp_async_wait() {
 inline void barrier_sync(int id, int threads) { emulator::barrier_wait(id, threads); }
 inline void barrier_arrive(int id, int threads) { emulator::barrier_arrive(id, threads); }
 
-inline int anew(int x) { return x; }
+inline uint32_t anew(uint32_t x) { return x; }
 
-template <unsigned kBytes>
-uint32_t permute_bytes(uint32_t a, uint32_t b) {
+inline uint32_t permute_bytes(uint32_t a, uint32_t b, uint32_t which) {
   const uint64_t all = static_cast<uint64_t>(b) << 32 | a;
   uint32_t bytes = 0;
   for (int n = 0; n < 4; n++) {
-    const unsigned digit = kBytes >> 4 * n & 0xf, byte = all >> 8 * (digit & 7) & 0xff;
+    const unsigned digit = which >> 4 * n & 0xf, byte = all >> 8 * (digit & 7) & 0xff;
     bytes |= (digit < 8 ? byte : byte >> 7 == 0 ? 0 : 0xff) << 8 * n;
   }
   return bytes;
