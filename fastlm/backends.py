@@ -24,8 +24,8 @@ _ANY = (*_KERNEL, torch.float64)
 
 # The truth about op x backend x dtype: `fastlm info` prints it, the tests are generated from it.
 DTYPES: dict[str, dict[str, tuple[torch.dtype, ...]]] = {
-    "attention": {"reference": _ANY, "cuda": _HALF},
-    "attention_packed": {"reference": _ANY, "cuda": _HALF},
+    "attention": {"reference": _ANY, "triton": _KERNEL, "cuda": _HALF},
+    "attention_packed": {"reference": _ANY, "triton": _KERNEL, "cuda": _HALF},
     "layer_norm": {"reference": _ANY, "triton": _KERNEL, "cuda": _KERNEL},
     "add_layer_norm": {"reference": _ANY, "triton": _KERNEL, "cuda": _KERNEL},
     "gelu_layer_norm": {"reference": _ANY, "triton": _KERNEL, "cuda": _KERNEL},
@@ -39,8 +39,16 @@ DTYPES: dict[str, dict[str, tuple[torch.dtype, ...]]] = {
 # The file, in kernels/ and csrc/, that holds an op's launchers, where it is not named after the op.
 STEMS = {"add_layer_norm": "layer_norm", "attention_packed": "attention"}
 
-# The last dimensions that an op's kernels take, where there is a limit.
-WIDTHS = {op: {"triton": range(1, 129), "cuda": range(8, 129, 8)} for op in ("attention", "attention_packed")}
+# The largest last dimension that an op's kernels take, where there is a limit.
+_ROWS = ("layer_norm", "add_layer_norm", "gelu_layer_norm", "layer_norm_gelu", "embedding_layer_norm")
+WIDEST = {
+    "attention": {"triton": 128, "cuda": 128},
+    "attention_packed": {"triton": 128, "cuda": 128},
+    **{op: {"triton": 8192, "cuda": 8192} for op in _ROWS},
+}
+
+# What the last dimension must be a multiple of: CUDA C++ reads heads 16 bytes at a time.
+MULTIPLES = {op: {"cuda": 8} for op in ("attention", "attention_packed")}
 
 # `auto` on each kind of device. No GPU has measured the kernels yet: Triton comes first because its
 # compiler knows the chip at hand, and the order is to be replaced by a table of measurements.
@@ -71,10 +79,10 @@ def use_backend(name: str) -> Iterator[None]:
         set_backend(previous)
 
 
-def resolve(op: str, requested: str, dtype: torch.dtype, device: str, width: int = 8) -> str:
+def resolve(op: str, requested: str, dtype: torch.dtype, device: str, width: int = 0) -> str:
     """The backend that serves `op` for activations of `dtype` and last dimension `width` on a device of type `device`.
 
-    Raises RuntimeError where the backend that was asked for cannot serve the call.
+    Of width 0 nothing is asked. Raises RuntimeError where the backend that was asked for cannot serve the call.
     """
     name = _checked(requested)
     if name == "auto":
@@ -129,7 +137,7 @@ def _checked(name: str) -> str:
     return name
 
 
-def _first_able(op: str, dtype: torch.dtype, device: str, width: int = 8) -> str:
+def _first_able(op: str, dtype: torch.dtype, device: str, width: int = 0) -> str:
     for name in PREFERENCE.get(device, ("reference",)):
         if (_reason_against(op, name, dtype, device) or _wrong_width(op, name, width)) is None:
             return name
@@ -137,11 +145,11 @@ def _first_able(op: str, dtype: torch.dtype, device: str, width: int = 8) -> str
 
 
 def _wrong_width(op: str, name: str, width: int) -> str | None:
-    widths = WIDTHS.get(op, {}).get(name)
-    if widths is None or width in widths:
-        return None
-    step = f" in steps of {widths.step}" if widths.step > 1 else ""
-    return f"it takes a last dimension from {widths[0]} to {widths[-1]}{step}, not {width}"
+    widest = WIDEST.get(op, {}).get(name, width)
+    if width > widest:
+        return f"it takes a last dimension of at most {widest}, not {width}"
+    multiple = MULTIPLES.get(op, {}).get(name, 1)
+    return f"it takes a last dimension that is a multiple of {multiple}, not {width}" if width % multiple else None
 
 
 def _reason_against(op: str, name: str, dtype: torch.dtype, device: str) -> str | None:

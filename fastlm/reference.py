@@ -105,6 +105,12 @@ def add_layer_norm_backward(
     return ds.to(s.dtype), dx.to(s.dtype), dgamma, dbeta, dx.sum(0)
 
 
+def sum_of_output(y: Tensor, mean: Tensor, rstd: Tensor, gamma: Tensor, beta: Tensor | None) -> Tensor:
+    """The sum whose layer norm y (N, E) is, wide: (y - beta) / gamma / rstd + mean."""
+    xhat = (_wide(y) if beta is None else _wide(y) - _wide(beta)) / _wide(gamma)
+    return xhat / rstd[:, None] + mean[:, None]
+
+
 # GELU (Hendrycks & Gimpel 2016): "tanh" is both papers' code, "none" the exact erf form --------------------------
 
 

@@ -2,7 +2,8 @@
 
 Bytes of N rows of F elements of b bytes (the bias aside): the forward reads x and writes y, 2bNF; the backward reads dy
 and x and writes dx, 3bNF, and recomputes GELU's argument. For 32768 x 3072 in bf16, at the 3.0 TB/s that a copy reaches
-on an H100, 134 us and 201 us: the floor.
+on an H100, 134 us and 201 us: the floor. Instructions an element, of the 39 and 57 that an H100 issues in these times,
+counted in the machine code for sm_90: forward 20, by erf 37; a turn of the backward's loop 30, by erf 50.
 
 There is no row to be held whole, so a tile is ROWS x BLOCK and any F will do. A program of the backward keeps to its
 columns and goes down the rows, so that the bias's gradient is one partial sum a program.

@@ -2,7 +2,8 @@
 
 Bytes a row of E elements of b bytes: the forward reads x and writes y, 2bE; the backward reads dy and x and writes dx,
 3bE, and computes GELU again rather than read its result. For BERT's head, 4915 x 768 in bf16, at the 3.0 TB/s that a
-copy reaches on an H100, 5 us and 8 us: the floor.
+copy reaches on an H100, 5 us and 8 us: the floor. Instructions an element, of the 57 that an H100 issues in the time of
+3bE, counted in the machine code for sm_90: forward 27, by erf 44; a turn of the backward's loop 43, by erf 62.
 """
 
 from __future__ import annotations
@@ -124,6 +125,6 @@ def gelu_layer_norm_backward(
     partials: Tensor,
 ) -> None:
     """dx (N, E); dgamma, dbeta, dbias (E,) fp32 by way of partials (3, programs, E)."""
-    n, tile = x.shape[0], loop_tiling(x.shape[1])
+    n, tile = x.shape[0], loop_tiling(x)
     _backward[(partials.shape[1],)](dy, x, bias, mean, rstd, gamma, dx, partials, n, TANH=tanh, **tile)
     sum_partials(partials, dgamma, dbeta, dbias)

@@ -63,10 +63,11 @@ def _statistics(
     plain = tl.zeros((BLOCK // VECTOR, 1), tl.float32)
     for tile in tl.static_range(LAST + 1):
         x = _load(ROW, tile, PADDED, BLOCK, VECTOR).to(tl.float32)
+        inner = _columns(tile, BLOCK, VECTOR) < V
         if SMOOTHED:
-            plain += tl.sum(tl.where(_columns(tile, BLOCK, VECTOR) < V, x, 0.0), axis=1, keep_dims=True)
+            plain += tl.sum(tl.where(inner, x, 0.0) if tile == LAST else x, axis=1, keep_dims=True)
         if tile == LAST:
-            x = tl.where(_columns(tile, BLOCK, VECTOR) < V, x, float("-inf"))
+            x = tl.where(inner, x, float("-inf"))
         new = tl.maximum(top, tl.max(x, axis=1, keep_dims=True))
         total = total * _exp(top - new) + tl.sum(_exp(x - new), axis=1, keep_dims=True)
         top = new
@@ -116,13 +117,14 @@ def _rows(
         if GRADIENT:
             # w * (softmax * (1 + 2 * z * lse) - (1 - e) * onehot - e / V), and 0 in the padding
             factor = weight * (1 + 2 * z_loss * lse) / total
-            onehot, uniform = weight * (1 - label_smoothing), weight * label_smoothing / V
+            onehot, uniform = weight * (1 - label_smoothing), weight * label_smoothing / V if SMOOTHED else 0.0
             LAST: tl.constexpr = (V - 1) // BLOCK
             for i in tl.static_range(LAST + 1):
                 at = (target - (LAST - i) * BLOCK).to(tl.int32)
-                gradient = _exp(x - top) * factor - tl.where(_columns(0, BLOCK, VECTOR) == at, onehot, 0.0)
-                if SMOOTHED:
-                    gradient -= tl.where(_columns(LAST - i, BLOCK, VECTOR) < V, uniform, 0.0)
+                gradient = _exp(x - top) * factor
+                gradient -= tl.where(_columns(0, BLOCK, VECTOR) == at, onehot + uniform, uniform)
+                if i == 0:
+                    gradient = tl.where(_columns(LAST, BLOCK, VECTOR) < V, gradient, 0.0)
                 if i < LAST:  # loaded before this tile is stored, which a load would otherwise wait for
                     x = _load(ROW, LAST - i - 1, PADDED, BLOCK, VECTOR).to(tl.float32)
                 _store(ROW, gradient, LAST - i, PADDED, BLOCK, VECTOR)

@@ -162,7 +162,12 @@ def tiling(columns: int, warps: int) -> dict[str, int]:
     }
 
 
-def loop_tiling(columns: int) -> dict[str, int]:
-    """`tiling` of a backward, whose programs go from tile to tile, and how many tiles are loaded or at work at once."""
-    # Two tiles under way beside the one at work; of the longest rows one, which is as many bytes.
-    return tiling(columns, warps=2) | {"STAGES": 3 if columns <= 4096 else 2}
+def loop_tiling(x: Tensor) -> dict[str, int]:
+    """`tiling` of a backward of x (N, E), whose programs go from tile to tile, and the tiles loaded or at work at once.
+
+    Under way beside the tile at work: two, or one where that is as many bytes. The longest rows' 512 threads have 128
+    registers each, into which addresses of tiles to come no longer fit.
+    """
+    tile = tiling(x.shape[1], warps=2)
+    longest = tile["num_warps"] == 16
+    return tile | {"STAGES": 1 if longest else 3 if x.element_size() == 2 and x.shape[1] <= 4096 else 2}

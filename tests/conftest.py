@@ -30,6 +30,10 @@ def pytest_report_header() -> str:
     return "fastlm: no CUDA device: Triton runs in its interpreter, CUDA C++ on the emulator; gpu tests are deselected"
 
 
+def pytest_runtest_setup(item) -> None:
+    torch.manual_seed(0)  # what a test draws does not depend on the tests before it
+
+
 def pytest_collection_modifyitems(config, items) -> None:
     if torch.cuda.is_available():
         return

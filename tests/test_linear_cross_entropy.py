@@ -91,7 +91,7 @@ def test_accuracy_of_the_variants(case, reduction):
 
 
 @pytest.mark.parametrize("case", cases(OP))
-@given(rows=st.integers(8, 20), columns=st.integers(5, 70), vocabulary=st.integers(16, 300))
+@given(rows=st.integers(8, 20), columns=st.integers(16, 70), vocabulary=st.integers(16, 300))
 @settings(max_examples=6)
 def test_any_shape(case, rows, columns, vocabulary):
     check(case, rows, columns, vocabulary)

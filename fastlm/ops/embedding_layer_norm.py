@@ -73,7 +73,7 @@ def embedding_layer_norm(
         _checks.in_range(OP, "segments", segments, 0, segment.shape[0])
     _checks.epsilon(OP, eps)
     seed = _checks.seed(OP, seed, keep, word)
-    backend = backends.resolve(OP, backend, dtype, word.device.type)
+    backend = backends.resolve(OP, backend, dtype, word.device.type, word.shape[1])
     save_sum = gamma is not None and wants_gradient(word, position, segment, gamma, beta)
     return torch.ops.fastlm.embedding_layer_norm(
         tokens, word, position, position_ids, segment, segments, gamma, beta, seed, keep, eps, dtype, save_sum, backend

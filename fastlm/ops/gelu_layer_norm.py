@@ -45,7 +45,7 @@ def gelu_layer_norm(
         _checks.parameter(OP, name, p, x, x.shape[-1])
     _checks.approximation(OP, approximate)
     _checks.epsilon(OP, eps)
-    backend = backends.resolve(OP, backend, x.dtype, x.device.type)
+    backend = backends.resolve(OP, backend, x.dtype, x.device.type, x.shape[-1])
     return torch.ops.fastlm.gelu_layer_norm(x, bias, gamma, beta, approximate, eps, backend)[0]
 
 

@@ -36,7 +36,7 @@ def layer_norm(
     for name, p in (("gamma", gamma), ("beta", beta)):
         _checks.parameter(OP, name, p, x, x.shape[-1])
     _checks.epsilon(OP, eps)
-    backend = backends.resolve(OP, backend, x.dtype, x.device.type)
+    backend = backends.resolve(OP, backend, x.dtype, x.device.type, x.shape[-1])
     return torch.ops.fastlm.layer_norm(x, gamma, beta, eps, backend)[0]
 
 

@@ -44,7 +44,7 @@ def layer_norm_gelu(
         _checks.parameter(OP, name, p, x, x.shape[-1])
     _checks.approximation(OP, approximate)
     _checks.epsilon(OP, eps)
-    backend = backends.resolve(OP, backend, x.dtype, x.device.type)
+    backend = backends.resolve(OP, backend, x.dtype, x.device.type, x.shape[-1])
     return torch.ops.fastlm.layer_norm_gelu(x, gamma, beta, approximate, eps, backend)[0]
 
 
