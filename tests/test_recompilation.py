@@ -43,7 +43,8 @@ def test_one_compilation_for_all_numbers_of_tokens(compilations):
 
 
 def test_every_op_is_called():
-    assert {call.partition(" ")[0] for call in CALLS} == set(backends.DTYPES)
+    served = {op for op, dtypes in backends.DTYPES.items() if "triton" in dtypes}
+    assert {call.partition(" ")[0] for call in CALLS} == served
 
 
 def test_other_widths_are_compiled(compilations):
