@@ -37,20 +37,20 @@ struct Problem {
   uint32_t keep;        // of 256
 };
 
-// A sequence: the packed row where it starts, its length, and how many rows it has in the outputs.
+// A sequence: the packed row where it starts, its length, and how many rows it has in the outputs. No host looks at
+// lengths on a GPU: what is out of range is taken as the nearest that is not.
 struct Sequence {
   int start, length, rows;
 
-  __device__ __forceinline__ Sequence(const Problem& p, int b) {
+  __device__ __forceinline__ Sequence(const Problem& p, int b) : start(0), length(p.longest), rows(p.longest) {
     if (p.starts) {
       start = load_global<Use::kRepeated>(p.starts + b);
-      rows = length = min(load_global<Use::kRepeated>(p.starts + b + 1) - start, p.longest);
-    } else {
-      start = 0;
-      rows = p.longest;
-      length = p.lengths ? min(load_global<Use::kRepeated>(p.lengths + b), p.longest) : p.longest;
+      rows = length = clamp(load_global<Use::kRepeated>(p.starts + b + 1) - start, p.longest);
+    } else if (p.lengths) {
+      length = clamp(load_global<Use::kRepeated>(p.lengths + b), p.longest);
     }
   }
+  __device__ __forceinline__ static int clamp(int length, int longest) { return max(0, min(length, longest)); }
 };
 
 template <typename input_t>
