@@ -50,7 +50,10 @@ class BERTConfig(ModelConfig):
 PRESETS = {
     "bert_base": BERTConfig(),
     "bert_large": BERTConfig(layers=24, hidden=1024, heads=16, intermediate=4096),
-    "bert_small": BERTConfig(vocab_size=4096, context=128, layers=4, hidden=256, heads=4, intermediate=1024),
+    # Initialised wider, as 0.02 sqrt(768 / 256): a matrix of width 256 then passes on as much as BASE's of 768.
+    "bert_small": BERTConfig(
+        vocab_size=4096, context=64, layers=4, hidden=256, heads=4, intermediate=1024, initializer_range=0.035
+    ),
     "bert_tiny": BERTConfig(vocab_size=512, context=64, layers=2, hidden=64, heads=2, intermediate=256),
 }
 

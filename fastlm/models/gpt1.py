@@ -37,7 +37,10 @@ class GPT1Config(ModelConfig):
 
 PRESETS = {
     "gpt1": GPT1Config(),
-    "gpt1_small": GPT1Config(vocab_size=4096, context=128, layers=4, hidden=256, heads=4, intermediate=1024),
+    # Initialised wider, as 0.02 sqrt(768 / 256): a matrix of width 256 then passes on as much as BASE's of 768.
+    "gpt1_small": GPT1Config(
+        vocab_size=4096, context=128, layers=4, hidden=256, heads=4, intermediate=1024, initializer_range=0.035
+    ),
     "gpt1_tiny": GPT1Config(vocab_size=512, context=64, layers=2, hidden=64, heads=2, intermediate=256),
 }
 

@@ -129,11 +129,11 @@ PRETRAIN_PRESETS = {
     "bert_large": replace(_BERT, model="bert_large", accumulation=8),
     "gpt1_small": replace(
         _GPT1.with_length(minutes=3.0), model="gpt1_small", vocab_size=4096, phases=((1.0, 128),), batch_size=8,
-        learning_rate=2e-3, warmup=100, beta2=0.99, dropout=0.0, **_SMALL,
+        learning_rate=5e-4, warmup=100, beta2=0.99, dropout=0.0, **_SMALL,
     ),
     "bert_small": replace(
-        _BERT.with_length(minutes=3.0), model="bert_small", vocab_size=4096, phases=((1.0, 128),), batch_size=16,
-        accumulation=1, learning_rate=1e-3, warmup=100, beta2=0.99, dropout=0.0, **_SMALL,
+        _BERT.with_length(minutes=3.0), model="bert_small", vocab_size=4096, phases=((1.0, 64),), batch_size=16,
+        accumulation=1, learning_rate=5e-4, warmup=100, beta2=0.99, dropout=0.0, **_SMALL,
     ),
     "gpt1_tiny": replace(
         _GPT1.with_length(steps=20), model="gpt1_tiny", vocab_size=512, phases=((1.0, 16),), batch_size=4,

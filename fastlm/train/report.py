@@ -56,7 +56,7 @@ def plot(records: list[dict[str, Any]], file: Path, *, title: str) -> None:
         )
     axes.set(title=title, xlabel="update", ylabel="loss (nats)")
     axes.grid(alpha=0.3)
-    axes.legend()
+    axes.legend(loc="upper right")
     temporary = file.with_name("." + file.name)
     figure.savefig(temporary, dpi=120, format="png")
     temporary.replace(file)
