@@ -117,3 +117,59 @@ def cross_entropy_rows(rows: int, vocabulary: int, element: int = 2) -> Cost:
     """
     logits = element * rows * vocabulary
     return Cost(logits + 16 * rows, 0, logits, 0)
+
+
+def layer_norm(rows: int, columns: int, element: int = 2) -> Cost:
+    """Forward: x (N, E) to y. Backward: dy and x to dx. No products; parameters and statistics are under 1 %.
+
+    bytes = element * 2 N E, and element * 3 N E.
+    """
+    x = element * rows * columns
+    return Cost(2 * x, 0, 3 * x, 0)
+
+
+def gelu_layer_norm(rows: int, columns: int, element: int = 2) -> Cost:
+    """As layer_norm."""
+    return layer_norm(rows, columns, element)
+
+
+def layer_norm_gelu(rows: int, columns: int, element: int = 2) -> Cost:
+    """As layer_norm."""
+    return layer_norm(rows, columns, element)
+
+
+def bias_gelu(rows: int, columns: int, element: int = 2) -> Cost:
+    """As layer_norm: x to y; dy and x to dx."""
+    return layer_norm(rows, columns, element)
+
+
+def add_layer_norm(rows: int, columns: int, element: int = 2, *, dropout: bool = True) -> Cost:
+    """Forward: x and residual (N, E) to y and the sum. Backward: dy and the sum to ds and, with dropout, dx.
+
+    bytes = element * 4 N E, and element * 4 N E (3 N E without dropout, where dx is ds).
+    """
+    x = element * rows * columns
+    return Cost(4 * x, 0, (4 if dropout else 3) * x, 0)
+
+
+def attention(pairs: int, rows: int, heads: int, head_dim: int, element: int = 2) -> Cost:
+    """`pairs` (query, key) that see each other, of one head, over all sequences: B S^2, half of it for causal.
+
+    Forward: q, k, v to o, with two products of 2 D a pair, 4 pairs H D, and lse. Backward: q, k, v, o, do, lse to dq,
+    dk, dv, with five products. bytes = element * 4 N H D + 4 N H, and element * 8 N H D + 4 N H.
+    """
+    x, product = element * rows * heads * head_dim, 2 * pairs * heads * head_dim
+    return Cost(4 * x + 4 * rows * heads, 2 * product, 8 * x + 4 * rows * heads, 5 * product)
+
+
+def embedding_layer_norm(
+    batch: int, length: int, columns: int, vocabulary: int, element: int = 2, *, segments: bool, layer_norm: bool
+) -> Cost:
+    """Forward: a row of the word table a token and int64 ids, to y, and to the sum where there is a layer norm.
+
+    Backward: dy, and the sum, to the word table's gradient (V, E) in fp32. bytes = element * 2 N E (3 N E with layer
+    norm) + 8 N a table of ids, and element * N E (2 N E) + 4 V E.
+    """
+    x = element * batch * length * columns
+    ids = 8 * batch * length * (2 if segments else 1)
+    return Cost((2 + layer_norm) * x + ids, 0, (1 + layer_norm) * x + 4 * vocabulary * columns, 0)
