@@ -149,6 +149,22 @@ def assert_repeats(op: Op, tensors: dict[str, Tensor], dtype: torch.dtype) -> No
         assert all(torch.equal(first[name], second[name]) for name in first)
 
 
+def assert_takes_any_size(op: Callable[..., Tensor], case: Case, shape: tuple[int, ...]) -> None:
+    """`op` of x and of a vector that it needs, without rows or with one: gradients of their shapes, and finite."""
+    x = torch.randn(shape, dtype=case.dtype, device=case.device).requires_grad_()
+    vector = torch.ones(shape[-1], dtype=case.dtype, device=case.device).requires_grad_()
+    op(x, vector, backend=case.backend).sum().backward()
+    assert x.grad.shape == shape
+    assert torch.isfinite(vector.grad).all()
+
+
+def assert_takes_strides(op: Callable[..., Tensor], case: Case) -> None:
+    """`op` of rows that lie apart and begin anywhere is `op` of their copy."""
+    x = torch.randn(6, 3, 65, dtype=case.dtype, device=case.device)[:, 1, 1:]
+    vector = torch.ones(64, dtype=case.dtype, device=case.device)
+    assert torch.equal(op(x, vector, backend=case.backend), op(x.clone(), vector, backend=case.backend))
+
+
 def assert_differentiable_once(op: Callable[..., Tensor], tensors: dict[str, Tensor]) -> None:
     """A second derivative raises: without a rule it would be silently wrong."""
     leaves = {name: x.detach().clone().requires_grad_() for name, x in tensors.items()}

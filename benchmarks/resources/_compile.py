@@ -107,10 +107,14 @@ def _usage(kernel: Any, chip: Chip) -> Usage:
 
 
 def _resources(cubin: bytes) -> dict[str, int]:
-    """REG, STACK, LOCAL ... of the one kernel in a cubin."""
+    """Those of the one kernel in a cubin."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
         command = [CUOBJDUMP, "--dump-resource-usage", file.name]
-        text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        return resources_in(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+def resources_in(text: str) -> dict[str, int]:
+    """REG, STACK, LOCAL ... of one kernel in what cuobjdump prints of it."""
     return {name: int(value) for name, value in re.findall(r"\b([A-Z]+):(\d+)", text)}

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.resources._compile import CUOBJDUMP
+from benchmarks.resources._compile import CUOBJDUMP, resources_in
 
 BUDGET = Path(__file__).parent / "csrc.tsv"
 
@@ -77,7 +77,7 @@ def usages(library: Path) -> Iterator[Usage]:
         elif found := re.match(r" Function (\w+):", line):
             mangled = found[1]
         elif "REG:" in line:
-            use = {name: int(value) for name, value in re.findall(r"\b([A-Z]+):(\d+)", line)}
+            use = resources_in(line)
             spills = use["STACK"] + use["LOCAL"]
             yield Usage(names[mangled], arch, int(threads[mangled]), use["REG"], spills, use["SHARED"])
 
