@@ -38,6 +38,7 @@ class Case(ABC):
 
     op: ClassVar[str]
     passes: ClassVar[tuple[str, ...]] = ("forward", "backward", "both")
+    products: ClassVar[bool] = False  # whether its operations are of the matrix units; else bytes alone bind
     label: str
     dropout_p: float = 0.0
 

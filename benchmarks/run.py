@@ -176,10 +176,10 @@ class _Trial:
         )
 
     def _work(self, pass_: str) -> list[tuple[int, int, int]]:
-        """(bytes, operations, exponentials) of the pass, those of forward and backward one after the other."""
+        """(bytes, operations of products, exponentials) of the pass, forward and backward one after the other."""
         cost, exponentials = self.case.cost(self.bench.dtype), self.case.exponentials()
-        forward = (cost.forward_bytes, cost.forward_flops, exponentials[0])
-        backward = (cost.backward_bytes, cost.backward_flops, exponentials[1])
+        forward = (cost.forward_bytes, cost.forward_flops * self.case.products, exponentials[0])
+        backward = (cost.backward_bytes, cost.backward_flops * self.case.products, exponentials[1])
         return {"forward": [forward], "backward": [backward], "both": [forward, backward]}[pass_]
 
 

@@ -71,30 +71,46 @@ def bias_gelu(rows: int, columns: int, element: int = 2) -> Cost:
 
 
 def embedding_layer_norm(
-    rows: int, columns: int, vocabulary: int, positions: int = 0, segments: int = 0, element: int = 2, table: int = 4
+    rows: int,
+    columns: int,
+    vocabulary: int,
+    positions: int = 0,
+    segments: int = 0,
+    element: int = 2,
+    table: int = 4,
+    *,
+    layer_norm: bool = True,
 ) -> Cost:
-    """int64 ids of N tokens and tables of `table` bytes an element to y, the sum and statistics (BERT's, with dropout).
+    """int64 ids of N tokens and tables of `table` bytes an element to y (with dropout); with LN the sum, statistics.
 
-    bytes = table * E (min(N, V) + positions + segments) + 8 N for each table with ids + element * 2 N E + 8 N.
-    Backward: dy and the sum, ids, statistics to fp32 gradients of whole tables, 4 E (V + positions + segments).
-    Operations: forward a sum for each further table, LN, dropout's factor; backward that, LN, a sum for each table.
+    bytes = table * E (min(N, V) + positions + segments) + 8 N for each table with ids + element * N E, and with LN
+    element * N E + 8 N more. Backward: dy, ids, with LN the sum and statistics, to fp32 gradients of whole tables,
+    4 E (V + positions + segments). Operations: forward a sum for each further table, LN, dropout's factor; backward
+    that, LN, a sum for each table.
     """
     n, tables = rows * columns, 1 + (positions > 0) + (segments > 0)
     ids = 8 * rows * (1 + (segments > 0))
     small = positions + segments
-    forward = table * columns * (min(rows, vocabulary) + small) + ids + 2 * element * n + 8 * rows
-    backward = 2 * element * n + ids + 8 * rows + 4 * columns * (vocabulary + small)
-    return Cost(forward, (tables + NORM_FORWARD) * n, backward, (1 + NORM_BACKWARD + tables) * n)
+    saved = element * n + 8 * rows if layer_norm else 0
+    forward = table * columns * (min(rows, vocabulary) + small) + ids + element * n + saved
+    backward = element * n + ids + saved + 4 * columns * (vocabulary + small)
+    return Cost(
+        forward,
+        (tables + NORM_FORWARD * layer_norm) * n,
+        backward,
+        (1 + NORM_BACKWARD * layer_norm + tables) * n,
+    )
 
 
-def attention(batch: int, sequence: int, heads: int, dim: int, element: int = 2, *, causal: bool = False) -> Cost:
-    """q, k, v (B, S, H, D) to o and lse (B, H, S); do, q, k, v, o and lse to dq, dk and dv; x = B S H D elements.
+def attention(pairs: int, rows: int, heads: int, head_dim: int, element: int = 2) -> Cost:
+    """q, k, v (N, H, D) to o and lse (H, N); do, q, k, v, o and lse to dq, dk and dv; x = N H D elements.
 
-    bytes = element * 4 x + 4 B H S, backward element * 8 x + 4 B H S. Of operations only the products count: forward
-    two, 4 S x, backward the scores again and four, 10 S x; a causal mask leaves half.
+    `pairs` counts the (query, key) of one head that see each other, over all sequences: B S^2, and B S (S + 1) / 2 of
+    a causal mask. bytes = element * 4 x + 4 N H, backward element * 8 x + 4 N H. Of operations only the products count,
+    2 D a pair: forward two, backward the scores again and four.
     """
-    x, lse = batch * sequence * heads * dim, 4 * batch * heads * sequence
-    product = 2 * sequence * x // (2 if causal else 1)
+    x, lse = rows * heads * head_dim, 4 * rows * heads
+    product = 2 * pairs * heads * head_dim
     return Cost(4 * element * x + lse, 2 * product, 8 * element * x + lse, 5 * product)
 
 
@@ -117,59 +133,3 @@ def cross_entropy_rows(rows: int, vocabulary: int, element: int = 2) -> Cost:
     """
     logits = element * rows * vocabulary
     return Cost(logits + 16 * rows, 0, logits, 0)
-
-
-def layer_norm(rows: int, columns: int, element: int = 2) -> Cost:
-    """Forward: x (N, E) to y. Backward: dy and x to dx. No products; parameters and statistics are under 1 %.
-
-    bytes = element * 2 N E, and element * 3 N E.
-    """
-    x = element * rows * columns
-    return Cost(2 * x, 0, 3 * x, 0)
-
-
-def gelu_layer_norm(rows: int, columns: int, element: int = 2) -> Cost:
-    """As layer_norm."""
-    return layer_norm(rows, columns, element)
-
-
-def layer_norm_gelu(rows: int, columns: int, element: int = 2) -> Cost:
-    """As layer_norm."""
-    return layer_norm(rows, columns, element)
-
-
-def bias_gelu(rows: int, columns: int, element: int = 2) -> Cost:
-    """As layer_norm: x to y; dy and x to dx."""
-    return layer_norm(rows, columns, element)
-
-
-def add_layer_norm(rows: int, columns: int, element: int = 2, *, dropout: bool = True) -> Cost:
-    """Forward: x and residual (N, E) to y and the sum. Backward: dy and the sum to ds and, with dropout, dx.
-
-    bytes = element * 4 N E, and element * 4 N E (3 N E without dropout, where dx is ds).
-    """
-    x = element * rows * columns
-    return Cost(4 * x, 0, (4 if dropout else 3) * x, 0)
-
-
-def attention(pairs: int, rows: int, heads: int, head_dim: int, element: int = 2) -> Cost:
-    """`pairs` (query, key) that see each other, of one head, over all sequences: B S^2, half of it for causal.
-
-    Forward: q, k, v to o, with two products of 2 D a pair, 4 pairs H D, and lse. Backward: q, k, v, o, do, lse to dq,
-    dk, dv, with five products. bytes = element * 4 N H D + 4 N H, and element * 8 N H D + 4 N H.
-    """
-    x, product = element * rows * heads * head_dim, 2 * pairs * heads * head_dim
-    return Cost(4 * x + 4 * rows * heads, 2 * product, 8 * x + 4 * rows * heads, 5 * product)
-
-
-def embedding_layer_norm(
-    batch: int, length: int, columns: int, vocabulary: int, element: int = 2, *, segments: bool, layer_norm: bool
-) -> Cost:
-    """Forward: a row of the word table a token and int64 ids, to y, and to the sum where there is a layer norm.
-
-    Backward: dy, and the sum, to the word table's gradient (V, E) in fp32. bytes = element * 2 N E (3 N E with layer
-    norm) + 8 N a table of ids, and element * N E (2 N E) + 4 V E.
-    """
-    x = element * batch * length * columns
-    ids = 8 * batch * length * (2 if segments else 1)
-    return Cost((2 + layer_norm) * x + ids, 0, (1 + layer_norm) * x + 4 * vocabulary * columns, 0)

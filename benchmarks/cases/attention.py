@@ -28,6 +28,7 @@ EXACT_SCORES = 2**26  # as many are computed in float64, which with all it takes
 @dataclass(frozen=True)
 class Attention(Case):
     op = "attention"
+    products = True
     batch: int = 0
     length: int = 0
     heads: int = 12

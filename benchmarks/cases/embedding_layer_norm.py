@@ -78,8 +78,8 @@ class EmbeddingLayerNorm(Case):
         return out != 0
 
     def cost(self, dtype: torch.dtype) -> Cost:
-        sizes = (self.batch, self.length, self.columns, self.vocabulary, dtype.itemsize)
-        return costs.embedding_layer_norm(*sizes, segments=self.bert, layer_norm=self.bert)
+        sizes = (self.batch * self.length, self.columns, self.vocabulary, self.length, 2 * self.bert)
+        return costs.embedding_layer_norm(*sizes, dtype.itemsize, dtype.itemsize, layer_norm=self.bert)
 
 
 def cases(grid: Grid) -> Iterator[Case]:

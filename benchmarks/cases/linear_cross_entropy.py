@@ -25,6 +25,7 @@ class LinearCrossEntropy(Case):
     """Only forward and backward together: where the gradients are computed is each implementation's own matter."""
 
     op = "linear_cross_entropy"
+    products = True
     passes = ("both",)
     rows: int = 0
     columns: int = 0
