@@ -35,6 +35,7 @@ PYBIND11_MODULE(_C, m) {
 #endif
   m.def("add_layer_norm_forward", fastlm::add_layer_norm_forward);
   m.def("add_layer_norm_backward", fastlm::add_layer_norm_backward);
+  m.def("add_layer_norm_backward_from_output", fastlm::add_layer_norm_backward_from_output);
   m.def("layer_norm_forward", fastlm::layer_norm_forward);
   m.def("layer_norm_backward", fastlm::layer_norm_backward);
   m.def("gelu_layer_norm_forward", fastlm::gelu_layer_norm_forward);

@@ -10,6 +10,7 @@
 // order, so that nothing depends on who comes first. A token may stand in a tenth of all places, and each of BERT's two
 // segments in half of them, so a first kernel sums every aligned run of places that holds one id alone; to a row are
 // left those sums, and fewer places than a run before them and behind.
+#include <algorithm>
 #include <utility>
 
 #include "common/launch.cuh"
@@ -32,7 +33,7 @@ struct Table {
   int64_t rows;
 };
 
-__device__ __forceinline__ int64_t row_of(const Table& table, int token, int64_t sequence) {
+__device__ __forceinline__ int64_t row_of(const Table& table, int token, int sequence) {
   if (table.ids == nullptr) return token % sequence;
   const int64_t id = load_global<Use::kRepeated>(table.ids + token);
   if (id < 0 || id >= table.rows) __trap();
@@ -72,7 +73,7 @@ __device__ __forceinline__ void drop(float (&values)[kLane], uint64_t seed, int 
 template <typename input_t>
 struct Forward {
   Table word, position, segment;
-  int64_t sequence;
+  int sequence;
   Parameter gamma, beta;  // (E,)
   const int64_t* seed;    // (1,), or null without dropout
   input_t* y;             // (N, E)
@@ -336,7 +337,7 @@ void embedding_layer_norm_forward(const Array& tokens, const Array& word, const 
     const Forward<input_t> p{table("word", word, "tokens", tokens, y.dtype, N, E),
                              table("position", position, "position_ids", position_ids, y.dtype, N, E),
                              table("segment", segment, "segments", segments, y.dtype, N, E),
-                             sequence,
+                             static_cast<int>(std::min<int64_t>(sequence, kMostRows)),
                              parameter("gamma", gamma, y.dtype, E),
                              parameter("beta", beta, y.dtype, E),
                              seed.as<int64_t>(),

@@ -76,6 +76,9 @@ __global__ void __launch_bounds__(Shape::kThreads) backward_kernel(const Backwar
   __shared__ Scratch<Shape::kWarps, 2> scratch[2];
   __shared__ PartialScratch<Shape> partial_scratch;
   RowValues<Shape> dgamma = {}, dbeta = {}, dbias = {};
+  // For long rows that are not read 16 bytes at a time sm_100 lacks registers: GELU's slopes wait in shared memory.
+  constexpr bool kParked = !Shape::kWide && Shape::kWarps > 2;
+  __shared__ float parked[kParked ? Shape::kChunks * kLane : 1][kParked ? Shape::kThreads : 1];
   bool odd = false;
   for (int first = blockIdx.x * Shape::kRows; first < p.N; first += gridDim.x * Shape::kRows, odd = !odd) {
     const int row = first + Shape::row();
@@ -83,18 +86,23 @@ __global__ void __launch_bounds__(Shape::kThreads) backward_kernel(const Backwar
     const int E = row < p.N ? p.E : 0;
     const float mean = row < p.N ? load_global<Use::kRepeated>(p.mean + row) : 0.0f;
     const float rstd = row < p.N ? load_global<Use::kRepeated>(p.rstd + row) : 0.0f;
-    RowValues<Shape> dy, xhat, slope;
+    Vec<input_t, kLane> dy[Shape::kChunks], x[Shape::kChunks];
 #pragma unroll
     for (int i = 0; i < Shape::kChunks; i++) {
-      Shape::load(p.dy + at, i, E).copy_to(dy[i]);
-      Shape::load(p.x + at, i, E).copy_to(xhat[i]);
+      dy[i] = Shape::load(p.dy + at, i, E);
+      x[i] = Shape::load(p.x + at, i, E);
     }
+    RowValues<Shape> xhat, slope;
 #pragma unroll
     for (int i = 0; i < Shape::kChunks; i++) {
+      x[i].copy_to(xhat[i]);
       add_bias<input_t, Shape>(xhat[i], p.bias, i, E);
       gelu_and_slope(xhat[i], slope[i], p.tanh);
 #pragma unroll
-      for (int j = 0; j < kLane; j++) xhat[i][j] = (xhat[i][j] - mean) * rstd;
+      for (int j = 0; j < kLane; j++) {
+        xhat[i][j] = (xhat[i][j] - mean) * rstd;
+        if constexpr (kParked) parked[i * kLane + j][threadIdx.x] = slope[i][j];
+      }
     }
     const float2 means = row_means<input_t, Shape>(dy, xhat, p.gamma, E, p.E, scratch[odd]);
 #pragma unroll
@@ -103,6 +111,7 @@ __global__ void __launch_bounds__(Shape::kThreads) backward_kernel(const Backwar
       Shape::template load_parameter<input_t>(p.gamma, i, E, dx);
 #pragma unroll
       for (int j = 0; j < kLane; j++) {
+        if constexpr (kParked) slope[i][j] = parked[i * kLane + j][threadIdx.x];
         dx[j] = rstd * (dy[i][j] * dx[j] - means.x - xhat[i][j] * means.y) * slope[i][j];
         dgamma[i][j] += dy[i][j] * xhat[i][j];
         dbeta[i][j] += dy[i][j];

@@ -63,9 +63,9 @@ __device__ __forceinline__ void add_bias(float (&values)[kLane], Parameter bias,
 }
 
 // mean(g) and mean(g * xhat) of g = dy * gamma: what the derivative takes from the rest of a row. dy is zeros past E.
-template <typename T, typename Shape>
-__device__ __forceinline__ float2 row_means(const RowValues<Shape>& dy, const RowValues<Shape>& xhat, Parameter gamma,
-                                            int E, int columns, Scratch<Shape::kWarps, 2>& scratch) {
+template <typename T, typename Shape, typename DY>
+__device__ __forceinline__ float2 row_means(const DY (&dy)[Shape::kChunks], const RowValues<Shape>& xhat,
+                                            Parameter gamma, int E, int columns, Scratch<Shape::kWarps, 2>& scratch) {
   float means[2] = {0.0f, 0.0f};
 #pragma unroll
   for (int i = 0; i < Shape::kChunks; i++) {

@@ -40,7 +40,7 @@ def add_layer_norm(
         keep_sum: whether the sum is kept for the backward. If False, the backward reads y instead, which is often kept
             anyway by what comes next: one (..., E) less in memory, for y's rounding divided by gamma in the
             gradients. Each |gamma| must then be at least 1/64 times the larger of 1 and |beta|.
-        backend: "auto", "reference", "triton" or "cuda" ("cuda" not with keep_sum=False).
+        backend: "auto", "reference", "triton" or "cuda".
 
     Returns:
         y of the shape and dtype of x, or (y, sum).
@@ -62,8 +62,6 @@ def add_layer_norm(
     if return_sum and not keep_sum:
         raise ValueError(f"{OP}: return_sum=True keeps the sum: give it or keep_sum=False, not both")
     backend = backends.resolve(OP, backend, x.dtype, x.device.type, x.shape[-1])
-    if backend == "cuda" and not keep_sum:
-        raise RuntimeError(f"{OP}: backend 'cuda' cannot serve this call: its backward reads the sum, so keep it")
     differentiable = wants_gradient(x, residual, gamma, beta, bias)
     save_sum, from_output = return_sum or (differentiable and keep_sum), differentiable and not keep_sum
     y, s, _, _ = torch.ops.fastlm.add_layer_norm(
