@@ -90,7 +90,8 @@ struct Backward {
 };
 
 template <typename input_t, bool kWide>
-__global__ void __launch_bounds__(kThreads, kWide && sizeof(input_t) == 2 ? 5 : 4) backward_kernel(const Backward<input_t> p) {
+__global__ void __launch_bounds__(kThreads, kWide && sizeof(input_t) == 2 ? 5 : 4)
+    backward_kernel(const Backward<input_t> p) {
   __shared__ float sums[kWarps][kWarpColumns];
   const Columns<kWide> columns(p.F);
   const int warp = threadIdx.x / kWarpSize;
