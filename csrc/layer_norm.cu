@@ -1,10 +1,12 @@
-// Layer norm of residual + dropout(x + bias), forward and backward.
+// Layer norm of x, or of residual + dropout(x + bias), forward and backward. The former is the latter without a
+// residual, a bias or dropout, and moves bE less in the forward.
 //
 // Bytes a row of E elements of b bytes: the forward reads x and residual and writes y, 3bE, or 4bE with the sum; the
-// backward reads dy and the sum and writes ds, 3bE, or 4bE with dx, and bE more where dsum is given. The forward writes
-// the statistics, 8; parameters and the statistics of the backward come from caches. A backward of P programs writes
-// their sums and reads them again, 24PE in all. For 32768 x 768 in bf16, at the 3.0 TB/s that a copy reaches on an
-// H100, 50 or 67 us each: the floor. Both make one pass with the row in registers (common/rows.cuh).
+// backward reads dy and the sum, or y where no sum was kept, and writes ds, 3bE, or 4bE with dx, and bE more where dsum
+// is given. The forward writes the statistics, 8; parameters and the statistics of the backward come from caches. A
+// backward of P programs writes their sums and reads them again, 24PE in all. For 32768 x 768 in bf16, at the 3.0 TB/s
+// that a copy reaches on an H100, 50 or 67 us each: the floor. Both make one pass with the row in registers
+// (common/rows.cuh).
 //
 // Instructions matter beside the bytes: an H100 issues about 57 an element in 50 us and 76 in 67. Counted in the
 // machine code for sm_90, E = 768, bf16, all options together, of which a call takes a part: forward 50, backward 51.
@@ -24,7 +26,7 @@ namespace {
 template <typename input_t>
 struct Forward {
   const input_t* x;         // (N, E)
-  const input_t* residual;  // (N, E)
+  const input_t* residual;  // (N, E), or null
   Parameter bias, gamma, beta;
   const int64_t* seed;  // (1,), or null without dropout
   input_t* y;           // (N, E)
@@ -50,7 +52,7 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kWide ? 640 / Shape::k
 #pragma unroll
   for (int i = 0; i < kChunks; i++) {
     x[i] = Shape::load(p.x + at, i, E);
-    residual[i] = Shape::load(p.residual + at, i, E);
+    if (p.residual) residual[i] = Shape::load(p.residual + at, i, E);
   }
   const uint64_t seed = p.seed ? load_global<Use::kRepeated>(p.seed) : 0;
 
@@ -70,8 +72,10 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kWide ? 640 / Shape::k
 #pragma unroll
       for (int j = 0; j < kLane; j++) h[j] = mask.apply(j, h[j], p.keep, p.scale);
     }
+    if (p.residual) {
 #pragma unroll
-    for (int j = 0; j < kLane; j++) h[j] += residual[i][j];
+      for (int j = 0; j < kLane; j++) h[j] += residual[i][j];
+    }
     // Rounded before it is normalised: the backward sees this sum, not a finer one. From here on x is the sum.
     x[i] = Vec<input_t, kLane>::of(h);
     if (p.sum) Shape::store(p.sum + at, i, E, x[i]);
@@ -111,30 +115,31 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kWide ? 640 / Shape::k
   }
 }
 
-// With xhat = (sum - mean) * rstd and g = dy * gamma: ds = rstd * (g - mean(g) - xhat * mean(g * xhat)) + dsum and
-// dx = dropout(ds).
+// With xhat = (sum - mean) * rstd = (y - beta) / gamma and g = dy * gamma:
+// ds = rstd * (g - mean(g) - xhat * mean(g * xhat)) + dsum and dx = dropout(ds).
 template <typename input_t>
 struct Backward {
-  const input_t* dy;    // (N, E)
-  const input_t* dsum;  // (N, E), or null
-  const input_t* sum;   // (N, E)
-  const float* mean;    // (N,)
-  const float* rstd;    // (N,)
-  Parameter gamma;
+  const input_t* dy;     // (N, E)
+  const input_t* dsum;   // (N, E), or null
+  const input_t* saved;  // (N, E): the sum, or y of the kernels that read the output
+  const float* mean;     // (N,), or null beside y
+  const float* rstd;     // (N,)
+  Parameter gamma, beta;
   const int64_t* seed;  // (1,), or null without dropout
   input_t* ds;          // (N, E)
   input_t* dx;          // (N, E), or null without dropout
-  float* partials;      // (3, gridDim.x, E): of dgamma, dbeta and dbias
+  float* partials;      // (3, gridDim.x, E): of dgamma, dbeta and dbias, or (2, ...) of the first two
+  bool need_dbias;
   int N, E;
   uint32_t keep;  // of 256
   float scale;    // 256 / keep
 };
 
 // What a lane of the backward reads of a row.
-template <typename input_t, typename Shape>
+template <typename input_t, typename Shape, bool kFromOutput>
 struct BackwardRow {
-  Vec<input_t, kLane> dy[Shape::kChunks], sum[Shape::kChunks];
-  float mean, rstd;
+  Vec<input_t, kLane> dy[Shape::kChunks], saved[Shape::kChunks];
+  float mean = 0.0f, rstd;
 
   __device__ __forceinline__ void load(const Backward<input_t>& p, int row) {
     const int64_t at = static_cast<int64_t>(row) * p.E;
@@ -142,29 +147,38 @@ struct BackwardRow {
 #pragma unroll
     for (int i = 0; i < Shape::kChunks; i++) {
       dy[i] = Shape::load(p.dy + at, i, E);
-      sum[i] = Shape::load(p.sum + at, i, E);
+      saved[i] = Shape::load(p.saved + at, i, E);
     }
-    mean = row < p.N ? load_global<Use::kRepeated>(p.mean + row) : 0.0f;
+    if constexpr (!kFromOutput) mean = row < p.N ? load_global<Use::kRepeated>(p.mean + row) : 0.0f;
     rstd = row < p.N ? load_global<Use::kRepeated>(p.rstd + row) : 0.0f;
   }
 };
 
-template <typename input_t, typename Shape>
-__global__ void __launch_bounds__(Shape::kThreads, Shape::kSummingBlocks) backward_kernel(const Backward<input_t> p) {
+// xhat of a value of the sum, or of the output; gamma is 0 past E.
+template <bool kFromOutput>
+__device__ __forceinline__ float normalise(float saved, float mean, float rstd, float gamma, float beta) {
+  if constexpr (kFromOutput) return gamma == 0.0f ? 0.0f : __fdividef(saved - beta, gamma);
+  return (saved - mean) * rstd;
+}
+
+template <typename input_t, typename Shape, bool kFromOutput>
+__global__ void __launch_bounds__(Shape::kThreads, kFromOutput ? 1 : Shape::kSummingBlocks)
+    backward_kernel(const Backward<input_t> p) {
   constexpr int kChunks = Shape::kChunks, kWarps = Shape::kWarps;
   __shared__ Scratch<kWarps, 2> scratch[2];
   __shared__ PartialScratch<Shape> partial_scratch;
   float dgamma[kChunks][kLane] = {}, dbeta[kChunks][kLane] = {}, dbias[kChunks][kLane] = {};
   const uint64_t seed = p.seed ? load_global<Use::kRepeated>(p.seed) : 0;
 
-  BackwardRow<input_t, Shape> next;
-  constexpr bool kAhead = sizeof(input_t) == 2 && Shape::kWide;  // where there are registers for two rows
+  BackwardRow<input_t, Shape, kFromOutput> next;
+  // The next row is read ahead where there are registers for two.
+  constexpr bool kAhead = sizeof(input_t) == 2 && Shape::kWide && !kFromOutput;
   if constexpr (kAhead) next.load(p, blockIdx.x * Shape::kRows + Shape::row());
   bool odd = false;
   for (int first = blockIdx.x * Shape::kRows; first < p.N; first += gridDim.x * Shape::kRows, odd = !odd) {
     const int row = first + Shape::row();
     if constexpr (!kAhead) next.load(p, row);
-    const auto [dy, sum, mean, rstd] = next;
+    const auto [dy, saved, mean, rstd] = next;
     if constexpr (kAhead) next.load(p, row + gridDim.x * Shape::kRows);  // on its way while this row is worked on
     const int64_t at = static_cast<int64_t>(row) * p.E;
     const int E = row < p.N ? p.E : 0;
@@ -172,13 +186,14 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kSummingBlocks) backwa
     float means[2] = {0.0f, 0.0f};  // of g and g * xhat
 #pragma unroll
     for (int i = 0; i < kChunks; i++) {
-      float gamma[kLane];
+      float gamma[kLane], beta[kLane] = {};
       Shape::template load_parameter<input_t>(p.gamma, i, E, gamma);
+      if (kFromOutput && p.beta.data) Shape::template load_parameter<input_t>(p.beta, i, E, beta);
 #pragma unroll
       for (int j = 0; j < kLane; j++) {
         const float g = dy[i][j] * gamma[j];
         means[0] += g;
-        means[1] += g * ((sum[i][j] - mean) * rstd);
+        means[1] += g * normalise<kFromOutput>(saved[i][j], mean, rstd, gamma[j], beta[j]);
       }
     }
     group_sum<kWarps>(means, scratch[odd]);
@@ -188,11 +203,12 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kSummingBlocks) backwa
 
 #pragma unroll
     for (int i = 0; i < kChunks; i++) {
-      float gamma[kLane], ds[kLane];
+      float gamma[kLane], beta[kLane] = {}, ds[kLane];
       Shape::template load_parameter<input_t>(p.gamma, i, E, gamma);
+      if (kFromOutput && p.beta.data) Shape::template load_parameter<input_t>(p.beta, i, E, beta);
 #pragma unroll
       for (int j = 0; j < kLane; j++) {
-        const float xhat = (sum[i][j] - mean) * rstd;
+        const float xhat = normalise<kFromOutput>(saved[i][j], mean, rstd, gamma[j], beta[j]);
         ds[j] = dy[i][j] * gamma[j] * rstd - mean_g - xhat * mean_gx;
         dgamma[i][j] += dy[i][j] * xhat;
         dbeta[i][j] += dy[i][j];
@@ -218,7 +234,53 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kSummingBlocks) backwa
   const int64_t kind = static_cast<int64_t>(gridDim.x) * p.E;
   store_partial<Shape>(dgamma, partial, p.E, partial_scratch);
   store_partial<Shape>(dbeta, partial + kind, p.E, partial_scratch);
-  store_partial<Shape>(dbias, partial + 2 * kind, p.E, partial_scratch);
+  if (p.need_dbias) store_partial<Shape>(dbias, partial + 2 * kind, p.E, partial_scratch);
+}
+
+template <bool kFromOutput>
+void launch_backward(const Array& dy, const Array& dsum, const Array& saved, const Array& mean, const Array& rstd,
+                     const Array& gamma, const Array& beta, const Array& seed, const Array& ds, const Array& dx,
+                     const Array& dgamma, const Array& dbeta, const Array& dbias, int keep, const Array& partials,
+                     Stream stream) {
+  const char* const what = kFromOutput ? "y" : "sum";
+  check(saved.rank == 2, what, " must have shape (N, E), got ", saved.rank, " dimensions");
+  const int64_t N = saved.shape[0], E = saved.shape[1];
+  for (const auto& [name, array] : {std::pair("dy", dy), {what, saved}, {"ds", ds}}) {
+    array.expect(name, saved.dtype, {N, E});
+  }
+  if (dsum) dsum.expect("dsum", saved.dtype, {N, E});
+  if (!kFromOutput) mean.expect("mean", DType::kFloat32, {N});
+  rstd.expect("rstd", DType::kFloat32, {N});
+  check_seed(seed, keep);
+  if (seed) dx.expect("dx", saved.dtype, {N, E});
+  check(bool(gamma), "gamma must be a tensor, got None");
+  const bool need_dbias = bool(dbias);
+  const int64_t P = programs_of(partials, need_dbias ? 3 : 2, E);
+  with_input_type(saved.dtype, [&](auto type) {
+    using input_t = typename decltype(type)::type;
+    const Backward<input_t> p{dy.as<input_t>(),
+                              dsum.as<input_t>(),
+                              saved.as<input_t>(),
+                              mean.as<float>(),
+                              rstd.as<float>(),
+                              parameter("gamma", gamma, saved.dtype, E),
+                              parameter("beta", beta, saved.dtype, E),
+                              seed.as<int64_t>(),
+                              ds.as<input_t>(),
+                              dx.as<input_t>(),
+                              partials.as<float>(),
+                              need_dbias,
+                              static_cast<int>(N),
+                              static_cast<int>(E),
+                              static_cast<uint32_t>(keep),
+                              static_cast<float>(kLevels) / keep};
+    const bool wide = E % kLane == 0 && aligned16({dy, dsum, saved, gamma, beta, ds, dx, partials});
+    with_summing_row_shape<input_t>(N, E, wide, [&](auto shape) {
+      using Shape = decltype(shape);
+      launch(backward_kernel<input_t, Shape, kFromOutput>, blocks(P, 1), Shape::kThreads, 0, stream, p);
+    });
+  });
+  sum_partials(partials, dgamma, dbeta, dbias, stream);
 }
 
 }  // namespace
@@ -228,9 +290,9 @@ void add_layer_norm_forward(const Array& x, const Array& residual, const Array& 
                             const Array& rstd, int keep, float eps, Stream stream) {
   check(x.rank == 2, "x must have shape (N, E), got ", x.rank, " dimensions");
   const int64_t N = x.shape[0], E = x.shape[1];
-  for (const auto& [what, array] : {std::pair("x", x), {"residual", residual}, {"y", y}}) {
-    array.expect(what, x.dtype, {N, E});
-  }
+  x.expect("x", x.dtype, {N, E});
+  y.expect("y", x.dtype, {N, E});
+  if (residual) residual.expect("residual", x.dtype, {N, E});
   if (sum) sum.expect("sum", x.dtype, {N, E});
   mean.expect("mean", DType::kFloat32, {N});
   rstd.expect("rstd", DType::kFloat32, {N});
@@ -267,42 +329,26 @@ void add_layer_norm_backward(const Array& dy, const Array& dsum, const Array& su
                              const Array& gamma, const Array& seed, const Array& ds, const Array& dx,
                              const Array& dgamma, const Array& dbeta, const Array& dbias, int keep,
                              const Array& partials, Stream stream) {
-  check(sum.rank == 2, "sum must have shape (N, E), got ", sum.rank, " dimensions");
-  const int64_t N = sum.shape[0], E = sum.shape[1];
-  for (const auto& [what, array] : {std::pair("dy", dy), {"sum", sum}, {"ds", ds}}) {
-    array.expect(what, sum.dtype, {N, E});
-  }
-  if (dsum) dsum.expect("dsum", sum.dtype, {N, E});
-  mean.expect("mean", DType::kFloat32, {N});
-  rstd.expect("rstd", DType::kFloat32, {N});
-  check_seed(seed, keep);
-  if (seed) dx.expect("dx", sum.dtype, {N, E});
-  check(partials.rank == 3, "partials must have shape (3, programs, E), got ", partials.rank, " dimensions");
-  const int64_t P = partials.shape[1];
-  partials.expect("partials", DType::kFloat32, {kMostSums, P, E});
-  with_input_type(sum.dtype, [&](auto type) {
-    using input_t = typename decltype(type)::type;
-    const Backward<input_t> p{dy.as<input_t>(),
-                              dsum.as<input_t>(),
-                              sum.as<input_t>(),
-                              mean.as<float>(),
-                              rstd.as<float>(),
-                              parameter("gamma", gamma, sum.dtype, E),
-                              seed.as<int64_t>(),
-                              ds.as<input_t>(),
-                              dx.as<input_t>(),
-                              partials.as<float>(),
-                              static_cast<int>(N),
-                              static_cast<int>(E),
-                              static_cast<uint32_t>(keep),
-                              static_cast<float>(kLevels) / keep};
-    const bool wide = E % kLane == 0 && aligned16({dy, dsum, sum, gamma, ds, dx, partials});
-    with_summing_row_shape<input_t>(N, E, wide, [&](auto shape) {
-      using Shape = decltype(shape);
-      launch(backward_kernel<input_t, Shape>, blocks(P, 1), Shape::kThreads, 0, stream, p);
-    });
-  });
-  sum_partials(partials, dgamma, dbeta, dbias, stream);
+  launch_backward<false>(dy, dsum, sum, mean, rstd, gamma, {}, seed, ds, dx, dgamma, dbeta, dbias, keep, partials,
+                         stream);
+}
+
+void add_layer_norm_backward_from_output(const Array& dy, const Array& y, const Array& rstd, const Array& gamma,
+                                         const Array& beta, const Array& seed, const Array& ds, const Array& dx,
+                                         const Array& dgamma, const Array& dbeta, const Array& dbias, int keep,
+                                         const Array& partials, Stream stream) {
+  launch_backward<true>(dy, {}, y, {}, rstd, gamma, beta, seed, ds, dx, dgamma, dbeta, dbias, keep, partials, stream);
+}
+
+void layer_norm_forward(const Array& x, const Array& gamma, const Array& beta, const Array& y, const Array& mean,
+                        const Array& rstd, float eps, Stream stream) {
+  add_layer_norm_forward(x, {}, {}, gamma, beta, {}, y, {}, mean, rstd, kLevels, eps, stream);
+}
+
+void layer_norm_backward(const Array& dy, const Array& x, const Array& mean, const Array& rstd, const Array& gamma,
+                         const Array& dx, const Array& dgamma, const Array& dbeta, const Array& partials,
+                         Stream stream) {
+  add_layer_norm_backward(dy, {}, x, mean, rstd, gamma, {}, dx, {}, dgamma, dbeta, {}, kLevels, partials, stream);
 }
 
 }  // namespace fastlm

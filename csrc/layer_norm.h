@@ -12,10 +12,25 @@ void add_layer_norm_forward(const Array& x, const Array& residual, const Array& 
                             const Array& rstd, int keep, float eps, Stream stream);
 
 // ds (N, E) of the residual and dx = dropout(ds), None without dropout; dgamma, dbeta and dbias (E,) float32, of which
-// the latter two may be None, by way of partials (3, programs, E) float32. dsum may be None.
+// the latter two may be None, by way of partials (3, programs, E) float32, or (2, ...) without dbias. dsum may be None.
 void add_layer_norm_backward(const Array& dy, const Array& dsum, const Array& sum, const Array& mean, const Array& rstd,
                              const Array& gamma, const Array& seed, const Array& ds, const Array& dx,
                              const Array& dgamma, const Array& dbeta, const Array& dbias, int keep,
                              const Array& partials, Stream stream);
+
+// add_layer_norm_backward that reads the output y (N, E) where there is no sum; no gamma may be 0.
+void add_layer_norm_backward_from_output(const Array& dy, const Array& y, const Array& rstd, const Array& gamma,
+                                         const Array& beta, const Array& seed, const Array& ds, const Array& dx,
+                                         const Array& dgamma, const Array& dbeta, const Array& dbias, int keep,
+                                         const Array& partials, Stream stream);
+
+// y = LN(x), both (N, E); mean and rstd (N,) float32.
+void layer_norm_forward(const Array& x, const Array& gamma, const Array& beta, const Array& y, const Array& mean,
+                        const Array& rstd, float eps, Stream stream);
+
+// dx (N, E); dgamma, dbeta (E,) float32 by way of partials (2, programs, E).
+void layer_norm_backward(const Array& dy, const Array& x, const Array& mean, const Array& rstd, const Array& gamma,
+                         const Array& dx, const Array& dgamma, const Array& dbeta, const Array& partials,
+                         Stream stream);
 
 }  // namespace fastlm

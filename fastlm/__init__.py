@@ -3,6 +3,7 @@
 from fastlm.backends import get_backend, set_backend, use_backend
 from fastlm.dropout import draw_seeds
 from fastlm.ops import (
+    adamw,
     add_layer_norm,
     attention,
     attention_packed,
@@ -17,6 +18,7 @@ from fastlm.ops import (
 __version__ = "0.1.0"
 
 __all__ = [
+    "adamw",
     "add_layer_norm",
     "attention",
     "attention_packed",

@@ -19,23 +19,36 @@ import torch
 NAMES = ("auto", "reference", "triton", "cuda")
 
 _KERNEL = (torch.float32, torch.float16, torch.bfloat16)
+_HALF = (torch.float16, torch.bfloat16)
 _ANY = (*_KERNEL, torch.float64)
 
 # The truth about op x backend x dtype: `fastlm info` prints it, the tests are generated from it.
 DTYPES: dict[str, dict[str, tuple[torch.dtype, ...]]] = {
-    "attention": {"reference": _ANY},
-    "attention_packed": {"reference": _ANY},
-    "layer_norm": {"reference": _ANY},
+    "attention": {"reference": _ANY, "triton": _KERNEL, "cuda": _HALF},
+    "attention_packed": {"reference": _ANY, "triton": _KERNEL, "cuda": _HALF},
+    "layer_norm": {"reference": _ANY, "triton": _KERNEL, "cuda": _KERNEL},
     "add_layer_norm": {"reference": _ANY, "triton": _KERNEL, "cuda": _KERNEL},
-    "gelu_layer_norm": {"reference": _ANY},
-    "layer_norm_gelu": {"reference": _ANY},
-    "bias_gelu": {"reference": _ANY},
-    "embedding_layer_norm": {"reference": _ANY},
-    "linear_cross_entropy": {"reference": _ANY},
+    "gelu_layer_norm": {"reference": _ANY, "triton": _KERNEL, "cuda": _KERNEL},
+    "layer_norm_gelu": {"reference": _ANY, "triton": _KERNEL, "cuda": _KERNEL},
+    "bias_gelu": {"reference": _ANY, "triton": _KERNEL, "cuda": _KERNEL},
+    "embedding_layer_norm": {"reference": _ANY, "triton": _KERNEL, "cuda": _KERNEL},
+    "linear_cross_entropy": {"reference": _ANY, "triton": _KERNEL, "cuda": _KERNEL},
+    "adamw": {"reference": _ANY, "cuda": _KERNEL},
 }
 
-# The file, in kernels/ and csrc/, that holds an op's launchers.
-STEMS = {"add_layer_norm": "layer_norm"}
+# The file, in kernels/ and csrc/, that holds an op's launchers, where it is not named after the op.
+STEMS = {"add_layer_norm": "layer_norm", "attention_packed": "attention"}
+
+# The largest last dimension that an op's kernels take, where there is a limit.
+_ROWS = ("layer_norm", "add_layer_norm", "gelu_layer_norm", "layer_norm_gelu", "embedding_layer_norm")
+WIDEST = {
+    "attention": {"triton": 128, "cuda": 128},
+    "attention_packed": {"triton": 128, "cuda": 128},
+    **{op: {"triton": 8192, "cuda": 8192} for op in _ROWS},
+}
+
+# What the last dimension must be a multiple of: CUDA C++ reads heads 16 bytes at a time.
+MULTIPLES = {op: {"cuda": 8} for op in ("attention", "attention_packed")}
 
 # `auto` on each kind of device. No GPU has measured the kernels yet: Triton comes first because its
 # compiler knows the chip at hand, and the order is to be replaced by a table of measurements.
@@ -66,17 +79,17 @@ def use_backend(name: str) -> Iterator[None]:
         set_backend(previous)
 
 
-def resolve(op: str, requested: str, dtype: torch.dtype, device: str) -> str:
-    """The backend that serves `op` for activations of `dtype` on a device of type `device`.
+def resolve(op: str, requested: str, dtype: torch.dtype, device: str, width: int = 0) -> str:
+    """The backend that serves `op` for activations of `dtype` and last dimension `width` on a device of type `device`.
 
-    Raises RuntimeError where the backend that was asked for cannot serve the call.
+    Of width 0 nothing is asked. Raises RuntimeError where the backend that was asked for cannot serve the call.
     """
     name = _checked(requested)
     if name == "auto":
         name = _default
     if name == "auto":
-        return _first_able(op, dtype, device)
-    reason = _reason_against(op, name, dtype, device)
+        return _first_able(op, dtype, device, width)
+    reason = _reason_against(op, name, dtype, device) or _wrong_width(op, name, width)
     if reason is not None:
         raise RuntimeError(f"{op}: backend '{name}' cannot serve this call: {reason}")
     return name
@@ -94,7 +107,7 @@ def explain(op: str, dtype: torch.dtype, device: str) -> tuple[str, str]:
 def launchers(backend: str, op: str) -> Any:
     """The object whose attributes are an op's launchers: a module of kernels/, or `_C` with the stream."""
     if backend == "triton":
-        return _kernels(STEMS[op])
+        return _kernels(STEMS.get(op, op))
     return _emulated_launchers() if emulated() else _cuda_launchers()
 
 
@@ -124,11 +137,19 @@ def _checked(name: str) -> str:
     return name
 
 
-def _first_able(op: str, dtype: torch.dtype, device: str) -> str:
+def _first_able(op: str, dtype: torch.dtype, device: str, width: int = 0) -> str:
     for name in PREFERENCE.get(device, ("reference",)):
-        if _reason_against(op, name, dtype, device) is None:
+        if (_reason_against(op, name, dtype, device) or _wrong_width(op, name, width)) is None:
             return name
     raise RuntimeError(f"{op}: no backend serves {dtype} on {device}")
+
+
+def _wrong_width(op: str, name: str, width: int) -> str | None:
+    widest = WIDEST.get(op, {}).get(name, width)
+    if width > widest:
+        return f"it takes a last dimension of at most {widest}, not {width}"
+    multiple = MULTIPLES.get(op, {}).get(name, 1)
+    return f"it takes a last dimension that is a multiple of {multiple}, not {width}" if width % multiple else None
 
 
 def _reason_against(op: str, name: str, dtype: torch.dtype, device: str) -> str | None:

@@ -8,6 +8,8 @@ Gradients of parameters are returned wide.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -101,6 +103,12 @@ def add_layer_norm_backward(
         ds = ds + _wide(dsum)
     dx = _drop_rows(ds, seed, keep)
     return ds.to(s.dtype), dx.to(s.dtype), dgamma, dbeta, dx.sum(0)
+
+
+def sum_of_output(y: Tensor, mean: Tensor, rstd: Tensor, gamma: Tensor, beta: Tensor | None) -> Tensor:
+    """The sum whose layer norm y (N, E) is, wide: (y - beta) / gamma / rstd + mean."""
+    xhat = (_wide(y) if beta is None else _wide(y) - _wide(beta)) / _wide(gamma)
+    return xhat / rstd[:, None] + mean[:, None]
 
 
 # GELU (Hendrycks & Gimpel 2016): "tanh" is both papers' code, "none" the exact erf form --------------------------
@@ -294,7 +302,7 @@ def cross_entropy_rows(
 ) -> tuple[Tensor, Tensor]:
     """Losses (n,) and lse (n,) of logits (n, V); the logits become their own gradient if it is needed.
 
-    loss = w * ((1 - e) * (lse - x_t) + e * (lse - mean(x)) + z * lse^2), 0 where the target is ignored;
+    loss = w * ((1 - e) * (lse - x_t) + e * (lse - mean(x)) + z * lse^2); it and lse are 0 where the target is ignored;
     dlogits = w * (softmax * (1 + 2 * z * lse) - (1 - e) * onehot - e / V).
     """
     x = _wide(logits)
@@ -315,7 +323,36 @@ def cross_entropy_rows(
         gradient -= label_smoothing / x.shape[1]
         gradient.scatter_add_(1, target, gradient.new_full(target.shape, label_smoothing - 1))
         logits.copy_(gradient * weight[:, None])
-    return loss.where(counted, 0.0), lse
+    return loss.where(counted, 0.0), lse.where(counted, 0.0)
+
+
+# AdamW (Loshchilov and Hutter 2019) with clipping by the global norm ----------------------------------------------
+
+
+def adamw(
+    parameters: Sequence[Tensor],
+    gradients: Sequence[Tensor],
+    first_moments: Sequence[Tensor],
+    second_moments: Sequence[Tensor],
+    rates: Sequence[float],
+    decays: Sequence[float],
+    betas: tuple[float, float],
+    eps: float,
+    corrections: tuple[float, float],
+    max_norm: float,
+    scale: float,
+) -> Tensor:
+    """One update in place, as `fastlm.ops.adamw` defines it; the norm of the scaled gradients, before clipping."""
+    norm = scale * torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(_wide(g)) for g in gradients]))
+    factor = scale * torch.where(norm <= max_norm, 1.0, max_norm / norm)
+    tensors = zip(parameters, gradients, first_moments, second_moments, rates, decays, strict=True)
+    for p, g, m, v, rate, decay in tensors:
+        scaled = _wide(g) * factor
+        m.lerp_(scaled, 1 - betas[0])
+        v.mul_(betas[1]).addcmul_(scaled, scaled, value=1 - betas[1])
+        denominator = (v / corrections[1]).sqrt_().add_(eps)
+        p.copy_(_wide(p) * (1 - rate * decay) - (rate / corrections[0]) * m / denominator)
+    return norm
 
 
 # Packed rows: the (T, ...) rows of all sequences, sequence b from cu_seqlens[b] on --------------------------------

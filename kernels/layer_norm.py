@@ -2,11 +2,12 @@
 
 Bytes a row of E elements of b bytes (parameters and statistics aside, which are under 1 %): the forward reads x and
 residual and writes y, 3bE, or 4bE with the sum; the backward reads dy and the sum and writes ds, 3bE, or 4bE with dx.
-For 32768 x 768 in bf16, at the 3.0 TB/s that a copy reaches on an H100, 50 or 67 us each: the floor.
+For 32768 x 768 in bf16, at the 3.0 TB/s that a copy reaches on an H100, 50 or 67 us each: the floor. LN(x) alone is the
+same kernels without the parts that it has not: 2bE forward, 3bE backward.
 
 Both make one pass with the row in registers (rows.py). Instructions matter beside the bytes: an H100 issues about 57 an
-element in 50 us. Counted in the machine code for sm_90, E = 768, bf16: forward 20, with dropout 28; a turn of the
-backward's loop 20, with dropout 29.
+element in 50 us. Counted in the machine code for sm_90, E = 768, bf16: forward 19, with dropout 27; a turn of the
+backward's loop 22, with dropout 31, and 38 where it reads y instead of the sum.
 """
 
 from __future__ import annotations
@@ -17,7 +18,23 @@ from torch import Tensor
 
 from fastlm.dropout import LEVELS
 from fastlm.kernels.philox import row_mask
-from fastlm.kernels.rows import columns, load_parameter, load_rows, store_partial, store_rows, sum_partials, tiling
+from fastlm.kernels.rows import (
+    affine,
+    columns,
+    load_parameter,
+    load_parameters,
+    load_rows,
+    loop_tiling,
+    means,
+    normalise,
+    rows,
+    store_partial,
+    store_rows,
+    store_statistics,
+    sum_partials,
+    tiling,
+    zeros,
+)
 
 
 @triton.jit(do_not_specialize=["N", "keep"], do_not_specialize_on_alignment=["SEED"])
@@ -25,81 +42,74 @@ def _forward(
     X, RESIDUAL, BIAS, GAMMA, BETA, SEED, Y, SUM, MEAN, RSTD, N, keep, scale, eps,
     E: tl.constexpr, BLOCK: tl.constexpr, CHUNKS: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
+    row = rows(tl.program_id(0), ROWS)
     x, residual = (), ()  # all loads first: none waits for another's arrival
     for i in tl.static_range(CHUNKS):
         x += (load_rows(X, row, columns(i, BLOCK), N, E),)
-        residual += (load_rows(RESIDUAL, row, columns(i, BLOCK), N, E),)
+        if RESIDUAL is not None:
+            residual += (load_rows(RESIDUAL, row, columns(i, BLOCK), N, E),)
     if SEED is not None:
         seed = tl.load(SEED)
 
     s = ()
-    total = tl.zeros((ROWS, BLOCK), tl.float32)
     for i in tl.static_range(CHUNKS):
         h = x[i].to(tl.float32)
         if BIAS is not None:
             h += load_parameter(BIAS, row, columns(i, BLOCK), E)
         if SEED is not None:
             h *= tl.where(row_mask(seed, row, i * BLOCK, keep, BLOCK), scale, 0.0)
+        if RESIDUAL is not None:
+            h += residual[i].to(tl.float32)
         # Rounded before it is normalised: the backward sees this sum, not a finer one.
-        rounded = (residual[i].to(tl.float32) + h).to(X.dtype.element_ty)
+        rounded = h.to(X.dtype.element_ty)
         if SUM is not None:
             store_rows(SUM, rounded, row, columns(i, BLOCK), N, E)
         s += (rounded.to(tl.float32),)
-        total += s[i]
-    mean = tl.sum(total, axis=1, keep_dims=True) / E
 
-    centred = ()
-    square = tl.zeros((ROWS, BLOCK), tl.float32)
+    mean, rstd, centred = normalise(s, eps, E, BLOCK)
+    store_statistics(MEAN, RSTD, mean, rstd, row, N)
     for i in tl.static_range(CHUNKS):
-        c = s[i] - mean
-        if E % BLOCK != 0:
-            c = tl.where(columns(i, BLOCK) < E, c, 0.0)
-        centred += (c,)
-        square += c * c
-    rstd = tl.rsqrt(tl.sum(square, axis=1, keep_dims=True) / E + eps)
-    tl.store(MEAN + row, mean, mask=row < N)
-    tl.store(RSTD + row, rstd, mask=row < N)
-
-    for i in tl.static_range(CHUNKS):
-        y = centred[i] * rstd * load_parameter(GAMMA, row, columns(i, BLOCK), E)
-        if BETA is not None:
-            y += load_parameter(BETA, row, columns(i, BLOCK), E)
+        y = affine(centred[i] * rstd, GAMMA, BETA, row, columns(i, BLOCK), E)
         store_rows(Y, y, row, columns(i, BLOCK), N, E)
+
+
+@triton.jit
+def _normalised(SUM, Y, MEAN, GAMMA, BETA, rstd, row, col, N, E: tl.constexpr, BLOCK: tl.constexpr):
+    """xhat from the sum, (s - mean) * rstd, or from the output, (y - beta) / gamma."""
+    if Y is None:
+        mean = tl.load(MEAN + row, mask=row < N, other=0.0)
+        return (load_rows(SUM, row, col, N, E).to(tl.float32) - mean) * rstd
+    else:
+        xhat = load_rows(Y, row, col, N, E).to(tl.float32)
+        if BETA is not None:
+            xhat -= load_parameter(BETA, row, col, E)
+        gamma = load_parameter(GAMMA, row, col, E)
+        return xhat / (gamma if E % BLOCK == 0 else tl.where(col < E, gamma, 1.0))
 
 
 @triton.jit(do_not_specialize=["N", "keep"], do_not_specialize_on_alignment=["SEED"])
 def _backward(
-    DY, DSUM, SUM, MEAN, RSTD, GAMMA, SEED, DS, DX, PARTIALS, N, keep, scale, HAS_BIAS: tl.constexpr,
+    DY, DSUM, SUM, Y, MEAN, RSTD, GAMMA, BETA, SEED, DS, DX, PARTIALS, N, keep, scale, HAS_BIAS: tl.constexpr,
     KEEP_GAMMA: tl.constexpr, STAGES: tl.constexpr,
     E: tl.constexpr, BLOCK: tl.constexpr, CHUNKS: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     # With g = dy * gamma: ds = rstd * (g - mean(g) - xhat * mean(g * xhat)) + dsum, dx = dropout(ds).
-    gamma, dgamma, dbeta, dbias = (), (), (), ()
-    zero = tl.zeros((ROWS, BLOCK), tl.float32)
-    for i in tl.static_range(CHUNKS):
-        if KEEP_GAMMA:
-            gamma += (load_parameter(GAMMA, tl.arange(0, ROWS)[:, None], columns(i, BLOCK), E),)
-        dgamma += (zero,)
-        dbeta += (zero,)
-        dbias += (zero,)
+    if KEEP_GAMMA:
+        gamma = load_parameters(GAMMA, ROWS, E, BLOCK, CHUNKS)
+    dgamma = zeros(ROWS, BLOCK, CHUNKS)
+    dbeta, dbias = dgamma, dgamma
     if SEED is not None:
         seed = tl.load(SEED)
 
     for tile in tl.range(tl.program_id(0), tl.cdiv(N, ROWS), tl.num_programs(0), num_stages=STAGES):
-        row = tl.cast(tile, tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
-        mean = tl.load(MEAN + row, mask=row < N, other=0.0)
+        row = rows(tile, ROWS)
         rstd = tl.load(RSTD + row, mask=row < N, other=0.0)
         dy, xhat = (), ()
-        total, product = zero, zero
         for i in tl.static_range(CHUNKS):
-            g = gamma[i] if KEEP_GAMMA else load_parameter(GAMMA, row, columns(i, BLOCK), E)
             dy += (load_rows(DY, row, columns(i, BLOCK), N, E).to(tl.float32),)
-            xhat += ((load_rows(SUM, row, columns(i, BLOCK), N, E).to(tl.float32) - mean) * rstd,)
-            total += dy[i] * g
-            product += dy[i] * g * xhat[i]
-        mean_g = tl.sum(total, axis=1, keep_dims=True) / E
-        mean_gx = tl.sum(product, axis=1, keep_dims=True) / E
+            xhat += (_normalised(SUM, Y, MEAN, GAMMA, BETA, rstd, row, columns(i, BLOCK), N, E, BLOCK),)
+        g = gamma if KEEP_GAMMA else load_parameters(GAMMA, ROWS, E, BLOCK, CHUNKS)
+        mean_g, mean_gx = means(dy, xhat, g, E)
 
         dgamma_, dbeta_, dbias_ = (), (), ()
         for i in tl.static_range(CHUNKS):
@@ -122,9 +132,33 @@ def _backward(
         store_partial(PARTIALS, 2, dbias, E)
 
 
+def layer_norm_forward(
+    x: Tensor, gamma: Tensor, beta: Tensor | None, y: Tensor, mean: Tensor, rstd: Tensor, eps: float
+) -> None:
+    """y = LN(x), both (N, E); mean and rstd (N,) fp32."""
+    add_layer_norm_forward(x, None, None, gamma, beta, None, y, None, mean, rstd, LEVELS, eps)
+
+
+def layer_norm_backward(
+    dy: Tensor,
+    x: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    gamma: Tensor,
+    dx: Tensor,
+    dgamma: Tensor,
+    dbeta: Tensor,
+    partials: Tensor,
+) -> None:
+    """dx (N, E); dgamma, dbeta (E,) fp32 by way of partials (2, programs, E)."""
+    add_layer_norm_backward(
+        dy, None, x, mean, rstd, gamma, None, dx, None, dgamma, dbeta, None, LEVELS, partials
+    )  # fmt: skip
+
+
 def add_layer_norm_forward(
     x: Tensor,
-    residual: Tensor,
+    residual: Tensor | None,
     bias: Tensor | None,
     gamma: Tensor,
     beta: Tensor | None,
@@ -137,9 +171,9 @@ def add_layer_norm_forward(
     eps: float,
 ) -> None:
     """y = LN(sum), sum = residual + dropout(x + bias), all (N, E); mean and rstd (N,) fp32."""
-    rows, tile = x.shape[0], tiling(x.shape[1], warps=4)
-    _forward[(triton.cdiv(rows, tile["ROWS"]),)](
-        x, residual, bias, gamma, beta, seed, y, sum, mean, rstd, rows, keep, LEVELS / keep, eps, **tile
+    n, tile = x.shape[0], tiling(x.shape[1], warps=4)
+    _forward[(triton.cdiv(n, tile["ROWS"]),)](
+        x, residual, bias, gamma, beta, seed, y, sum, mean, rstd, n, keep, LEVELS / keep, eps, **tile
     )  # fmt: skip
 
 
@@ -159,14 +193,34 @@ def add_layer_norm_backward(
     keep: int,
     partials: Tensor,
 ) -> None:
-    """ds (N, E) of the residual, dx = dropout(ds); dgamma, dbeta, dbias (E,) fp32, via partials (3, programs, E)."""
-    rows, tile = sum.shape[0], tiling(sum.shape[1], warps=2)
-    # Under way beside the tile at work: two, or one where that is as many bytes. The longest rows' 512 threads have 128
-    # registers each, into which gamma and addresses of tiles to come no longer fit.
-    longest = tile["num_warps"] == 16
-    stages = 1 if longest else 3 if sum.element_size() == 2 and tile["E"] <= 4096 else 2
+    """ds (N, E) and dx = dropout(ds); dgamma, dbeta, dbias (E,) fp32 by way of partials (3, programs, E)."""
+    _launch_backward(dy, dsum, sum, None, mean, rstd, gamma, None, seed, ds, dx, dgamma, dbeta, dbias, keep, partials)
+
+
+def add_layer_norm_backward_from_output(
+    dy: Tensor,
+    y: Tensor,
+    rstd: Tensor,
+    gamma: Tensor,
+    beta: Tensor | None,
+    seed: Tensor | None,
+    ds: Tensor,
+    dx: Tensor | None,
+    dgamma: Tensor,
+    dbeta: Tensor,
+    dbias: Tensor | None,
+    keep: int,
+    partials: Tensor,
+) -> None:
+    """`add_layer_norm_backward` that reads the output y (N, E) where there is no sum; no gamma may be 0."""
+    _launch_backward(dy, None, None, y, None, rstd, gamma, beta, seed, ds, dx, dgamma, dbeta, dbias, keep, partials)
+
+
+def _launch_backward(dy, dsum, sum, y, mean, rstd, gamma, beta, seed, ds, dx, dgamma, dbeta, dbias, keep, partials):
+    tile = loop_tiling(dy)
     _backward[(partials.shape[1],)](
-        dy, dsum, sum, mean, rstd, gamma, seed, ds, dx, partials, rows, keep, LEVELS / keep,
-        HAS_BIAS=dbias is not None, KEEP_GAMMA=not longest, STAGES=stages, **tile,
+        dy, dsum, sum, y, mean, rstd, gamma, beta, seed, ds, dx, partials, dy.shape[0], keep, LEVELS / keep,
+        # Of the longest rows gamma does not fit into registers either: see loop_tiling.
+        HAS_BIAS=dbias is not None, KEEP_GAMMA=tile["num_warps"] < 16, **tile,
     )  # fmt: skip
     sum_partials(partials, dgamma, dbeta, dbias)

@@ -8,6 +8,7 @@ from fastlm import dropout
 ROUNDS = tl.constexpr(dropout.ROUNDS)
 M0, M1 = (tl.constexpr(m) for m in dropout.MULTIPLIERS)
 W0, W1 = (tl.constexpr(w) for w in dropout.WEYL)
+ATTENTION_DOMAIN = tl.constexpr(dropout.ATTENTION_DOMAIN)
 
 
 @triton.jit
@@ -45,3 +46,59 @@ def row_mask(seed, row, first: tl.constexpr, keep, BLOCK: tl.constexpr):
     # byte < keep, asked of the top byte of a word, where the bits below it make no difference
     to_top = (24 - 8 * tl.arange(0, 4)).to(tl.uint32)
     return (words[:, :, None] << to_top[None, None, :]).reshape(ROWS, BLOCK) < (keep.to(tl.uint32) << 24)
+
+
+@triton.jit
+def attention_mask(
+    seed, head, row, column, KEEP: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, TRANSPOSED: tl.constexpr
+):
+    """Which probabilities are kept: bool (ROWS, COLUMNS) from query `row` and key `column` on, multiples of 16.
+
+    If TRANSPOSED, (COLUMNS, ROWS). The dimension that comes last must be a multiple of 32.
+
+    An accumulator of mma or wgmma has, of each 16 x 16 tile, lines l and l + 8 in one thread, of each the four columns
+    that share a call; lines 2r and 2r + 1, which share it too, are in two lanes of a warp. Both would draw the call, so
+    of two tiles side by side the even line's lane draws the one's, the odd line's the other's, and a sum hands the bits
+    over: a shuffle for 16 elements a thread. The compiler has to carry the accumulator's layout back to here for that.
+    """
+    # A tile's lines and columns as axes: LINES / 16, 2, 4, 2 and ACROSS / 32, 2, 2, 4, 2; bits 8, 4, 2, 1 of a call's
+    # 16 are those of the axes of 2, the row's before the column's, and bit 16 is the second of the two tiles.
+    LINES: tl.constexpr = COLUMNS if TRANSPOSED else ROWS
+    ACROSS: tl.constexpr = ROWS if TRANSPOSED else COLUMNS
+    line, across = tl.arange(0, LINES // 4), tl.arange(0, ACROSS // 4).reshape(ACROSS // 32, 2, 4).permute(1, 0, 2)
+    line = line.reshape(LINES // 16, 1, 4, 1, 1, 1, 1, 1, 1).to(tl.uint32)
+    across = across.reshape(1, 1, 1, 2, ACROSS // 32, 1, 1, 4, 1).to(tl.uint32)
+    row, column = tl.cast(row // 4, tl.uint32), tl.cast(column // 4, tl.uint32)
+    k0, k1 = seed.to(tl.uint32), (seed >> 32).to(tl.uint32)
+    domain = tl.full((1,), ATTENTION_DOMAIN, tl.uint32).reshape(1, 1, 1, 1, 1, 1, 1, 1, 1)
+    if TRANSPOSED:
+        words = philox(k0, k1, column + line, row + across, tl.cast(head, tl.uint32), domain)
+    else:
+        words = philox(k0, k1, column + across, row + line, tl.cast(head, tl.uint32), domain)
+
+    two = tl.arange(0, 2).to(tl.uint32)
+    line_8, line_1 = two.reshape(1, 2, 1, 1, 1, 1, 1, 1, 1), two.reshape(1, 1, 1, 2, 1, 1, 1, 1, 1)
+    across_8, across_1 = two.reshape(1, 1, 1, 1, 1, 1, 2, 1, 1), two.reshape(1, 1, 1, 1, 1, 1, 1, 1, 2)
+    across_16 = two.reshape(1, 1, 1, 1, 1, 2, 1, 1, 1)
+    bits = tl.sum(_planes_below(words, KEEP) << (16 * line_1), axis=3, keep_dims=True)
+    # What differs by lane is shifted away; the rest is a constant in each register, so that one R2P tests two.
+    if TRANSPOSED:
+        bits = bits >> line_1
+        bit = 16 * across_16 + 8 * across_8 + 4 * across_1 + 2 * line_8
+    else:
+        bits = bits >> (4 * line_1)
+        bit = 16 * across_16 + 8 * line_8 + 2 * across_8 + across_1
+    return ((bits & (tl.full(bit.shape, 1, tl.uint32) << bit)) != 0).reshape(LINES, ACROSS)
+
+
+@triton.jit
+def _planes_below(words, KEEP: tl.constexpr):
+    """16 bits: is the 8-bit number that is spread over the eight 16-bit planes below KEEP?
+
+    From the lowest plane up, below = (x < k) or (x == k and below); KEEP is known, so two planes are one LOP3.
+    """
+    below = tl.zeros_like(words[0])
+    for p in tl.static_range(8):
+        plane = (words[p // 2] >> (16 * (p % 2))) ^ 0xFFFFFFFF
+        below = plane | below if (KEEP >> p) & 1 else plane & below
+    return below & 0xFFFF

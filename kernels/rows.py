@@ -24,6 +24,12 @@ def columns(i: tl.constexpr, BLOCK: tl.constexpr):
 
 
 @triton.jit
+def rows(tile, ROWS: tl.constexpr):
+    """The rows of a tile: (ROWS, 1), int64."""
+    return tl.cast(tile, tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
+
+
+@triton.jit
 def load_rows(X, row, col, N, E: tl.constexpr):
     """X[row, col] with row (ROWS, 1) int64 and col (1, BLOCK), zeros outside of (N, E)."""
     return tl.load(X + row * E + col, mask=(row < N) & (col < E), other=0.0)
@@ -42,8 +48,71 @@ def load_parameter(P, row, col, E: tl.constexpr):
 
 
 @triton.jit
+def load_parameters(P, ROWS: tl.constexpr, E: tl.constexpr, BLOCK: tl.constexpr, CHUNKS: tl.constexpr):
+    """`load_parameter` of every chunk."""
+    chunks = ()
+    for i in tl.static_range(CHUNKS):
+        chunks += (load_parameter(P, tl.arange(0, ROWS)[:, None], columns(i, BLOCK), E),)
+    return chunks
+
+
+@triton.jit
+def zeros(ROWS: tl.constexpr, BLOCK: tl.constexpr, CHUNKS: tl.constexpr):
+    chunks = ()
+    for _ in tl.static_range(CHUNKS):
+        chunks += (tl.zeros((ROWS, BLOCK), tl.float32),)
+    return chunks
+
+
+@triton.jit
+def normalise(s, eps, E: tl.constexpr, BLOCK: tl.constexpr):
+    """Mean and rstd, (ROWS, 1), of rows in chunks of fp32, zero past E, and the chunks of s - mean, zero there too."""
+    total = s[0]
+    for i in tl.static_range(1, len(s)):
+        total += s[i]
+    mean = tl.sum(total, axis=1, keep_dims=True) / E
+
+    centred = ()
+    square = tl.zeros_like(s[0])
+    for i in tl.static_range(len(s)):
+        c = s[i] - mean
+        if E % BLOCK != 0:
+            c = tl.where(columns(i, BLOCK) < E, c, 0.0)
+        centred += (c,)
+        square += c * c
+    rstd = tl.rsqrt(tl.sum(square, axis=1, keep_dims=True) / E + eps)
+    return mean, rstd, centred
+
+
+@triton.jit
+def store_statistics(MEAN, RSTD, mean, rstd, row, N):
+    tl.store(MEAN + row, mean, mask=row < N)
+    tl.store(RSTD + row, rstd, mask=row < N)
+
+
+@triton.jit
+def affine(xhat, GAMMA, BETA, row, col, E: tl.constexpr):
+    """xhat * gamma + beta of a chunk."""
+    y = xhat * load_parameter(GAMMA, row, col, E)
+    if BETA is not None:
+        y += load_parameter(BETA, row, col, E)
+    return y
+
+
+@triton.jit
+def means(dy, xhat, gamma, E: tl.constexpr):
+    """mean(g) and mean(g * xhat), (ROWS, 1), of g = dy * gamma: what the derivative takes from the rest of a row."""
+    total = tl.zeros_like(dy[0])
+    product = total
+    for i in tl.static_range(len(dy)):
+        total += dy[i] * gamma[i]
+        product += dy[i] * gamma[i] * xhat[i]
+    return tl.sum(total, axis=1, keep_dims=True) / E, tl.sum(product, axis=1, keep_dims=True) / E
+
+
+@triton.jit
 def store_partial(PARTIALS, i: tl.constexpr, chunks, E: tl.constexpr):
-    """PARTIALS[i, program] = the sum over rows of a program's chunks; PARTIALS is (3, programs, E)."""
+    """PARTIALS[i, program] = the sum over rows of a program's chunks; PARTIALS is (sums, programs, E)."""
     at = PARTIALS + (i * tl.num_programs(0) + tl.program_id(0)) * E
     for c in tl.static_range(len(chunks)):
         col = c * chunks[c].shape[1] + tl.arange(0, chunks[c].shape[1])
@@ -71,10 +140,10 @@ def _sum_partials(
 
 
 def sum_partials(partials: Tensor, *outs: Tensor | None) -> None:
-    """outs[i] (E,) = the sum over programs of partials[i]; partials is fp32 (3, programs, E)."""
-    _, programs, columns = partials.shape
+    """outs[i] (E,) = the sum over programs of partials[i]; partials is fp32 (1 to 3, programs, E)."""
+    sums, programs, columns = partials.shape
     outs += (None,) * (3 - len(outs))
-    grid = (triton.cdiv(columns, 16), 3)
+    grid = (triton.cdiv(columns, 16), sums)
     _sum_partials[grid](partials, *outs, programs, E=columns, BLOCK_P=128, BLOCK_E=16, num_warps=4)
 
 
@@ -91,3 +160,14 @@ def tiling(columns: int, warps: int) -> dict[str, int]:
         "ROWS": warps * WARP // block,
         "num_warps": warps,
     }
+
+
+def loop_tiling(x: Tensor) -> dict[str, int]:
+    """`tiling` of a backward of x (N, E), whose programs go from tile to tile, and the tiles loaded or at work at once.
+
+    Under way beside the tile at work: two, or one where that is as many bytes. The longest rows' 512 threads have 128
+    registers each, into which addresses of tiles to come no longer fit.
+    """
+    tile = tiling(x.shape[1], warps=2)
+    longest = tile["num_warps"] == 16
+    return tile | {"STAGES": 1 if longest else 3 if x.element_size() == 2 and x.shape[1] <= 4096 else 2}

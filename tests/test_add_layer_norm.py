@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -210,8 +213,87 @@ def test_cuda_graph_draws_fresh_masks(case):
 def test_opcheck(case):
     t = {name: x.requires_grad_() for name, x in tensors(case, 4, 24).items()}
     seed = torch.tensor([5], device=case.device)
-    rest = (t["bias"], t["gamma"], t["beta"], seed, 230, 1e-5, True, case.backend)
+    rest = (t["bias"], t["gamma"], t["beta"], seed, 230, 1e-5, True, False, case.backend)
     assert_passes_opcheck(OP, t["x"], t["residual"], *rest)
+
+
+def invertible(case: Case, rows: int, columns: int) -> dict[str, torch.Tensor]:
+    t = tensors(case, rows, columns)
+    return t | {"gamma": 1 + 0.5 * t["gamma"].tanh()}  # in [0.5, 1.5]
+
+
+@pytest.mark.parametrize("case", cases(OP))
+@pytest.mark.parametrize("without", [(), ("beta", "bias")], ids=str)
+def test_gradients_from_the_output(case, without):
+    """As from the sum, but for the rounding of y, which xhat = (y - beta) / gamma has divided by gamma: u in all.
+
+    From ds = rstd (g - mean(g) - xhat mean(g xhat)) an error of u in xhat makes one of at most
+    rstd u (|mean(g xhat)| + max |xhat| mean |g|). u is taken as 2 eps |y / gamma|, four times one rounding, for
+    float32's own arithmetic.
+    """
+    rows, columns, eps = 9, 300, torch.finfo(case.dtype).eps
+    t = {name: x for name, x in invertible(case, rows, columns).items() if name not in without}
+    options = {"dropout_p": 0.1, "seed": torch.tensor([7], device=case.device), "backend": case.backend}
+    kept = evaluate(lambda **t: fastlm.add_layer_norm(**t, **options), t, case.dtype)
+    made = evaluate(lambda **t: fastlm.add_layer_norm(**t, **options, keep_sum=False), t, case.dtype, may_wait=False)
+    assert torch.equal(kept["out0"], made["out0"])
+    if "beta" in t:
+        assert torch.equal(kept["dbeta"], made["dbeta"])
+    # Of the normal values that went in, none is over 6, dropout's scale of 256 / 230 included; rstd is about 2/3.
+    u = 2 * eps * (kept["out0"].double() / t["gamma"].double()).abs().max().item()
+    xhat, g = 6, 6 * 1.5
+    ds = 1 * u * 2 * xhat * g + eps * kept["dresidual"].double().abs().max().item()
+    bounds = {"dx": 2 * ds, "dresidual": ds, "dbias": 2 * rows * ds, "dgamma": rows * 6 * u + eps * rows * xhat * 6}
+    for name, bound in bounds.items():
+        if name in made:
+            assert (made[name].double() - kept[name].double()).abs().max() <= bound, name
+    assert not torch.equal(kept["dresidual"], made["dresidual"])  # or it was not y that was read
+
+
+@pytest.mark.parametrize("case", cases(OP))
+def test_sum_is_not_kept(case):
+    """For the backward, of all that has rows, y alone."""
+    t = {name: x.requires_grad_() for name, x in invertible(case, 6, 40).items()}
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: saved.append(x) or x, lambda x: x):
+        y = fastlm.add_layer_norm(**t, keep_sum=False, backend=case.backend)
+    assert [x.data_ptr() for x in saved if x.numel() == y.numel()] == [y.data_ptr()]
+
+
+@pytest.mark.parametrize("case", cases(OP))
+def test_opcheck_from_the_output(case):
+    t = {name: x.requires_grad_() for name, x in invertible(case, 4, 24).items()}
+    seed = torch.tensor([5], device=case.device)
+    rest = (t["bias"], t["gamma"], t["beta"], seed, 230, 1e-5, False, True, case.backend)
+    assert_passes_opcheck(OP, t["x"], t["residual"], *rest)
+
+
+@pytest.mark.parametrize("backend", ["reference", "triton", "cuda"])
+def test_small_gammas_are_refused_from_the_output(backend):
+    if torch.cuda.is_available() and backend != "reference":
+        pytest.skip("a GPU has no interpreter and no emulator: test_small_gammas_fail_on_the_device")
+    x, gamma = torch.randn(2, 8), torch.ones(8)
+    gamma[3] = 0.015
+    options = {"keep_sum": False, "backend": backend}
+    fastlm.add_layer_norm(x, x, gamma, **options)  # no gradient is wanted
+    with pytest.raises(ValueError, match=r"every \|gamma\| to be at least 0.015625 .* got gamma\[3\] = 0.015"):
+        fastlm.add_layer_norm(x, x, gamma.requires_grad_(), **options)
+    with pytest.raises(ValueError, match=r"got gamma\[0\] = 1"):
+        fastlm.add_layer_norm(x, x, torch.ones(8, requires_grad=True), torch.full((8,), -65.0), **options)
+
+
+@pytest.mark.gpu
+def test_small_gammas_fail_on_the_device():
+    """In a process of its own: the assertion ends the CUDA context."""
+    code = """
+import torch, fastlm
+x = torch.randn(2, 8, device="cuda")
+fastlm.add_layer_norm(x, x, torch.full((8,), {}, device="cuda", requires_grad=True), keep_sum=False)
+torch.cuda.synchronize()
+"""
+    runs = [subprocess.run([sys.executable, "-c", code.format(g)], capture_output=True, text=True) for g in (1.0, 0.01)]
+    assert [run.returncode == 0 for run in runs] == [True, False], runs
+    assert "device-side assert" in runs[1].stderr
 
 
 def test_float64_is_the_references_alone():
@@ -244,6 +326,7 @@ X = torch.zeros(3, 8)
         ({"dropout_p": 0.1}, ValueError, "needs a seed"),
         ({"dropout_p": 0.1, "seed": torch.tensor([1.0])}, TypeError, "seed must hold one int64, got float32"),
         ({"eps": -1.0}, ValueError, "eps must be at least 0"),
+        ({"return_sum": True, "keep_sum": False}, ValueError, "give it or keep_sum=False, not both"),
         ({"backend": "tirton"}, ValueError, "backend must be one of auto, reference, triton, cuda"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -20,7 +21,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fastlm
+from fastlm import backends, reference
 from fastlm.dropout import attention_mask, keep_count
+
+KERNEL_CASES = [case for case in cases("attention") if case.values[0].backend != "reference"]
 
 
 def naive(q, k, v, causal=False, lengths=None, mask=None, keep=256, stored=None):
@@ -70,7 +74,7 @@ def check(case: Case, shape: tuple[int, ...], *, causal=False, lengths=None, p=0
 
 @pytest.mark.parametrize("case", cases("attention"))
 @pytest.mark.parametrize("causal", [False, True], ids=["bidirectional", "causal"])
-@pytest.mark.parametrize("shape", [(2, 128, 2, 64), (1, 200, 3, 32), (2, 33, 1, 96), (3, 17, 2, 128)], ids=str)
+@pytest.mark.parametrize("shape", [(2, 128, 2, 64), (1, 140, 2, 32), (2, 33, 1, 96), (3, 17, 2, 128)], ids=str)
 def test_accuracy(case, causal, shape):
     check(case, shape, causal=causal)
 
@@ -80,6 +84,23 @@ def test_accuracy(case, causal, shape):
 def test_accuracy_with_lengths(case, causal):
     check(case, (4, 40, 2, 64), causal=causal, lengths=[40, 1, 0, 23])
     check(case, (4, 40, 2, 64), causal=causal, lengths=[3, 17, 40, 16], p=0.0)
+
+
+@pytest.mark.parametrize("case", cases("attention"))
+@pytest.mark.parametrize("dim", [1, 7, 40, 120])
+def test_accuracy_with_other_heads(case, dim):
+    """Sizes between the powers of 2; those of which a row does not begin at a multiple of 16 bytes, or a refusal."""
+    multiple = backends.MULTIPLES["attention"].get(case.backend, 1)
+    if dim % multiple == 0:
+        check(case, (2, 19, 2, dim), causal=True)
+    else:
+        with pytest.raises(RuntimeError, match=f"a multiple of {multiple}, not {dim}"):
+            check(case, (2, 19, 2, dim), causal=True)
+
+
+@pytest.mark.parametrize("case", cases("attention"))
+def test_accuracy_with_lengths_of_several_tiles(case):
+    check(case, (3, 150, 1, 64), lengths=[150, 0, 70])
 
 
 @pytest.mark.parametrize("case", cases("attention"))
@@ -130,6 +151,20 @@ def test_mask_is_the_common_one(case):
     assert (kept * sequence * keep_count(0.3) / 256 - 1).abs().max() <= 2 * torch.finfo(case.dtype).eps
 
 
+@pytest.mark.parametrize("case", cases("attention"))
+@pytest.mark.parametrize("sequence", [64, 128])
+def test_mask_of_the_backward_is_the_common_one(case, sequence):
+    """With do = identity too, dv is what was kept of the probabilities, transposed."""
+    q = torch.zeros(1, sequence, 2, sequence, dtype=case.dtype, device=case.device)
+    seed = torch.tensor([2**50 + 3], device=case.device)
+    v = torch.zeros_like(q).requires_grad_()
+    o = fastlm.attention(q, q, v, dropout_p=0.3, seed=seed, backend=case.backend)
+    identity = torch.eye(sequence, dtype=case.dtype, device=case.device)[None, :, None, :].expand_as(o)
+    (dv,) = torch.autograd.grad(o, v, identity)
+    mask = attention_mask(seed, 1, 2, sequence, sequence, keep_count(0.3))
+    assert torch.equal(dv.permute(0, 2, 3, 1) != 0, mask)
+
+
 @pytest.mark.parametrize("case", cases("attention_packed"))
 @pytest.mark.parametrize("causal", [False, True], ids=["bidirectional", "causal"])
 def test_packed_projection_equals_separate(case, causal):
@@ -142,14 +177,16 @@ def test_packed_projection_equals_separate(case, causal):
 
 
 @pytest.mark.parametrize("case", cases("attention_packed"))
-def test_packed_rows_equal_padded_rows(case):
+@pytest.mark.parametrize("lengths", [[5, 0, 19, 1], [130, 3]], ids=str)
+def test_packed_rows_equal_padded_rows(case, lengths):
     """Packed and padded batches draw the same masks and give the same rows, forward and backward."""
-    lengths = torch.tensor([5, 0, 19, 1], dtype=torch.int32, device=case.device)
+    longest = max(lengths)
+    lengths = torch.tensor(lengths, dtype=torch.int32, device=case.device)
     cu_seqlens = torch.cat([lengths.new_zeros(1), lengths.cumsum(0, dtype=torch.int32)])
-    padded = inputs(case.device, case.dtype, qkv=(4, 19, 3, 2, 64))["qkv"]
-    valid = torch.arange(19, device=case.device) < lengths[:, None]
+    padded = inputs(case.device, case.dtype, qkv=(len(lengths), longest, 3, 2, 64))["qkv"]
+    valid = torch.arange(longest, device=case.device) < lengths[:, None]
     options = {"dropout_p": 0.1, "seed": torch.tensor([7], device=case.device), "backend": case.backend}
-    rows = {"cu_seqlens": cu_seqlens, "max_seqlen": 19}
+    rows = {"cu_seqlens": cu_seqlens, "max_seqlen": longest}
     a = padded.clone().requires_grad_()
     b = padded[valid].clone().requires_grad_()
     oa = fastlm.attention_packed(a, lengths=lengths, **options)
@@ -174,12 +211,128 @@ def test_padding_has_no_effect(case):
     assert torch.equal(fastlm.attention(**t, lengths=lengths, backend=case.backend), clean)
 
 
+@pytest.mark.parametrize("case", KERNEL_CASES)
+@pytest.mark.parametrize("sequence", [24, 150])
+def test_padding_may_be_anything(case, sequence):
+    """The kernels load nothing past a length: were it not a number, no result and no gradient would show it."""
+    t = tensors(case, 2, sequence, 1, 64)
+    lengths = torch.tensor([11, sequence], dtype=torch.int32, device=case.device)
+    options = {"lengths": lengths, "dropout_p": 0.1, "seed": torch.tensor([7], device=case.device)}
+
+    def outputs() -> tuple[torch.Tensor, ...]:
+        leaves = [x.clone().requires_grad_() for x in t.values()]
+        o = fastlm.attention(*leaves, **options, backend=case.backend)
+        return o, *torch.autograd.grad(o, leaves, do)
+
+    do = tensors(case, 2, sequence, 1, 64)["q"]
+    clean = outputs()
+    for x in (*t.values(), do):
+        x[0, 11:] = torch.nan
+    for expected, actual in zip(clean, outputs(), strict=True):
+        assert torch.equal(expected, actual)
+        assert not actual[0, 11:].any()
+
+
+@pytest.mark.parametrize("case", KERNEL_CASES)
+@pytest.mark.parametrize("lengths", [None, [23, 0]], ids=str)
+def test_log_sum_exp(case, lengths):
+    """What the op returns beside o, which callers may use: natural, and infinite where there is no query."""
+    t = tensors(case, 2, 40, 2, 64)
+    lengths = None if lengths is None else torch.tensor(lengths, dtype=torch.int32, device=case.device)
+    arguments = (*t.values(), lengths, None, 40, None, True, 0.125, 256)
+    _, lse = torch.ops.fastlm.attention(*arguments, case.backend)
+    _, expected = reference.attention_forward(*t.values(), lengths, None, True, 0.125, 256)
+    assert lse.dtype == torch.float32
+    assert torch.equal(lse.isinf(), expected.isinf())
+    # The largest scores are under 8, whose sum of products has 64 roundings.
+    difference = (lse - expected)[~expected.isinf()]
+    assert difference.numel() == 0 or difference.abs().max() <= 64 * 8 * torch.finfo(torch.float32).eps
+
+
+@pytest.mark.parametrize("case", KERNEL_CASES)
+def test_packed_projection_is_not_copied(case, monkeypatch):
+    """The kernels read the projection where it lies, and write its one gradient."""
+    seen: dict[str, list[torch.Tensor]] = {}
+    launchers = backends.launchers(case.backend, "attention_packed")
+
+    def forward(q, k, v, *rest):
+        seen["inputs"] = [q, k, v]
+        launchers.attention_forward(q, k, v, *rest)
+
+    def backward(do, q, k, v, o, lse, lengths, cu_seqlens, max_seqlen, seed, dq, dk, dv, *rest):
+        seen["again"], seen["gradients"] = [q, k, v], [dq, dk, dv]
+        launchers.attention_backward(do, q, k, v, o, lse, lengths, cu_seqlens, max_seqlen, seed, dq, dk, dv, *rest)
+
+    spy = SimpleNamespace(attention_forward=forward, attention_backward=backward)
+    monkeypatch.setattr(backends, "launchers", lambda *_: spy)
+    qkv = inputs(case.device, case.dtype, qkv=(2, 9, 3, 2, 64))["qkv"].requires_grad_()
+    o = fastlm.attention_packed(qkv, backend=case.backend)
+    (dqkv,) = torch.autograd.grad(o, qkv, torch.ones_like(o))
+    for views, whole in ((seen["inputs"], qkv), (seen["again"], qkv), (seen["gradients"], dqkv)):
+        for view, part in zip(views, whole.unbind(2), strict=True):
+            assert (view.data_ptr(), view.stride()) == (part.data_ptr(), part.stride())
+
+
+@pytest.mark.parametrize("causal", [False, True], ids=["bidirectional", "causal"])
+@pytest.mark.parametrize("units", ["WGMMA", "TCGEN05", "MMA"])
+def test_tiles_of_every_chip(units, causal, monkeypatch):
+    """On the chip at hand, if any, only its own tiles would run."""
+    if torch.cuda.is_available():
+        pytest.skip("tiles of other chips may not fit this one's shared memory: run in the interpreter")
+    kernels = backends.launchers("triton", "attention")
+    monkeypatch.setattr(kernels, "_units", lambda q: getattr(kernels, units))
+    case = Case("triton", torch.float16, "cpu")
+    check(case, (1, 140, 1, 64), causal=causal)
+    check(case, (2, 20, 1, 128), causal=causal, lengths=[20, 3])
+
+
+def test_tf32_where_torch_allows_it(monkeypatch):
+    """A float32 product is IEEE, unless torch's own may be TF32."""
+    kernels = backends.launchers("triton", "attention")
+    seen = []
+
+    class Kernel:
+        def __getitem__(self, grid):
+            return lambda *_, PRECISION, **__: seen.append(PRECISION)
+
+    monkeypatch.setattr(kernels, "_forward", Kernel())
+    q = torch.zeros(1, 4, 1, 16)
+    before = torch.get_float32_matmul_precision()
+    try:
+        for precision in ("high", "highest"):
+            torch.set_float32_matmul_precision(precision)
+            kernels.attention_forward(q, q, q, None, None, 4, None, q, q[..., 0], False, 1.0, 256)
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert seen == ["tf32", "ieee"]
+
+
+def test_large_heads_are_the_references():
+    q = torch.zeros(1, 4, 1, 136)
+    with pytest.raises(RuntimeError, match="last dimension of at most 128, not 136"):
+        backends.resolve("attention", "triton", torch.float32, "cuda", 136)
+    assert backends.resolve("attention", "auto", torch.float32, "cuda", 136) == "reference"
+    assert torch.equal(fastlm.attention(q, q, q), q)
+
+
+def test_more_sequences_than_a_grid_has():
+    q = torch.zeros(65536, 1, 1, 8)
+    kernels = backends.launchers("triton", "attention")
+    with pytest.raises(ValueError, match="at most 65535 sequences, got 65536"):
+        kernels.attention_forward(q, q, q, None, None, 1, None, q, q[..., 0], False, 1.0, 256)
+
+
 @pytest.mark.parametrize("case", cases("attention"))
 def test_strided_inputs(case):
     t = {name: x.transpose(1, 2).contiguous().transpose(1, 2) for name, x in tensors(case, 2, 21, 3, 64).items()}
     contiguous = {name: x.contiguous() for name, x in t.items()}
     expected = fastlm.attention(**contiguous, backend=case.backend)
     assert torch.equal(fastlm.attention(**t, backend=case.backend), expected)
+    # q, k and v with strides of their own, one of them not aligned, and one expanded.
+    base = torch.cat([t["k"], t["k"]], -1)[..., 1:65].detach()
+    mixed = {"q": t["q"], "k": base, "v": t["v"][:, :, :1].expand_as(base)}
+    expected = fastlm.attention(*(x.contiguous() for x in mixed.values()), backend=case.backend)
+    assert torch.equal(fastlm.attention(**mixed, backend=case.backend), expected)
 
 
 @pytest.mark.parametrize("case", cases("attention"))
@@ -233,6 +386,8 @@ STARTS = torch.tensor([0, 3, 7], dtype=torch.int32)
         ({"lengths": torch.tensor([1, 7], dtype=torch.int32)}, ValueError, r"lengths must lie in \[0, 7\), got 7"),
         ({"max_seqlen": 6}, ValueError, "max_seqlen goes with cu_seqlens"),
         ({"dropout_p": 0.1}, ValueError, "needs a seed"),
+        ({"scale": 0.0}, ValueError, "scale must be above 0, got 0.0"),
+        ({"scale": math.nan}, ValueError, "scale must be above 0, got nan"),
     ],
 )
 def test_bad_arguments(arguments, error, sentence):

@@ -19,14 +19,17 @@ def traffic() -> dict[str, int]:
     return _C_emulated.take_traffic()
 
 
-def run(rows: int, columns: int, dtype: torch.dtype, *, p: float, gradients: bool) -> tuple[dict, dict]:
+def run(
+    rows: int, columns: int, dtype: torch.dtype, *, p: float, gradients: bool = True, keep_sum: bool = True
+) -> tuple[dict, dict]:
     """The traffic of the forward and of the backward."""
     x = torch.randn(rows, columns, dtype=dtype, requires_grad=gradients)
     residual = torch.randn(rows, columns, dtype=dtype)
-    gamma, beta, bias = (torch.randn(columns, dtype=dtype, requires_grad=gradients) for _ in range(3))
+    gamma, beta, bias = (torch.ones(columns, dtype=dtype, requires_grad=gradients) for _ in range(3))
     seed = torch.tensor([7]) if p else None
     traffic()
-    y = fastlm.add_layer_norm(x, residual, gamma, beta, bias=bias, dropout_p=p, seed=seed, backend="cuda")
+    options = {"dropout_p": p, "seed": seed, "keep_sum": keep_sum, "backend": "cuda"}
+    y = fastlm.add_layer_norm(x, residual, gamma, beta, bias=bias, **options)
     forward = traffic()
     if gradients:
         y.backward(torch.randn_like(y))
@@ -47,17 +50,19 @@ def test_bytes_of_the_forward(rows, columns, dtype):
 @pytest.mark.parametrize(("rows", "columns"), SHAPES)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=["bf16", "fp32"])
 @pytest.mark.parametrize("p", [0.0, 0.1])
-def test_bytes_of_the_backward(rows, columns, dtype, p):
+@pytest.mark.parametrize("keep_sum", [True, False])
+def test_bytes_of_the_backward(rows, columns, dtype, p, keep_sum):
     array = rows * columns * dtype.itemsize
     sums = 3 * programs(rows, torch.device("cpu")) * columns * 4
-    _, moved = run(rows, columns, dtype, p=p, gradients=True)
+    forward, moved = run(rows, columns, dtype, p=p, keep_sum=keep_sum)
+    assert forward["written"] == (1 + keep_sum) * array + 8 * rows
     assert moved["read"] == 2 * array + sums
     assert moved["written"] == (2 if p else 1) * array + sums + 3 * columns * 4
 
 
 def test_a_row_too_long_is_named():
     x = torch.zeros(2, 8200)
-    with pytest.raises(ValueError, match="at most 8192 columns, got 8200"):
+    with pytest.raises(RuntimeError, match="at most 8192, not 8200"):
         fastlm.add_layer_norm(x, x, torch.ones(8200), backend="cuda")
 
 

@@ -64,7 +64,7 @@ def test_what_it_computes(programs, kind):
 
 
 @pytest.mark.xdist_group("native")
-@pytest.mark.parametrize("kernel", ["layer_norm"])
+@pytest.mark.parametrize("kernel", ["layer_norm", "row_ops", "attention"])
 @pytest.mark.parametrize("kind", ["plain", "asan", "tsan"])
 def test_kernels_are_clean(programs, kernel, kind):
     result = run(programs / f"{kernel}_{kind}")

@@ -20,6 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fastlm
+from fastlm import backends
 
 OP = "layer_norm"
 
@@ -80,6 +81,13 @@ def test_opcheck(case):
     t = {name: x.requires_grad_() for name, x in tensors(case, 4, 24).items()}
     assert_passes_opcheck(OP, t["x"], t["gamma"], t["beta"], 1e-5, case.backend)
     assert_passes_opcheck(OP, t["x"], t["gamma"], None, 1e-5, case.backend)
+
+
+def test_longer_rows_are_left_to_the_reference():
+    assert backends.resolve(OP, "auto", torch.float16, "cuda", 8192) == "triton"
+    assert backends.resolve(OP, "auto", torch.float16, "cuda", 8193) == "reference"
+    with pytest.raises(RuntimeError, match="a last dimension of at most 8192, not 8193"):
+        backends.resolve(OP, "triton", torch.float16, "cuda", 8193)
 
 
 def test_second_derivative_raises():

@@ -4,7 +4,15 @@ import pytest
 import torch
 from torch import nn
 
-from fastlm.train.optim import BertAdam, build_optimizer, clip_global_norm, decay_groups
+from fastlm.train.optim import (
+    BertAdam,
+    FusedAdam,
+    bias_corrected,
+    build_optimizer,
+    clip_and_step,
+    clip_global_norm,
+    decay_groups,
+)
 
 GPT1 = {"kind": "adamw", "lr": 2.5e-4, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.01}
 BERT = {"kind": "bert", "lr": 1e-4, "betas": (0.9, 0.999), "eps": 1e-6, "weight_decay": 0.01}
@@ -139,3 +147,32 @@ def test_clipping_shows_a_gradient_that_is_not_finite():
 def test_clipping_without_gradients_is_an_error():
     with pytest.raises(ValueError, match="params: none of them has a gradient"):
         clip_global_norm([nn.Parameter(torch.ones(3))], 1.0)
+
+
+@pytest.mark.parametrize("kind", ["adamw", "bert"])
+@pytest.mark.parametrize("backend", ["reference", "cuda"])
+def test_fused_adam_makes_the_same_updates_and_the_same_state(kind, backend):
+    """Three clipped updates beside those of torch's AdamW or BertAdam, and a fourth from the others' state."""
+    options = {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-6}
+    model, other = make().float(), make().float()
+    fused = FusedAdam(decay_groups(model, 0.01), **options, bias_correction=kind == "adamw", backend=backend)
+    expected = build_optimizer(other, kind=kind, weight_decay=0.01, **options)
+    assert type(expected) is {"adamw": torch.optim.AdamW, "bert": BertAdam}[kind]  # no kernel serves the CPU
+    for step in range(4):
+        norms = []
+        for m, optimizer in ((model, fused), (other, expected)):
+            set_gradients(m, step)
+            norms.append(clip_and_step(optimizer, 1.0).item())
+        assert abs(norms[0] / norms[1] - 1) <= 1e-6
+        for p, q in zip(model.parameters(), other.parameters(), strict=True):
+            torch.testing.assert_close(p, q, rtol=1e-6, atol=1e-7)
+            states = fused.state[p], expected.state[q]
+            assert states[0].keys() == states[1].keys()
+            if step == 2:
+                fused.state[p] = {name: x.clone() for name, x in states[1].items()}
+    assert bias_corrected(fused) == bias_corrected(expected) == (kind == "adamw")
+
+
+def test_fused_adam_needs_a_gradient():
+    with pytest.raises(ValueError, match="none of them has a gradient"):
+        FusedAdam(make().parameters(), lr=1.0, betas=(0.9, 0.99), eps=1e-6, bias_correction=True).step()

@@ -24,7 +24,10 @@ def test_table_of_backends():
 
 
 def table() -> str:
-    rows = ["| op | reference | Triton | CUDA C++ |", "|---|---|---|---|"]
+    rows = [
+        "| op | reference | Triton, interpreter-tested only | CUDA C++, emulator-tested only |",
+        "|---|---|---|---|",
+    ]
     for op, served in backends.DTYPES.items():
         cells = (_cell(served.get(backend, ())) for backend in ("reference", "triton", "cuda"))
         rows.append(f"| `{op}` | {' | '.join(cells)} |")

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from fastlm import backends
+
 ROOT = Path(__file__).parent.parent
-LAUNCHER = re.compile(r"^def [a-z]\w*_forward\(", re.MULTILINE)
-STEMS = sorted(path.stem for path in (ROOT / "kernels").glob("*.py") if LAUNCHER.search(path.read_text()))
+STEMS = sorted({backends.STEMS.get(op, op) for op, served in backends.DTYPES.items() if "triton" in served})
 SHARED = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}  # bytes a block can have (CUDA programming guide, table 30)
 
 
@@ -28,6 +29,14 @@ def test_nothing_spills_and_shared_memory_suffices(stem):
     assert not too_large, too_large
 
 
+@pytest.mark.slow
+def test_attention_multiplies_with_the_chips_matrix_units():
+    units = {80: "mma.sync", 90: "wgmma.mma_async", 100: "tcgen05.mma"}
+    for usage in compiled("attention"):
+        assert usage["matrix"] == ("" if "fp32" in usage["variant"] else units[usage["arch"]]), usage
+
+
+@functools.cache
 def compiled(stem: str) -> list[dict]:
     """In a process of its own: in this one the kernels may be interpreted."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}

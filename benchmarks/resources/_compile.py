@@ -69,14 +69,14 @@ def _pretending(chip: Chip, kernels: list[Any]) -> Iterator[None]:
 
     with (
         mock.patch.object(JITFunction, "run", compile_only),
-        mock.patch.object(driver, "_active", _NoDevice(chip.arch)),
+        mock.patch.object(driver, "_active", NoDevice(chip.arch)),
         mock.patch.object(torch.cuda, "get_device_capability", lambda device=None: (major, minor)),
         mock.patch.object(torch.cuda, "get_device_properties", lambda device=None: properties),
     ):
         yield
 
 
-class _NoDevice:
+class NoDevice:
     """All that compiling asks of a driver. The chip's number serves as the device's: kernels are cached by it."""
 
     def __init__(self, arch: int):

@@ -99,7 +99,7 @@ def _file(mangled: str) -> str:
 
 
 def _short(name: str) -> str:
-    name = name.removeprefix("void ").replace("(anonymous namespace)::", "").replace("fastlm::", "")
+    name = re.sub(r"\w+::", "", name.removeprefix("void ").replace("(anonymous namespace)::", ""))
     name = re.sub(r"\(.*\)$", "", name).replace("_kernel", "")
     for long, short in (("__nv_bfloat16", "bf16"), ("__half", "fp16"), ("float", "fp32"), ("> >", ">>")):
         name = name.replace(long, short)

@@ -35,6 +35,22 @@ void launch(void (*kernel)(Parameters...), dim3 grid, int threads, size_t shared
 #endif
 }
 
+// Bytes of shared memory, static and dynamic, that a block can have on the current device.
+inline size_t most_shared_memory() {
+#if defined(FASTLM_EMULATOR)
+  return 227 * 1024;  // an H100's
+#else
+  int device = 0, bytes = 0;
+  cudaError_t error = cudaGetDevice(&device);
+  if (error == cudaSuccess) error = cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  if (error != cudaSuccess) {
+    throw std::runtime_error(std::string("the device cannot be asked for its shared memory: ") +
+                             cudaGetErrorString(error));
+  }
+  return bytes;
+#endif
+}
+
 // Blocks of `size` that `count` takes, as a grid's dimension.
 inline unsigned blocks(int64_t count, int64_t size) {
   const int64_t needed = (count + size - 1) / size;

@@ -37,7 +37,15 @@ __device__ __forceinline__ void store_partial(const float (&values)[Shape::kChun
   }
 }
 
-// out[i] (E,), or null, = the sum over programs of partials[i]; partials is (3, P, E) float32, by way of one launch.
+// P of partials that must be (sums, P, E) float32.
+inline int64_t programs_of(const Array& partials, int64_t sums, int64_t E) {
+  check(partials.rank == 3, "partials must have shape (sums, programs, E), got ", partials.rank, " dimensions");
+  partials.expect("partials", DType::kFloat32, {sums, partials.shape[1], E});
+  check(partials.shape[1] > 0, "partials must have at least 1 program");
+  return partials.shape[1];
+}
+
+// out[i] (E,), or null, = the sum over programs of partials[i]; partials is (1 to 3, P, E) float32. One launch.
 void sum_partials(const Array& partials, const Array& out0, const Array& out1, const Array& out2, Stream stream);
 
 }  // namespace fastlm

@@ -75,12 +75,21 @@ __device__ __forceinline__ void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[
   }
 }
 
-// Starts a copy of 16 bytes from global to shared memory past the L1 cache; of zeros, without a look at `from`, where
-// not `valid`. Both are aligned to 16 bytes. What it wrote is there for this thread after the wait for the group that
-// the next cp_async_commit() makes of the copies so far, and for other threads after a barrier as well.
+// Starts a copy of 16 bytes, past the L1 cache, or of 4 from global to shared memory; of zeros, without a look at
+// `from`, where not `valid`. Both are aligned to as many bytes. What it wrote is there for this thread after the wait
+// for the group that the next cp_async_commit() makes of the copies so far, and for other threads after a barrier as
+// well.
+template <int kBytes = 16>
 __device__ __forceinline__ void cp_async(void* to, const void* from, bool valid) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from), "r"(valid ? 16 : 0)
-               : "memory");
+  static_assert(kBytes == 16 || kBytes == 4);
+  if constexpr (kBytes == 16) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from),
+                 "r"(valid ? 16 : 0)
+                 : "memory");
+  } else {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(shared_address(to)), "l"(from), "r"(valid ? 4 : 0)
+                 : "memory");
+  }
 }
 
 __device__ __forceinline__ void cp_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
@@ -98,6 +107,22 @@ __device__ __forceinline__ void barrier_sync(int id, int threads) {
 }
 __device__ __forceinline__ void barrier_arrive(int id, int threads) {
   asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}
+
+// x. The compiler does not move this out of a loop, nor what is computed from it: for values that are cheaper to
+// compute anew than to keep in registers.
+__device__ __forceinline__ uint32_t anew(uint32_t x) {
+  uint32_t y;
+  asm volatile("mov.b32 %0, %1;" : "=r"(y) : "r"(x));
+  return y;
+}
+
+// Four bytes picked of the eight of a, the low ones, and b: the n-th digit of `which`, in base 16, is 0 to 7 for a
+// byte, or 8 more than that for eight copies of its top bit.
+__device__ __forceinline__ uint32_t permute_bytes(uint32_t a, uint32_t b, uint32_t which) {
+  uint32_t bytes;
+  asm("prmt.b32 %0, %1, %2, %3;" : "=r"(bytes) : "r"(a), "r"(b), "r"(which));
+  return bytes;
 }
 
 // 2^x within 2 units in the last place, subnormal numbers as 0.

@@ -28,6 +28,19 @@ void with_input_type(DType dtype, Function&& function) {
   }
 }
 
+// The same of the types that mma takes.
+template <typename Function>
+void with_half_type(DType dtype, Function&& function) {
+  switch (dtype) {
+    case DType::kFloat16:
+      return function(Type<half_t>{});
+    case DType::kBFloat16:
+      return function(Type<bf16_t>{});
+    default:
+      check(false, "these kernels take activations in float16 or bfloat16, got ", name(dtype));
+  }
+}
+
 // function(std::true_type{}) or function(std::false_type{}).
 template <typename Function>
 void with_bool(bool value, Function&& function) {

@@ -115,10 +115,13 @@ __device__ __forceinline__ Vec<T, kN> load_vec(const T* from, int count) {
       vec.words[i] = part.x, vec.words[i + 1] = part.y, vec.words[i + 2] = part.z, vec.words[i + 3] = part.w;
     }
   } else {
-    float values[kN];
+    constexpr int kPerWord = Vec<T, kN>::kPerWord, kBits = 32 / kPerWord;
 #pragma unroll
-    for (int i = 0; i < kN; i++) values[i] = i < count ? float(load_global<kUse>(from + i)) : 0.0f;
-    vec = Vec<T, kN>::of(values);
+    for (int i = 0; i < kN; i++) {
+      const T value = i < count ? load_global<kUse>(from + i) : T(0.0f);
+      const uint32_t bits = reinterpret_cast<const std::conditional_t<kPerWord == 1, uint32_t, uint16_t>&>(value);
+      vec.words[i / kPerWord] = i % kPerWord == 0 ? bits : vec.words[i / kPerWord] | bits << kBits % 32;
+    }
   }
   return vec;
 }

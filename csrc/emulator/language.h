@@ -13,6 +13,7 @@
 #define __shared__ static
 #define __forceinline__ inline __attribute__((always_inline))
 #define __launch_bounds__(...)
+#define __grid_constant__
 
 struct alignas(8) uint2 {
   unsigned x, y;
@@ -45,6 +46,9 @@ inline float __expf(float x) { return std::exp(x); }
 inline float __logf(float x) { return std::log(x); }
 inline float __fdividef(float x, float y) { return x / y; }
 inline int __popc(unsigned x) { return __builtin_popcount(x); }
+inline unsigned __funnelshift_l(unsigned low, unsigned high, unsigned by) {
+  return (static_cast<uint64_t>(high) << 32 | low) << (by & 31) >> 32;
+}
 inline unsigned __umulhi(unsigned a, unsigned b) { return static_cast<uint64_t>(a) * b >> 32; }
 
 namespace fastlm::emulator {
@@ -109,6 +113,7 @@ inline __half __ushort_as_half(uint16_t raw) {
 
 void __syncthreads();
 void __syncwarp(unsigned mask = 0xffffffff);
+void __trap();
 unsigned __ballot_sync(unsigned mask, int predicate);
 inline int __any_sync(unsigned mask, int predicate) { return __ballot_sync(mask, predicate) != 0; }
 inline int __all_sync(unsigned mask, int predicate) { return __ballot_sync(mask, !predicate) == 0; }

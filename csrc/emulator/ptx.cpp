@@ -79,8 +79,10 @@ void multiply(float* d, const uint32_t* a, const uint32_t* b) {
   rendezvous("mma_m16n8k16", kAll, multiply_tiles<input_t>, &arguments);
 }
 
-void check_aligned(const char* instruction, const void* at) {
-  if (reinterpret_cast<uintptr_t>(at) % 16 != 0) fail("%s: the address %p is not a multiple of 16", instruction, at);
+void check_aligned(const char* instruction, const void* at, int bytes) {
+  if (reinterpret_cast<uintptr_t>(at) % bytes != 0) {
+    fail("%s: the address %p is not a multiple of %d", instruction, at, bytes);
+  }
 }
 
 template void exchange_matrices<1, false>(uint32_t*, const uint4&);

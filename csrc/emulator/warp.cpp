@@ -66,6 +66,7 @@ uint64_t shuffle(Shuffle kind, unsigned mask, uint64_t value, unsigned by, int w
 
 void __syncthreads() { fastlm::emulator::barrier_wait(0, 0); }
 void __syncwarp(unsigned mask) { fastlm::emulator::warp_sync(mask); }
+void __trap() { fastlm::emulator::fail("the kernel called __trap()"); }
 
 unsigned __ballot_sync(unsigned mask, int predicate) {
   fastlm::emulator::BallotArguments arguments{predicate != 0, 0};

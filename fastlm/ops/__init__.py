@@ -1,5 +1,6 @@
 """The ops: one file an op, each with its public function, schema, fake and derivative."""
 
+from fastlm.ops.adamw import adamw
 from fastlm.ops.add_layer_norm import add_layer_norm
 from fastlm.ops.attention import attention, attention_packed
 from fastlm.ops.bias_gelu import bias_gelu
@@ -10,6 +11,7 @@ from fastlm.ops.layer_norm_gelu import layer_norm_gelu
 from fastlm.ops.linear_cross_entropy import linear_cross_entropy
 
 __all__ = [
+    "adamw",
     "add_layer_norm",
     "attention",
     "attention_packed",

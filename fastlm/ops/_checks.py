@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+SMALLEST_GAMMA = 1 / 64  # by which a layer norm's backward divides y, and y's rounding
 FLOATING = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
@@ -92,6 +93,24 @@ def seed(op: str, seed: Tensor | None, keep: int, x: Tensor) -> Tensor | None:
 def epsilon(op: str, eps: float) -> None:
     if not eps >= 0.0:
         raise ValueError(f"{op}: eps must be at least 0, got {eps}")
+
+
+def invertible(op: str, gamma: Tensor, beta: Tensor | None) -> None:
+    """gamma and beta that give xhat back from y, up to y's rounding divided by gamma.
+
+    On a GPU, where looking would make the host wait, the failure is the device's error.
+    """
+    scale = torch.ones_like(gamma) if beta is None else beta.abs().clamp(min=1.0)
+    small = gamma.abs() < SMALLEST_GAMMA * scale
+    message = (
+        f"{op}: keep_sum=False divides by gamma in the backward, and needs every |gamma| to be at least "
+        f"{SMALLEST_GAMMA:g} times the larger of 1 and |beta|"
+    )
+    if gamma.device.type != "cpu":
+        torch._assert_async(~small.any(), message)
+    elif small.any():
+        i = int(small.nonzero()[0])
+        raise ValueError(f"{message}, got gamma[{i}] = {gamma[i].item():g}")
 
 
 def approximation(op: str, approximate: str) -> None:

@@ -102,6 +102,11 @@ def as_rows(x: Tensor) -> Tensor:
     return x.reshape(-1, x.shape[-1]).contiguous()
 
 
+def contiguous(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+    """The tensors as kernels read them, with nothing between their elements."""
+    return tuple(None if t is None else t.contiguous() for t in tensors)
+
+
 def wide_dtype(x: Tensor) -> torch.dtype:
     """The dtype of sums and statistics: float32, and float64 for float64 inputs."""
     return torch.float64 if x.dtype == torch.float64 else torch.float32
@@ -110,6 +115,11 @@ def wide_dtype(x: Tensor) -> torch.dtype:
 def statistics(x: Tensor) -> Tensor:
     """Room for a number a row of (..., E): (N,), wide."""
     return x.new_empty(math.prod(x.shape[:-1]), dtype=wide_dtype(x))
+
+
+def normalised(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Room for what a layer norm of x gives: y of its shape, mean and rstd."""
+    return x.new_empty(x.shape), statistics(x), statistics(x)
 
 
 def programs(rows: int, device: torch.device) -> int:

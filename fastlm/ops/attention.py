@@ -32,9 +32,11 @@ def attention(
 
     Args:
         q, k, v: (B, S, H, D), one dtype (float32, float16, bfloat16, float64), any strides but 1 in the last
-            dimension; or with cu_seqlens the packed rows (T, H, D) of all sequences.
+            dimension; or with cu_seqlens the packed rows (T, H, D) of all sequences. Backend "triton" takes D up to
+            128, and computes as if it were the next power of 2; "cuda" takes multiples of 8 up to 128, as if 32, 64 or
+            128, and copies what does not begin and go on at multiples of 16 bytes.
         causal: a query sees the keys up to its own position.
-        scale: by default 1 / sqrt(D).
+        scale: above 0, by default 1 / sqrt(D).
         lengths: (B,) int32; keys from a sequence's length on take no part, and queries there give zeros.
         cu_seqlens: (B + 1,) int32, where each sequence of packed rows starts, and T.
         max_seqlen: the longest packed sequence or more; needed with cu_seqlens.
@@ -56,8 +58,8 @@ def attention(
         _checks.activation(op, name, x, q)
         _check_stride(op, name, x)
     rows, keep, seed = _check_sequences(op, q, lengths, cu_seqlens, max_seqlen, dropout_p, seed)
-    scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
-    backend = backends.resolve(op, backend, q.dtype, q.device.type)
+    scale = _check_scale(op, scale, q)
+    backend = backends.resolve(op, backend, q.dtype, q.device.type, q.shape[-1])
     return torch.ops.fastlm.attention(q, k, v, lengths, cu_seqlens, rows, seed, causal, scale, keep, backend)[0]
 
 
@@ -90,8 +92,8 @@ def attention_packed(
     if qkv.shape[-3] != 3:
         raise ValueError(f"{op}: qkv must have 3 (q, k, v) third from the right, got {tuple(qkv.shape)}")
     rows, keep, seed = _check_sequences(op, qkv, lengths, cu_seqlens, max_seqlen, dropout_p, seed)
-    scale = 1 / math.sqrt(qkv.shape[-1]) if scale is None else scale
-    backend = backends.resolve(op, backend, qkv.dtype, qkv.device.type)
+    scale = _check_scale(op, scale, qkv)
+    backend = backends.resolve(op, backend, qkv.dtype, qkv.device.type, qkv.shape[-1])
     return torch.ops.fastlm.attention_packed(qkv, lengths, cu_seqlens, rows, seed, causal, scale, keep, backend)[0]
 
 
@@ -110,6 +112,14 @@ def _check_stride(op: str, name: str, x: Tensor) -> None:
         raise ValueError(
             f"{op}: {name} must have stride 1 in its last dimension, got {x.stride(-1)}; pass {name}.contiguous()"
         )
+
+
+def _check_scale(op: str, scale: float | None, x: Tensor) -> float:
+    if scale is None:
+        return 1 / math.sqrt(x.shape[-1])
+    if not scale > 0.0:
+        raise ValueError(f"{op}: scale must be above 0, got {scale}")
+    return scale
 
 
 def _check_sequences(
@@ -163,6 +173,12 @@ def _forward(
     keep: int,
     backend: str,
 ) -> tuple[Tensor, Tensor]:
+    if backend != "reference":
+        o, lse = _outputs(q, q.shape)
+        launchers = backends.launchers(backend, "attention")
+        q, k, v = _chunked(backend, q, k, v)
+        launchers.attention_forward(q, k, v, lengths, cu_seqlens, max_seqlen, seed, o, lse, causal, scale, keep)
+        return o, lse
     if cu_seqlens is None:
         return reference.attention_forward(q, k, v, lengths, seed, causal, scale, keep)
     rows = q.shape[0]
@@ -187,6 +203,17 @@ def _fake_forward(
     return _outputs(q, q.shape)
 
 
+def _chunked(backend: str, *tensors: Tensor) -> tuple[Tensor, ...]:
+    """The tensors, with copies of those that CUDA C++ cannot read 16 bytes of two-byte elements at a time."""
+
+    def readable(x: Tensor) -> bool:
+        return x.data_ptr() % 16 == 0 and all(stride % 8 == 0 for stride in x.stride()[:-1])
+
+    if backend != "cuda":
+        return tensors
+    return tuple(x if readable(x) else x.clone(memory_format=torch.contiguous_format) for x in tensors)
+
+
 def _outputs(x: Tensor, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     """o of `shape`, and lse: (B, H, S), or (T, H) for packed rows."""
     *rows, heads, _ = shape
@@ -194,7 +221,22 @@ def _outputs(x: Tensor, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     return x.new_empty(shape), x.new_empty(lse, dtype=wide_dtype(x))
 
 
-def _backward(
+def _backward(do: Tensor, q: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+    if rest[-1] == "reference":
+        return _reference_backward(do, q, *rest)
+    return _launch_backward(tuple(q.new_empty(q.shape) for _ in range(3)), do, q, *rest)
+
+
+def _packed_backward(do: Tensor, qkv: Tensor, *rest: Any) -> Tensor:
+    if rest[-1] == "reference":
+        return torch.stack(_reference_backward(do, *qkv.unbind(-3), *rest), dim=-3)
+    dqkv = qkv.new_empty(qkv.shape)
+    _launch_backward(dqkv.unbind(-3), do, *qkv.unbind(-3), *rest)
+    return dqkv
+
+
+def _launch_backward(
+    gradients: tuple[Tensor, ...],
     do: Tensor,
     q: Tensor,
     k: Tensor,
@@ -209,6 +251,44 @@ def _backward(
     scale: float,
     keep: int,
     backend: str,
+) -> tuple[Tensor, ...]:
+    """The gradients of q, k and v, written where `gradients` lie."""
+    do, q, k, v, o = _chunked(backend, do.contiguous(), q, k, v, o)
+    backends.launchers(backend, "attention").attention_backward(
+        do,
+        q,
+        k,
+        v,
+        o,
+        lse,
+        lengths,
+        cu_seqlens,
+        max_seqlen,
+        seed,
+        *gradients,
+        lse.new_empty(2, *lse.shape),
+        causal,
+        scale,
+        keep,
+    )
+    return gradients
+
+
+def _reference_backward(
+    do: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    o: Tensor,
+    lse: Tensor,
+    lengths: Tensor | None,
+    cu_seqlens: Tensor | None,
+    max_seqlen: int,
+    seed: Tensor | None,
+    causal: bool,
+    scale: float,
+    keep: int,
+    _: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     if cu_seqlens is None:
         return reference.attention_backward(do, q, k, v, o, lse, lengths, seed, causal, scale, keep)
@@ -260,6 +340,6 @@ define(
 )
 define(
     f"attention_packed_backward(Tensor do, Tensor qkv, Tensor o, Tensor lse, {_SEQUENCES}, str backend) -> Tensor dqkv",
-    lambda do, qkv, *rest: torch.stack(_backward(do, *qkv.unbind(-3), *rest), dim=-3),
+    _packed_backward,
     lambda do, qkv, *_: qkv.new_empty(qkv.shape),
 )

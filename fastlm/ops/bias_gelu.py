@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from fastlm import backends, reference
 from fastlm.ops import _checks
-from fastlm.ops._register import as_rows, autocast, define, wide_dtype
+from fastlm.ops._register import as_rows, autocast, contiguous, define, programs, wide_dtype
 
 OP = "bias_gelu"
 
@@ -39,12 +40,30 @@ def bias_gelu(x: Tensor, bias: Tensor | None = None, *, approximate: str = "tanh
 
 
 def _forward(x: Tensor, bias: Tensor | None, approximate: str, backend: str) -> Tensor:
-    return reference.bias_gelu_forward(as_rows(x), bias, approximate).view(x.shape)
+    if backend == "reference":
+        return reference.bias_gelu_forward(as_rows(x), bias, approximate).view(x.shape)
+    y = x.new_empty(x.shape)
+    backends.launchers(backend, OP).bias_gelu_forward(as_rows(x), *contiguous(bias), as_rows(y), approximate == "tanh")
+    return y
 
 
 def _backward(dy: Tensor, x: Tensor, bias: Tensor | None, approximate: str, backend: str) -> tuple[Tensor, Tensor]:
-    dx, dbias = reference.bias_gelu_backward(as_rows(dy), as_rows(x), bias, approximate)
-    return dx.view(x.shape), dbias
+    dy_rows, rows = as_rows(dy), as_rows(x)
+    if backend == "reference":
+        dx, dbias = reference.bias_gelu_backward(dy_rows, rows, bias, approximate)
+        return dx.view(x.shape), dbias
+    dx, dbias = _gradients(x)
+    # Programs share the columns too, 256 to each.
+    down = max(1, programs(rows.shape[0], x.device) // math.ceil(rows.shape[1] / 256))
+    partials = dbias.new_empty(1, down, rows.shape[1])
+    backends.launchers(backend, OP).bias_gelu_backward(
+        dy_rows, rows, *contiguous(bias), as_rows(dx), dbias, approximate == "tanh", partials
+    )
+    return dx, dbias
+
+
+def _gradients(x: Tensor) -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape), x.new_empty(x.shape[-1], dtype=wide_dtype(x))
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -68,8 +87,5 @@ define(
 define(
     "bias_gelu_backward(Tensor dy, Tensor x, Tensor? bias, str approximate, str backend) -> (Tensor dx, Tensor dbias)",
     _backward,
-    lambda dy, x, bias, approximate, backend: (
-        x.new_empty(x.shape),
-        x.new_empty(x.shape[-1], dtype=wide_dtype(x)),
-    ),
+    lambda dy, x, bias, approximate, backend: _gradients(x),
 )

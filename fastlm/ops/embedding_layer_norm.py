@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from fastlm import backends, reference
-from fastlm.dropout import keep_count
+from fastlm.dropout import LEVELS, keep_count
 from fastlm.ops import _checks
-from fastlm.ops._register import autocast_dtype, define, statistics, wide_dtype
+from fastlm.ops._register import (
+    as_rows,
+    autocast_dtype,
+    contiguous,
+    define,
+    programs,
+    statistics,
+    wants_gradient,
+    wide_dtype,
+)
 
 OP = "embedding_layer_norm"
+RUN = 32  # places of the sorted ids that one sum covers where they hold a single id
 
 
 def embedding_layer_norm(
@@ -55,16 +66,17 @@ def embedding_layer_norm(
     _check_tables(word, position, segment, gamma, beta)
     _checks.integers(OP, "tokens", tokens, word, tokens.shape, torch.int64)
     _checks.in_range(OP, "tokens", tokens, 0, word.shape[0])
-    position_ids = _position_ids(tokens, position, position_ids)
+    _check_positions(tokens, position, position_ids)
     _checks.together(OP, "segment", segment, "segments", segments)
     _checks.integers(OP, "segments", segments, word, tokens.shape, torch.int64)
     if segment is not None:
         _checks.in_range(OP, "segments", segments, 0, segment.shape[0])
     _checks.epsilon(OP, eps)
     seed = _checks.seed(OP, seed, keep, word)
-    backend = backends.resolve(OP, backend, dtype, word.device.type)
+    backend = backends.resolve(OP, backend, dtype, word.device.type, word.shape[1])
+    save_sum = gamma is not None and wants_gradient(word, position, segment, gamma, beta)
     return torch.ops.fastlm.embedding_layer_norm(
-        tokens, word, position, position_ids, segment, segments, gamma, beta, seed, keep, eps, dtype, backend
+        tokens, word, position, position_ids, segment, segments, gamma, beta, seed, keep, eps, dtype, save_sum, backend
     )[0]
 
 
@@ -83,20 +95,17 @@ def _check_tables(
         raise ValueError(f"{OP}: beta needs gamma; without gamma there is no layer norm")
 
 
-def _position_ids(tokens: Tensor, position: Tensor | None, position_ids: Tensor | None) -> Tensor | None:
+def _check_positions(tokens: Tensor, position: Tensor | None, position_ids: Tensor | None) -> None:
     if position is None:
         if position_ids is not None:
             raise ValueError(f"{OP}: position_ids needs the table position")
-        return None
-    if position_ids is None:
-        if tokens.shape[-1] > position.shape[0]:
-            raise ValueError(
-                f"{OP}: a sequence of {tokens.shape[-1]} tokens is longer than the {position.shape[0]} rows of position"
-            )
-        return torch.arange(tokens.shape[-1], device=tokens.device).expand(tokens.shape)
+        return
+    if position_ids is None and tokens.shape[-1] > position.shape[0]:
+        raise ValueError(
+            f"{OP}: a sequence of {tokens.shape[-1]} tokens is longer than the {position.shape[0]} rows of position"
+        )
     _checks.integers(OP, "position_ids", position_ids, position, tokens.shape, torch.int64)
     _checks.in_range(OP, "position_ids", position_ids, 0, position.shape[0])
-    return position_ids
 
 
 def _forward(
@@ -112,15 +121,30 @@ def _forward(
     keep: int,
     eps: float,
     dtype: torch.dtype,
+    save_sum: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    ids = (None if t is None else t.reshape(-1) for t in (tokens, position_ids, segments))
-    tokens_, positions_, segments_ = ids
-    y, s, mean, rstd = reference.embedding_layer_norm_forward(
-        tokens_, word, position, positions_, segment, segments_, gamma, beta, seed, keep, eps, dtype
+    if backend == "reference" and position is not None and position_ids is None:
+        position_ids = torch.arange(tokens.shape[-1], device=tokens.device).expand(tokens.shape)
+    tokens_, positions_, segments_ = (None if t is None else t.reshape(-1) for t in (tokens, position_ids, segments))
+    tables = (tokens_, word, position, positions_, segment, segments_, gamma, beta, seed)
+    outputs = y, s, mean, rstd = _outputs(tokens, word, gamma, dtype, save_sum)
+    if backend == "reference":
+        y, s, mean, rstd = reference.embedding_layer_norm_forward(*tables, keep, eps, dtype)
+        return y.view(outputs[0].shape), s.view(outputs[1].shape) if save_sum else outputs[1], mean, rstd
+    sum_, mean, rstd = (as_rows(s) if save_sum else None, mean, rstd) if gamma is not None else (None,) * 3
+    backends.launchers(backend, OP).embedding_layer_norm_forward(
+        *contiguous(*tables), as_rows(y), sum_, mean, rstd, tokens.shape[-1], keep, eps
     )
-    shape = (*tokens.shape, word.shape[1])
-    return y.view(shape), s if gamma is None else s.view(shape), mean, rstd
+    return outputs
+
+
+def _outputs(
+    tokens: Tensor, word: Tensor, gamma: Tensor | None, dtype: torch.dtype, save_sum: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    y = word.new_empty((*tokens.shape, word.shape[1]), dtype=dtype)
+    s = y.new_empty(y.shape if save_sum else 0)
+    return y, s, *(y.new_empty(0, dtype=wide_dtype(y)) if gamma is None else statistics(y) for _ in range(2))
 
 
 def _fake_forward(
@@ -136,13 +160,10 @@ def _fake_forward(
     keep: int,
     eps: float,
     dtype: torch.dtype,
+    save_sum: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    y = word.new_empty((*tokens.shape, word.shape[1]), dtype=dtype)
-    if gamma is None:
-        nothing = (word.new_empty(0, dtype=wide_dtype(word)) for _ in range(2))
-        return y, y.new_empty(0), *nothing
-    return y, y.new_empty(y.shape), statistics(y), statistics(y)
+    return _outputs(tokens, word, gamma, dtype, save_sum)
 
 
 def _backward(
@@ -159,15 +180,64 @@ def _backward(
     table_rows: list[int],
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    columns = dy.shape[-1]
-    rows = dy.reshape(-1, columns)
-    s = rows if gamma is None else s.reshape(-1, columns)
-    ds, dgamma, dbeta = reference.embedding_layer_norm_backward(rows, s, mean, rstd, gamma, seed, keep)
-    tables = (
-        ds.new_empty(0) if ids is None else reference.embedding_gradient(ds, ids.reshape(-1), count)
-        for ids, count in zip((tokens, position_ids, segments), table_rows, strict=True)
-    )
-    return *tables, dgamma, dbeta
+    ds, dgamma, dbeta = _sum_gradient(as_rows(dy), s, mean, rstd, gamma, seed, keep, backend)
+    word_rows, position_rows, segment_rows = table_rows
+    dword = _table_gradient(ds, tokens, word_rows, backend)
+    if position_ids is None and position_rows:
+        dposition = _position_gradient(ds, tokens, position_rows)
+    else:
+        dposition = _table_gradient(ds, position_ids, position_rows, backend)
+    return dword, dposition, _table_gradient(ds, segments, segment_rows, backend), dgamma, dbeta
+
+
+def _sum_gradient(
+    dy: Tensor,
+    s: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    gamma: Tensor | None,
+    seed: Tensor | None,
+    keep: int,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """ds (N, E) of the tables' sum, dgamma and dbeta (E,), empty without layer norm."""
+    nothing = mean.new_empty(0)
+    if gamma is None and keep == LEVELS:
+        return dy, nothing, nothing.clone()
+    s = None if gamma is None else as_rows(s)
+    if backend == "reference":
+        return reference.embedding_layer_norm_backward(dy, s, mean, rstd, gamma, seed, keep)
+    ds = torch.empty_like(dy)
+    launch = backends.launchers(backend, OP).embedding_layer_norm_backward
+    if gamma is None:
+        launch(dy, None, None, None, None, seed, ds, None, None, keep, None)
+        return ds, nothing, nothing.clone()
+    dgamma, dbeta = (mean.new_empty(gamma.shape) for _ in range(2))
+    partials = mean.new_empty(2, programs(dy.shape[0], dy.device), dy.shape[1])
+    launch(dy, s, mean, rstd, *contiguous(gamma), seed, ds, dgamma, dbeta, keep, partials)
+    return ds, dgamma, dbeta
+
+
+def _table_gradient(ds: Tensor, ids: Tensor | None, rows: int, backend: str) -> Tensor:
+    """The (rows, E) sums of ds (N, E) over the places of each id, wide; without ids there is no table and no row."""
+    if ids is None:
+        return ds.new_empty(0, ds.shape[1], dtype=wide_dtype(ds))
+    if backend == "reference":
+        return reference.embedding_gradient(ds, ids.reshape(-1), rows)
+    # Half the bits, half the passes of the sort; rows of equal id stay in their order, so that sums repeat.
+    sorted_ids, order = torch.sort(ids.reshape(-1).to(torch.int32), stable=True)
+    starts = torch.searchsorted(sorted_ids, torch.arange(rows + 1, dtype=torch.int32, device=ids.device))
+    runs, out = (ds.new_empty(n, ds.shape[1], dtype=torch.float32) for n in (ds.shape[0] // RUN, rows))
+    backends.launchers(backend, OP).embedding_gradient(ds, sorted_ids, order, starts, runs, out, RUN)
+    return out
+
+
+def _position_gradient(ds: Tensor, tokens: Tensor, rows: int) -> Tensor:
+    """`_table_gradient` where the ids of every sequence are 0 ... S - 1: a sum over the batch."""
+    batch, sequence = math.prod(tokens.shape[:-1]), tokens.shape[-1]
+    out = ds.new_zeros(rows, ds.shape[1], dtype=wide_dtype(ds))
+    torch.sum(ds.view(batch, sequence, ds.shape[1]), 0, dtype=out.dtype, out=out[:sequence])
+    return out
 
 
 def _fake_backward(
@@ -185,16 +255,13 @@ def _fake_backward(
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     columns = dy.shape[-1]
-    tables = (
-        mean.new_empty(0) if ids is None else mean.new_empty(count, columns)
-        for ids, count in zip((tokens, position_ids, segments), table_rows, strict=True)
-    )
+    tables = (mean.new_empty(rows, columns) for rows in table_rows)
     shape = (0,) if gamma is None else (columns,)
     return *tables, mean.new_empty(shape), mean.new_empty(shape)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    tokens, word, position, position_ids, segment, segments, gamma, beta, seed, ctx.keep, _, _, ctx.backend = inputs
+    tokens, word, position, position_ids, segment, segments, gamma, beta, seed, ctx.keep, *_, ctx.backend = inputs
     ctx.save_for_backward(*output[1:], tokens, position_ids, segments, gamma, seed)
     ctx.table_rows = [0 if t is None else t.shape[0] for t in (word, position, segment)]
     ctx.dtypes = [None if t is None else t.dtype for t in (word, position, segment, gamma, beta)]
@@ -207,13 +274,13 @@ def _autograd(ctx: Any, dy: Tensor, *_: None) -> tuple[Any, ...]:
     dword, dposition, dsegment, dgamma, dbeta = (
         None if dtype is None else g.to(dtype) for g, dtype in zip(gradients, ctx.dtypes, strict=True)
     )
-    return None, dword, dposition, None, dsegment, None, dgamma, dbeta, None, None, None, None, None
+    return None, dword, dposition, None, dsegment, None, dgamma, dbeta, *(None,) * 6
 
 
 define(
     "embedding_layer_norm(Tensor tokens, Tensor word, Tensor? position, Tensor? position_ids, Tensor? segment, "
     "Tensor? segments, Tensor? gamma, Tensor? beta, Tensor? seed, int keep, float eps, ScalarType dtype, "
-    "str backend) -> (Tensor y, Tensor sum, Tensor mean, Tensor rstd)",
+    "bool save_sum, str backend) -> (Tensor y, Tensor sum, Tensor mean, Tensor rstd)",
     _forward,
     _fake_forward,
     backward=_autograd,

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fastlm import backends, reference
 from fastlm.ops import _checks
-from fastlm.ops._register import as_rows, autocast, define, statistics
+from fastlm.ops._register import as_rows, autocast, contiguous, define, normalised, programs
 
 OP = "gelu_layer_norm"
 
@@ -45,15 +45,21 @@ def gelu_layer_norm(
         _checks.parameter(OP, name, p, x, x.shape[-1])
     _checks.approximation(OP, approximate)
     _checks.epsilon(OP, eps)
-    backend = backends.resolve(OP, backend, x.dtype, x.device.type)
+    backend = backends.resolve(OP, backend, x.dtype, x.device.type, x.shape[-1])
     return torch.ops.fastlm.gelu_layer_norm(x, bias, gamma, beta, approximate, eps, backend)[0]
 
 
 def _forward(
     x: Tensor, bias: Tensor | None, gamma: Tensor, beta: Tensor | None, approximate: str, eps: float, backend: str
 ) -> tuple[Tensor, Tensor, Tensor]:
-    y, mean, rstd = reference.gelu_layer_norm_forward(as_rows(x), bias, gamma, beta, approximate, eps)
-    return y.view(x.shape), mean, rstd
+    if backend == "reference":
+        y, mean, rstd = reference.gelu_layer_norm_forward(as_rows(x), bias, gamma, beta, approximate, eps)
+        return y.view(x.shape), mean, rstd
+    y, mean, rstd = normalised(x)
+    backends.launchers(backend, OP).gelu_layer_norm_forward(
+        as_rows(x), *contiguous(bias, gamma, beta), as_rows(y), mean, rstd, approximate == "tanh", eps
+    )
+    return y, mean, rstd
 
 
 def _backward(
@@ -66,9 +72,21 @@ def _backward(
     approximate: str,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    rows = as_rows(dy), as_rows(x)
-    dx, *parameters = reference.gelu_layer_norm_backward(*rows, bias, mean, rstd, gamma, approximate)
-    return dx.view(x.shape), *parameters
+    dy_rows, rows = as_rows(dy), as_rows(x)
+    if backend == "reference":
+        dx, *parameters = reference.gelu_layer_norm_backward(dy_rows, rows, bias, mean, rstd, gamma, approximate)
+        return dx.view(x.shape), *parameters
+    dx, dbias, dgamma, dbeta = _gradients(x, mean, gamma)
+    bias, gamma = contiguous(bias, gamma)
+    partials = mean.new_empty(3, programs(rows.shape[0], x.device), rows.shape[1])
+    backends.launchers(backend, OP).gelu_layer_norm_backward(
+        dy_rows, rows, bias, mean, rstd, gamma, as_rows(dx), dgamma, dbeta, dbias, approximate == "tanh", partials
+    )
+    return dx, dbias, dgamma, dbeta
+
+
+def _gradients(x: Tensor, mean: Tensor, gamma: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return x.new_empty(x.shape), *(mean.new_empty(gamma.shape) for _ in range(3))
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -91,7 +109,7 @@ define(
     "gelu_layer_norm(Tensor x, Tensor? bias, Tensor gamma, Tensor? beta, str approximate, float eps, str backend) "
     "-> (Tensor y, Tensor mean, Tensor rstd)",
     _forward,
-    lambda x, bias, gamma, beta, approximate, eps, backend: (x.new_empty(x.shape), statistics(x), statistics(x)),
+    lambda x, bias, gamma, beta, approximate, eps, backend: normalised(x),
     backward=_autograd,
     setup_context=_setup_context,
 )
@@ -99,8 +117,5 @@ define(
     "gelu_layer_norm_backward(Tensor dy, Tensor x, Tensor? bias, Tensor mean, Tensor rstd, Tensor gamma, "
     "str approximate, str backend) -> (Tensor dx, Tensor dbias, Tensor dgamma, Tensor dbeta)",
     _backward,
-    lambda dy, x, bias, mean, rstd, gamma, approximate, backend: (
-        x.new_empty(x.shape),
-        *(mean.new_empty(gamma.shape) for _ in range(3)),
-    ),
+    lambda dy, x, bias, mean, rstd, gamma, approximate, backend: _gradients(x, mean, gamma),
 )

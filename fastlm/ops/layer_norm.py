@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fastlm import backends, reference
 from fastlm.ops import _checks
-from fastlm.ops._register import as_rows, autocast, define, statistics
+from fastlm.ops._register import as_rows, autocast, contiguous, define, normalised, programs
 
 OP = "layer_norm"
 
@@ -36,20 +36,38 @@ def layer_norm(
     for name, p in (("gamma", gamma), ("beta", beta)):
         _checks.parameter(OP, name, p, x, x.shape[-1])
     _checks.epsilon(OP, eps)
-    backend = backends.resolve(OP, backend, x.dtype, x.device.type)
+    backend = backends.resolve(OP, backend, x.dtype, x.device.type, x.shape[-1])
     return torch.ops.fastlm.layer_norm(x, gamma, beta, eps, backend)[0]
 
 
 def _forward(x: Tensor, gamma: Tensor, beta: Tensor | None, eps: float, backend: str) -> tuple[Tensor, Tensor, Tensor]:
-    y, mean, rstd = reference.layer_norm_forward(as_rows(x), gamma, beta, eps)
-    return y.view(x.shape), mean, rstd
+    if backend == "reference":
+        y, mean, rstd = reference.layer_norm_forward(as_rows(x), gamma, beta, eps)
+        return y.view(x.shape), mean, rstd
+    y, mean, rstd = normalised(x)
+    backends.launchers(backend, OP).layer_norm_forward(
+        as_rows(x), *contiguous(gamma, beta), as_rows(y), mean, rstd, eps
+    )
+    return y, mean, rstd
 
 
 def _backward(
     dy: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, gamma: Tensor, backend: str
 ) -> tuple[Tensor, Tensor, Tensor]:
-    dx, dgamma, dbeta = reference.layer_norm_backward(as_rows(dy), as_rows(x), mean, rstd, gamma)
-    return dx.view(x.shape), dgamma, dbeta
+    dy_rows, rows = as_rows(dy), as_rows(x)
+    if backend == "reference":
+        dx, dgamma, dbeta = reference.layer_norm_backward(dy_rows, rows, mean, rstd, gamma)
+        return dx.view(x.shape), dgamma, dbeta
+    dx, dgamma, dbeta = _gradients(x, mean, gamma)
+    partials = mean.new_empty(2, programs(rows.shape[0], x.device), rows.shape[1])
+    backends.launchers(backend, OP).layer_norm_backward(
+        dy_rows, rows, mean, rstd, *contiguous(gamma), as_rows(dx), dgamma, dbeta, partials
+    )
+    return dx, dgamma, dbeta
+
+
+def _gradients(x: Tensor, mean: Tensor, gamma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return x.new_empty(x.shape), *(mean.new_empty(gamma.shape) for _ in range(2))
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -67,7 +85,7 @@ def _autograd(ctx: Any, dy: Tensor, *_: None) -> tuple[Any, ...]:
 define(
     "layer_norm(Tensor x, Tensor gamma, Tensor? beta, float eps, str backend) -> (Tensor y, Tensor mean, Tensor rstd)",
     _forward,
-    lambda x, gamma, beta, eps, backend: (x.new_empty(x.shape), statistics(x), statistics(x)),
+    lambda x, gamma, beta, eps, backend: normalised(x),
     backward=_autograd,
     setup_context=_setup_context,
 )
@@ -75,9 +93,5 @@ define(
     "layer_norm_backward(Tensor dy, Tensor x, Tensor mean, Tensor rstd, Tensor gamma, str backend) "
     "-> (Tensor dx, Tensor dgamma, Tensor dbeta)",
     _backward,
-    lambda dy, x, mean, rstd, gamma, backend: (
-        x.new_empty(x.shape),
-        mean.new_empty(gamma.shape),
-        mean.new_empty(gamma.shape),
-    ),
+    lambda dy, x, mean, rstd, gamma, backend: _gradients(x, mean, gamma),
 )

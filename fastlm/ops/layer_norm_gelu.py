@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fastlm import backends, reference
 from fastlm.ops import _checks
-from fastlm.ops._register import as_rows, autocast, define, statistics
+from fastlm.ops._register import as_rows, autocast, contiguous, define, normalised, programs
 
 OP = "layer_norm_gelu"
 
@@ -44,15 +44,21 @@ def layer_norm_gelu(
         _checks.parameter(OP, name, p, x, x.shape[-1])
     _checks.approximation(OP, approximate)
     _checks.epsilon(OP, eps)
-    backend = backends.resolve(OP, backend, x.dtype, x.device.type)
+    backend = backends.resolve(OP, backend, x.dtype, x.device.type, x.shape[-1])
     return torch.ops.fastlm.layer_norm_gelu(x, gamma, beta, approximate, eps, backend)[0]
 
 
 def _forward(
     x: Tensor, gamma: Tensor, beta: Tensor | None, approximate: str, eps: float, backend: str
 ) -> tuple[Tensor, Tensor, Tensor]:
-    y, mean, rstd = reference.layer_norm_gelu_forward(as_rows(x), gamma, beta, approximate, eps)
-    return y.view(x.shape), mean, rstd
+    if backend == "reference":
+        y, mean, rstd = reference.layer_norm_gelu_forward(as_rows(x), gamma, beta, approximate, eps)
+        return y.view(x.shape), mean, rstd
+    y, mean, rstd = normalised(x)
+    backends.launchers(backend, OP).layer_norm_gelu_forward(
+        as_rows(x), *contiguous(gamma, beta), as_rows(y), mean, rstd, approximate == "tanh", eps
+    )
+    return y, mean, rstd
 
 
 def _backward(
@@ -65,9 +71,20 @@ def _backward(
     approximate: str,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    rows = as_rows(dy), as_rows(x)
-    dx, dgamma, dbeta = reference.layer_norm_gelu_backward(*rows, mean, rstd, gamma, beta, approximate)
-    return dx.view(x.shape), dgamma, dbeta
+    dy_rows, rows = as_rows(dy), as_rows(x)
+    if backend == "reference":
+        dx, *parameters = reference.layer_norm_gelu_backward(dy_rows, rows, mean, rstd, gamma, beta, approximate)
+        return dx.view(x.shape), *parameters
+    dx, dgamma, dbeta = _gradients(x, mean, gamma)
+    partials = mean.new_empty(2, programs(rows.shape[0], x.device), rows.shape[1])
+    backends.launchers(backend, OP).layer_norm_gelu_backward(
+        dy_rows, rows, mean, rstd, *contiguous(gamma, beta), as_rows(dx), dgamma, dbeta, approximate == "tanh", partials
+    )
+    return dx, dgamma, dbeta
+
+
+def _gradients(x: Tensor, mean: Tensor, gamma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return x.new_empty(x.shape), *(mean.new_empty(gamma.shape) for _ in range(2))
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -85,7 +102,7 @@ define(
     "layer_norm_gelu(Tensor x, Tensor gamma, Tensor? beta, str approximate, float eps, str backend) "
     "-> (Tensor y, Tensor mean, Tensor rstd)",
     _forward,
-    lambda x, gamma, beta, approximate, eps, backend: (x.new_empty(x.shape), statistics(x), statistics(x)),
+    lambda x, gamma, beta, approximate, eps, backend: normalised(x),
     backward=_autograd,
     setup_context=_setup_context,
 )
@@ -93,8 +110,5 @@ define(
     "layer_norm_gelu_backward(Tensor dy, Tensor x, Tensor mean, Tensor rstd, Tensor gamma, Tensor? beta, "
     "str approximate, str backend) -> (Tensor dx, Tensor dgamma, Tensor dbeta)",
     _backward,
-    lambda dy, x, mean, rstd, gamma, beta, approximate, backend: (
-        x.new_empty(x.shape),
-        *(mean.new_empty(gamma.shape) for _ in range(2)),
-    ),
+    lambda dy, x, mean, rstd, gamma, beta, approximate, backend: _gradients(x, mean, gamma),
 )

@@ -24,6 +24,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from fastlm.train.optim import bias_corrected
+
 FORMAT = 1
 _NAME = re.compile(r"step-(\d+)")
 
@@ -199,7 +201,7 @@ def _optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict
 
 def _optimizer_shapes(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Size]:
     """What the state of the optimizer after a step would be; its class says it, not the file."""
-    kinds = ["exp_avg", "exp_avg_sq"] + (["step"] if isinstance(optimizer, torch.optim.AdamW) else [])
+    kinds = ["exp_avg", "exp_avg_sq"] + (["step"] if bias_corrected(optimizer) else [])
     return {
         f"{kind}/{name}": torch.Size([]) if kind == "step" else parameter.shape
         for name, parameter in model.named_parameters()

@@ -7,6 +7,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from fastlm import backends, ops
+
 
 class BertAdam(torch.optim.Optimizer):
     """Adam as BERT's original code has it: no bias correction, decoupled weight decay.
@@ -55,6 +57,63 @@ class BertAdam(torch.optim.Optimizer):
         torch._foreach_addcdiv_(params, m, denominators, -lr)
 
 
+class FusedAdam(torch.optim.Optimizer):
+    """Either paper's Adam by `fastlm.adamw`: clipping and all updates in two launches, without a wait for the device.
+
+    Its state is that of torch.optim.AdamW with `bias_correction`, else that of BertAdam: checkpoints fit both.
+    """
+
+    def __init__(
+        self,
+        params: Iterable,
+        lr: float,
+        betas: tuple[float, float],
+        eps: float,
+        weight_decay: float = 0.01,
+        *,
+        bias_correction: bool,
+        backend: str = "auto",
+    ):
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
+        self.betas, self.eps, self.bias_correction, self.backend = betas, eps, bias_correction, backend
+
+    @torch.no_grad()
+    def step(self, closure=None, *, max_norm: float = float("inf")) -> Tensor:
+        """One update of the parameters that have gradients; returns the norm of those, before clipping to max_norm."""
+        if closure is not None:
+            raise ValueError("closure: none expected: FusedAdam.step returns the gradients' norm")
+        given = [(p, group) for group in self.param_groups for p in group["params"] if p.grad is not None]
+        if not given:
+            raise ValueError("params: none of them has a gradient; call backward() before a step")
+        states = [self._advanced(p) for p, _ in given]
+        corrections = (1.0, 1.0)
+        if self.bias_correction:
+            step = int(states[0]["step"])
+            corrections = tuple(1 - beta**step for beta in self.betas)
+        return ops.adamw(
+            [p.detach() for p, _ in given],
+            [p.grad for p, _ in given],
+            [state["exp_avg"] for state in states],
+            [state["exp_avg_sq"] for state in states],
+            rates=[group["lr"] for _, group in given],
+            decays=[group["weight_decay"] for _, group in given],
+            betas=self.betas,
+            eps=self.eps,
+            corrections=corrections,
+            max_norm=max_norm,
+            backend=self.backend,
+        )
+
+    def _advanced(self, p: Tensor) -> dict[str, Tensor]:
+        state, wide = self.state[p], torch.promote_types(p.dtype, torch.float32)
+        for moment in ("exp_avg", "exp_avg_sq"):
+            if moment not in state:
+                state[moment] = torch.zeros_like(p, dtype=wide, memory_format=torch.contiguous_format)
+        if self.bias_correction:
+            state["step"] = state.get("step", torch.zeros(())) + 1  # on the host
+        return state
+
+
 def decay_groups(model: nn.Module, weight_decay: float) -> list[dict]:
     """Parameter groups: decay on every matrix, embeddings included; none on biases and layer norms (both papers)."""
     params = [p for p in model.parameters() if p.requires_grad]
@@ -67,13 +126,31 @@ def decay_groups(model: nn.Module, weight_decay: float) -> list[dict]:
 def build_optimizer(
     model: nn.Module, *, kind: str, lr: float, betas: tuple[float, float], eps: float, weight_decay: float
 ) -> torch.optim.Optimizer:
-    """kind: "adamw" (GPT-1: bias-corrected, decoupled decay) or "bert" (BertAdam)."""
-    groups = decay_groups(model, weight_decay)
-    if kind == "adamw":
-        return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps, fused=True)
-    if kind == "bert":
-        return BertAdam(groups, lr=lr, betas=betas, eps=eps)
-    raise ValueError(f'optimizer: "adamw" or "bert" expected, not {kind!r}')
+    """kind: "adamw" (GPT-1: bias-corrected, decoupled decay) or "bert" (no bias correction).
+
+    FusedAdam where a kernel serves it, else torch's AdamW or BertAdam.
+    """
+    if kind not in ("adamw", "bert"):
+        raise ValueError(f'optimizer: "adamw" or "bert" expected, not {kind!r}')
+    groups, options = decay_groups(model, weight_decay), {"lr": lr, "betas": betas, "eps": eps}
+    p = next(model.parameters())
+    if backends.resolve("adamw", "auto", p.dtype, p.device.type) != "reference":
+        return FusedAdam(groups, **options, bias_correction=kind == "adamw")
+    return torch.optim.AdamW(groups, **options, fused=True) if kind == "adamw" else BertAdam(groups, **options)
+
+
+def bias_corrected(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether the optimizer's state has a step beside the moments."""
+    return isinstance(optimizer, torch.optim.AdamW) or getattr(optimizer, "bias_correction", False)
+
+
+def clip_and_step(optimizer: torch.optim.Optimizer, max_norm: float) -> Tensor:
+    """One update with the gradients clipped to max_norm; returns their norm before that, as clip_global_norm does."""
+    if isinstance(optimizer, FusedAdam):
+        return optimizer.step(max_norm=max_norm)
+    norm = clip_global_norm((p for group in optimizer.param_groups for p in group["params"]), max_norm)
+    optimizer.step()
+    return norm
 
 
 @torch.no_grad()

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fastlm.train.config import PretrainConfig
 from fastlm.train.objectives import Objective
-from fastlm.train.optim import build_optimizer, clip_global_norm
+from fastlm.train.optim import build_optimizer, clip_and_step
 from fastlm.train.run import find_device
 from fastlm.train.schedule import learning_rate, sequence_length
 
@@ -70,7 +70,6 @@ class Trainer:
                 part_losses = self.objective.losses(self.model, self._to_device(batch))
             (part_losses[0] / parts).backward()
             losses += torch.stack([loss.detach() for loss in part_losses]) / parts
-        norm = clip_global_norm(self.model.parameters(), self.config.clip)
         rate = learning_rate(
             step,
             peak=self.config.learning_rate,
@@ -80,7 +79,7 @@ class Trainer:
         )
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        self.optimizer.step()
+        norm = clip_and_step(self.optimizer, self.config.clip)
         self.optimizer.zero_grad(set_to_none=True)
         return Update(torch.cat([losses, norm.view(1)]), rate, tokens)
 

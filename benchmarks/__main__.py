@@ -1,0 +1,80 @@
+"""The command line: imports of torch wait until a command needs it, for `visit` runs before anything is installed."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+USAGE = """\
+python -m benchmarks [ops|models|all] [--op NAME] [--model NAME] [--quick] [--no-sweeps]
+                            [--out DIR] [--plot] [--minutes M]
+       python -m benchmarks compare BEFORE.json AFTER.json
+       python -m benchmarks tables [--write]
+       python -m benchmarks visit --out DIR [--minutes M]"""
+
+
+def main(arguments: list[str]) -> int:
+    commands = {"compare": _compare, "tables": _tables, "visit": _visit}
+    if arguments and arguments[0] in commands:
+        return commands[arguments[0]](arguments[1:])
+    return _measure(arguments)
+
+
+def _measure(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(usage=USAGE, description="Times ops and models against limits and peers.")
+    add = parser.add_argument
+    add("what", nargs="?", choices=("ops", "models", "all"), default="all", help="what to time (default: all)")
+    add("--op", action="append", metavar="NAME", help="only this op's cases; may be repeated")
+    add("--model", action="append", metavar="NAME", help="only this model's cases; may be repeated")
+    add("--quick", action="store_true", help="fewer samples, no sweeps; on a CPU small shapes")
+    add("--no-sweeps", action="store_true", help="the papers' shapes alone")
+    add("--out", type=Path, help="folder (default: benchmarks/results/<machine>, with --quick build/benchmarks)")
+    add("--plot", action="store_true", help="also draw roofline.png and peers.png beside the results")
+    add("--minutes", type=float, help="start no case after so many minutes")
+    from benchmarks.session import measure
+
+    return measure(parser.parse_args(arguments))
+
+
+def _compare(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks compare", description="What changed, and beyond noise.")
+    parser.add_argument("before", type=Path)
+    parser.add_argument("after", type=Path)
+    options = parser.parse_args(arguments)
+    from benchmarks.compare import report
+    from benchmarks.results import Results, ResultsError
+
+    try:
+        print(report(Results.read(options.before), Results.read(options.after)))
+    except (OSError, ResultsError) as error:
+        print(f"compare: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _tables(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks tables", description="The README's tables, from results."
+    )
+    parser.add_argument("--write", action="store_true", help="into README.md, instead of printing them")
+    options = parser.parse_args(arguments)
+    from benchmarks import tables
+
+    return tables.write() if options.write else tables.show()
+
+
+def _visit(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks visit", description="Builds, tests and measures on a GPU."
+    )
+    parser.add_argument("--out", type=Path, required=True, help="folder for all that it finds")
+    parser.add_argument("--minutes", type=float, default=8.0, help="for all of it (default: 8)")
+    options = parser.parse_args(arguments)
+    from benchmarks.visit import visit
+
+    return visit(options.out, options.minutes)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,96 @@
+"""What changed between two files of results, and whether that is beyond the noise.
+
+A change is a ratio of medians. It counts where it exceeds the sum of three uncertainties: half of either run's
+interquartile range, relative to its median, and how much the limit that binds the op differs between the two runs (a
+card that is warmer copies more slowly too); and 1 % in any case.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from benchmarks.limits import Limits
+from benchmarks.report import aligned, busy
+from benchmarks.results import Record, Results
+
+LEAST = 0.01
+
+
+@dataclass(frozen=True)
+class Change:
+    before: Record
+    after: Record
+    noise: float
+
+    @property
+    def relative(self) -> float:
+        """-0.1 is a tenth less time."""
+        return self.after.median_us / self.before.median_us - 1
+
+    @property
+    def verdict(self) -> str:
+        if abs(self.relative) <= self.noise:
+            return "same"
+        return "slower" if self.relative > 0 else "faster"
+
+
+def changes(before: Results, after: Results) -> list[Change]:
+    """Of what was timed in both."""
+    old = {r.key: r for r in before.timed()}
+    drifts = _drifts(Limits.from_json(before.limits), Limits.from_json(after.limits))
+    return [Change(old[r.key], r, _noise(old[r.key], r, drifts)) for r in after.timed() if r.key in old]
+
+
+def _noise(a: Record, b: Record, drifts: dict[str | None, float]) -> float:
+    spread = sum((high - low) / 2 / r.median_us for r in (a, b) for low, high in (r.quartiles_us,))
+    return max(LEAST, spread + drifts[b.bound])
+
+
+def _drifts(a: Limits, b: Limits) -> dict[str | None, float]:
+    """How much each limit differs; what has no bound of its own (a model's step) takes the product's."""
+
+    def drift(x: float | None, y: float | None) -> float:
+        return abs(y / x - 1) if x and y else 0.0
+
+    matrix = drift(a.gemm_flops, b.gemm_flops)
+    copy = drift(a.copy_rate, b.copy_rate)
+    return {"copy": copy, "matrix": matrix, "exponential": drift(a.exponentials, b.exponentials), None: matrix}
+
+
+def report(before: Results, after: Results) -> str:
+    found = changes(before, after)
+    lines = [f"before: {_origin(before)}", f"after:  {_origin(after)}"]
+    if before.machine["name"] != after.machine["name"]:
+        lines.append("The machines differ: what follows compares them, not two commits.")
+    for name, results in (("before", before), ("after", after)):
+        if busy(results):
+            lines.append(f"{name} was measured beside other work: what follows may be that work's")
+    moved = sorted((c for c in found if c.verdict != "same"), key=lambda c: -abs(c.relative))
+    header = ["shape", "pass", "candidate", "before us", "after us", "change", "noise", "verdict"]
+    rows = [_row(c) for c in moved]
+    lines += ["", *(aligned((header, rows)) if rows else ["No change is beyond the noise."]), ""]
+    lines.append(f"{len(found)} timed in both, {len(found) - len(moved)} of them the same within the noise")
+    lines += _one_sided(before, after)
+    return "\n".join(lines)
+
+
+def _one_sided(before: Results, after: Results) -> list[str]:
+    """What only one of the two has, and what stopped being timed."""
+    old, new = ({r.key: r for r in results.timed()} for results in (before, after))
+    status = {r.key: r for r in after.records}
+    lines = []
+    for key in old.keys() - new.keys():
+        now = status.get(key)
+        lines.append(f"only before: {' '.join(key[1:])}" + (f" (now {now.status}: {now.reason})" if now else ""))
+    lines += [f"only after: {' '.join(key[1:])}" for key in new.keys() - old.keys()]
+    return sorted(lines)
+
+
+def _row(c: Change) -> list[str]:
+    r = c.after
+    us = [f"{x.median_us:,.1f}" for x in (c.before, r)]
+    return [f"{r.name} {r.shape}", r.pass_, r.candidate, *us, f"{c.relative:+.1%}", f"{c.noise:.1%}", c.verdict]
+
+
+def _origin(results: Results) -> str:
+    return f"{results.machine['name']}, {results.created}, commit {results.commit['sha'][:10]}, {results.command}"

@@ -1,0 +1,324 @@
+"""One step of training (forward, backward, clipping, optimizer) of GPT-1 and BERT, ours beside what others have.
+
+Before it is timed, a candidate's loss and every gradient are held against our reference backend in float32 on two
+sequences with the same weights: ours with dropout, for the masks are the same, others without.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks import machine
+from benchmarks.case import Unavailable, package
+from benchmarks.check import Refused
+from benchmarks.grid import Grid
+from benchmarks.plain import plain
+from benchmarks.results import Record
+from benchmarks.run import SEED, SETS, Bench, explain, quiet
+from fastlm import models
+from fastlm.integrations import transformers as hf
+from fastlm.models import BERTConfig, GPT1Config
+from fastlm.train.optim import build_optimizer, clip_global_norm
+
+Batch = dict[str, Tensor]
+Loss = Callable[[nn.Module, Batch], Tensor]
+
+# The largest relative difference of the loss, and of all gradients as one vector. bf16 has 8 bits, and a gradient that
+# has come through 24 layers of them differs by some per cent; a missing layer norm or bias differs by much more.
+TOLERANCES = {torch.float32: (1e-5, 1e-3), torch.bfloat16: (5e-3, 0.1)}
+
+
+@dataclass(frozen=True)
+class ModelCase:
+    name: str
+    batch: int
+    length: int
+
+    @property
+    def op(self) -> str:
+        return f"model {self.name}"
+
+    @property
+    def shape(self) -> str:
+        return f"{self.batch} x {self.length}"
+
+    @property
+    def config(self) -> GPT1Config | BERTConfig:
+        return models.PRESETS[self.name]
+
+    @property
+    def is_bert(self) -> bool:
+        return isinstance(self.config, BERTConfig)
+
+    @property
+    def predicted(self) -> int:
+        """Positions of a sequence that the masked LM predicts."""
+        return round(0.15 * self.length)
+
+    def flops(self) -> int:
+        """Of a step, by the models' formulas; what a candidate computes beyond them earns it nothing."""
+        fraction = (self.predicted / self.length,) if self.is_bert else ()
+        return self.batch * self.length * self.config.flops_per_token(self.length, *fraction)
+
+    def inputs(self, generator: torch.Generator, batch: int) -> Batch:
+        def draw(high: int, *shape: int) -> Tensor:
+            return torch.randint(high, (batch, *shape), generator=generator, device=generator.device)
+
+        tokens = draw(self.config.vocab_size, self.length)
+        if not self.is_bert:
+            return {"tokens": tokens, "targets": nn.functional.pad(tokens[:, 1:], (0, 1), value=-100)}
+        order = torch.rand(tokens.shape, generator=generator, device=generator.device).argsort(1)
+        return {
+            "tokens": tokens,
+            "segments": (torch.arange(self.length, device=tokens.device) >= self.length // 2).long().expand(batch, -1),
+            "mlm_positions": order[:, : self.predicted],
+            "mlm_targets": draw(self.config.vocab_size, self.predicted),
+            "labels": draw(2),
+        }
+
+
+def model_cases(grid: Grid, names: list[str] | None) -> list[ModelCase]:
+    """Raises ValueError for a model that there is not."""
+    if grid.tokens == 32768:
+        sizes = [("gpt1", 512), ("bert_base", 128), ("bert_base", 512), ("bert_large", 128), ("bert_large", 512)]
+        found = [ModelCase(name, grid.tokens // length, length) for name, length in sizes]
+    else:
+        size, length = ("tiny", 64) if grid.small else ("small", 128)
+        found = [ModelCase(f"{kind}_{size}", grid.tokens // length, length) for kind in ("gpt1", "bert")]
+    unknown = sorted(set(names or []) - {case.name for case in found})
+    if unknown:
+        known = ", ".join(dict.fromkeys(case.name for case in found))
+        raise ValueError(f"there are no cases of {', '.join(unknown)}: --model takes {known} here")
+    return [case for case in found if not names or case.name in names]
+
+
+# Candidates -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """`build` makes the model of a configuration, with our weights; `gradients` are given our names."""
+
+    name: str
+    build: Callable[[Any, nn.Module], nn.Module]
+    loss: Loss
+    ours: bool = False
+    compiled: bool = False
+    gradients: Callable[[nn.Module, Any], dict[str, Tensor]] | None = None
+
+
+def candidates(case: ModelCase, on_gpu: bool) -> list[Candidate]:
+    def build_ours(config: Any, source: nn.Module) -> nn.Module:
+        model = models.build(config, "auto")
+        model.load_state_dict(source.state_dict())
+        return model
+
+    ours = Candidate("auto" if on_gpu else "reference", build_ours, _our_loss, ours=True)
+    others = [Candidate("transformers", _transformers, _their_loss, gradients=_their_gradients)]
+    others += [Candidate("plain", _plain, lambda model, batch: model(**batch))]
+    compiled = [replace(c, name=f"{c.name}-compiled", compiled=True) for c in ([ours] if on_gpu else []) + others]
+    return [ours, *others, *compiled]
+
+
+def _our_loss(model: nn.Module, batch: Batch, seeds: Tensor | None = None) -> Tensor:
+    if "labels" not in batch:
+        return model(batch["tokens"], batch["targets"], seeds=seeds)
+    rest = {name: batch[name] for name in ("mlm_positions", "mlm_targets")}
+    labels = {"next_sentence_labels": batch["labels"]}
+    return model(batch["tokens"], batch["segments"], **rest, **labels, seeds=seeds).loss
+
+
+def _plain(config: Any, source: nn.Module) -> nn.Module:
+    model = plain(config)
+    model.load_state_dict(source.state_dict())
+    return model
+
+
+def _transformers(config: Any, source: nn.Module) -> nn.Module:
+    """In its best form: BERT with SDPA; its GPT-1 has no other attention than its own."""
+    transformers = package("transformers")
+    values = hf.export_config(config)
+    if isinstance(config, GPT1Config):
+        model = transformers.OpenAIGPTLMHeadModel(transformers.OpenAIGPTConfig(**values))
+    else:
+        model = transformers.BertForPreTraining(transformers.BertConfig(**values, attn_implementation="sdpa"))
+    missing, unexpected = model.load_state_dict(hf.export_weights(source), strict=False)
+    if unexpected or any("tokens_embed" in name or "word_embeddings" in name for name in missing):
+        raise Unavailable(f"its weights have other names in this version: {unexpected or missing}")
+    return model
+
+
+def _their_loss(model: nn.Module, batch: Batch) -> Tensor:
+    if "labels" not in batch:
+        return model(input_ids=batch["tokens"], labels=batch["tokens"]).loss
+    labels = torch.full_like(batch["tokens"], -100).scatter(1, batch["mlm_positions"], batch["mlm_targets"])
+    ids = {"input_ids": batch["tokens"], "token_type_ids": batch["segments"]}
+    return model(**ids, labels=labels, next_sentence_label=batch["labels"]).loss
+
+
+def _their_gradients(model: nn.Module, config: Any) -> dict[str, Tensor]:
+    return hf.import_weights({name: p.grad for name, p in model.named_parameters()}, config)
+
+
+# Checks and times -------------------------------------------------------------------------------------------------
+
+
+def run_model(case: ModelCase, bench: Bench) -> Iterator[Record]:
+    """The records of one model and shape."""
+    torch.backends.cuda.enable_cudnn_sdp(False)  # it rounds dropout to sixteenths
+    torch.manual_seed(SEED)
+    source = models.build(case.config, "reference").to(bench.device).train()
+    generator = torch.Generator(bench.device).manual_seed(SEED)
+    check = _ModelCheck(case, source, case.inputs(generator, 2), bench)
+    batches = [case.inputs(generator, case.batch) for _ in range(SETS)]
+    for candidate in candidates(case, bench.clock.on_gpu):
+        if bench.late():
+            yield _record(case, bench, candidate, status="skipped", reason="out of time")
+            continue
+        if candidate.compiled and not bench.clock.on_gpu:
+            yield _record(case, bench, candidate, status="skipped", reason="not compiled on a CPU: it takes minutes")
+            continue
+        yield _guarded(case, bench, candidate, check, batches)
+        gc.collect()
+        torch._dynamo.reset()
+        if bench.clock.on_gpu:
+            torch.cuda.empty_cache()
+
+
+def _guarded(case: ModelCase, bench: Bench, candidate: Candidate, check: _ModelCheck, batches: list[Batch]) -> Record:
+    try:
+        with quiet():
+            error = check(candidate)
+            step = _step(case, candidate, check.source, bench)
+            extra = bench.clock.extra_bytes(lambda: step(batches[0]))
+            samples = bench.clock.samples(step, lambda i: batches[i % len(batches)])
+        return _record(case, bench, candidate, status="timed", samples_us=samples, error=error, extra_bytes=extra)
+    except Unavailable as reason:
+        return _record(case, bench, candidate, status="skipped", reason=str(reason))
+    except Refused as reason:
+        return _record(case, bench, candidate, status="refused", reason=str(reason))
+    except Exception as error:  # whatever another's package raises
+        status, reason = explain(error)
+        return _record(case, bench, candidate, status=status, reason=reason)
+
+
+class _ModelCheck:
+    """Loss and gradients of our reference in float32 on a few sequences, with dropout and without."""
+
+    def __init__(self, case: ModelCase, source: nn.Module, batch: Batch, bench: Bench):
+        self.case, self.source, self.batch, self.bench = case, source, batch, bench
+        self.seeds = torch.arange(1, 2 + 3 * case.config.layers, device=bench.device)
+        self._exact: dict[bool, tuple[Tensor, dict[str, Tensor]]] = {}
+
+    def __call__(self, candidate: Candidate) -> float:
+        """The relative difference of the gradients; raises Refused where it or the loss's is too large."""
+        config = self.case.config if candidate.ours else _without_dropout(self.case.config)
+        model = candidate.build(config, self.source).to(self.bench.device).train()
+        loss = self._loss(candidate, model)
+        named = {name: p.grad for name, p in model.named_parameters()}
+        gradients = named if candidate.gradients is None else candidate.gradients(model, config)
+        return self._held(loss, gradients, *self._reference(candidate.ours))
+
+    def _loss(self, candidate: Candidate, model: nn.Module) -> Tensor:
+        with autocast(self.bench):
+            seeds = {"seeds": self.seeds} if candidate.ours else {}
+            loss = candidate.loss(model, self.batch, **seeds)
+        loss.backward()
+        return loss.detach()
+
+    def _reference(self, dropout: bool) -> tuple[Tensor, dict[str, Tensor]]:
+        if dropout not in self._exact:
+            config = self.case.config if dropout else _without_dropout(self.case.config)
+            model = models.build(config, "reference").to(self.bench.device).train()
+            model.load_state_dict(self.source.state_dict())
+            loss = _our_loss(model, self.batch, self.seeds)
+            loss.backward()
+            self._exact[dropout] = loss.detach(), {name: p.grad for name, p in model.named_parameters()}
+        return self._exact[dropout]
+
+    def _held(self, loss: Tensor, gradients: dict[str, Tensor], exact: Tensor, wanted: dict[str, Tensor]) -> float:
+        loss_bound, bound = TOLERANCES[self.bench.dtype]
+        off = ((loss - exact).abs() / exact).item()
+        if not off <= loss_bound:
+            raise Refused(f"wrong: its loss is {loss.item():.6g}, not {exact.item():.6g}")
+        difference = sum((gradients[name].double() - g.double()).square().sum().item() for name, g in wanted.items())
+        error = (difference / sum(g.double().square().sum().item() for g in wanted.values())) ** 0.5
+        if not error <= bound:
+            raise Refused(f"wrong: its gradients differ by {error:.3g} of their norm, over {bound:g}")
+        return error
+
+
+def _without_dropout(config: Any) -> Any:
+    return replace(config, dropout=0.0, attention_dropout=0.0, embedding_dropout=0.0)
+
+
+def autocast(bench: Bench) -> torch.autocast:
+    return torch.autocast(bench.device.type, torch.bfloat16, enabled=bench.dtype == torch.bfloat16)
+
+
+def _step(case: ModelCase, candidate: Candidate, source: nn.Module, bench: Bench) -> Callable[[Batch], None]:
+    """A step as its users make it: ours with our optimizer and clipping, others with torch's fused AdamW."""
+    model = candidate.build(case.config, source).to(bench.device).train()
+    loss = candidate.loss
+    if candidate.compiled:
+        model = _compiled(candidate, model)
+    parameters = list(model.parameters())
+    if candidate.ours:
+        kind, epsilon = ("bert", 1e-6) if case.is_bert else ("adamw", 1e-8)
+        optimizer = build_optimizer(model, kind=kind, lr=1e-4, betas=(0.9, 0.999), eps=epsilon, weight_decay=0.01)
+    else:
+        optimizer = torch.optim.AdamW(parameters, lr=1e-4, weight_decay=0.01, fused=True)
+
+    def step(batch: Batch) -> None:
+        with autocast(bench):
+            value = loss(model, batch)
+        value.backward()
+        if candidate.ours:
+            clip_global_norm(parameters, 1.0)
+        else:
+            nn.utils.clip_grad_norm_(parameters, 1.0, foreach=True)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return step
+
+
+def _compiled(candidate: Candidate, model: nn.Module) -> nn.Module:
+    """Ours block by block, all of one graph, for its ops are fused already; others whole."""
+    if not candidate.ours:
+        return torch.compile(model, dynamic=False)
+    for block in model.blocks:
+        block.compile(fullgraph=True, dynamic=False)
+    return model
+
+
+def _record(case: ModelCase, bench: Bench, candidate: Candidate, **outcome: Any) -> Record:
+    flops, peak = case.flops(), machine.peak_flops()
+    floor, _ = bench.limits.floor(0, flops)
+    record = Record(
+        kind="model",
+        name=case.name,
+        shape=case.shape,
+        dtype=str(bench.dtype).removeprefix("torch."),
+        pass_="step",
+        candidate=candidate.name,
+        ours=candidate.ours,
+        parameters={"batch": case.batch, "length": case.length, "dropout_p": case.config.dropout},
+        flops=flops,
+        floor_us=round(floor, 3),
+        bound="matrix",
+        tokens=case.batch * case.length,
+        **outcome,
+    )
+    return record if peak is None or record.status != "timed" else replace(record, mfu=mfu(flops, record, peak))
+
+
+def mfu(flops: int, record: Record, peak: float) -> float:
+    """The fraction of the peak that the counted operations make (Chowdhery et al. 2022, appendix B)."""
+    return flops / (record.median_us * 1e-6) / peak

@@ -1,0 +1,198 @@
+"""A run as tables: one line a shape and pass, in the terminal and as Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from benchmarks.limits import Limits
+from benchmarks.results import Record, Results
+
+Table = tuple[list[str], list[list[str]]]
+
+
+def terminal(results: Results) -> str:
+    """Everything: head, tables, and why what is missing is missing."""
+    parts = [head(results)]
+    for name, records in grouped(results.records).items():
+        title = f"{name}, {records[0].dtype}"
+        parts.append("\n".join([title, *aligned(table(records)), *notes(records)]))
+    return "\n\n".join(parts)
+
+
+def head(results: Results) -> str:
+    """The machine and what it can do."""
+    machine, limits = results.machine, Limits.from_json(results.limits)
+    versions = results.versions
+    lines = [
+        f"{machine['name']}, torch {versions['torch']}, triton {versions.get('triton', 'none')}, commit "
+        f"{results.commit['sha'][:10]}{' with changes' if results.commit['dirty'] else ''}",
+        "its limits, measured in this run: " + limits_line(limits),
+    ]
+    if machine["device"] == "cpu":
+        lines.append(f"no GPU: the reference path, in {machine['threads']} thread(s); caches are not flushed")
+    if busy(results):
+        lines.append(f"{machine['cpus']} CPUs with a load of {machine['load']} before this run: its times say little")
+    return "\n".join(lines)
+
+
+def busy(results: Results) -> bool:
+    """Whether others had the CPU's cores while it was measured; a GPU's times do not lie in the host's hands."""
+    machine = results.machine
+    return machine["device"] == "cpu" and machine["load"] > machine["cpus"] / 2
+
+
+def limits_line(limits: Limits) -> str:
+    size = limits.gemm_size
+    parts = [f"copy {_rate(limits.copy_rate, 'B/s')}", f"{limits.dtype} {size}^3 product {_rate(limits.gemm_flops)}"]
+    if limits.exponentials:
+        parts.append(f"{_rate(limits.exponentials, 'exp/s')}")
+    return ", ".join(parts)
+
+
+def grouped(records: Iterable[Record]) -> dict[str, list[Record]]:
+    groups: dict[str, list[Record]] = {}
+    for record in records:
+        groups.setdefault(record.name, []).append(record)
+    return groups
+
+
+def best(records: Iterable[Record]) -> Record | None:
+    """The fastest of ours that was timed."""
+    ours = [r for r in records if r.ours and r.status == "timed"]
+    return min(ours, key=lambda r: r.median_us, default=None)
+
+
+def table(records: Sequence[Record]) -> Table:
+    """A line for each shape and pass: ours at its best, then how many times as long each peer takes."""
+    peers = list(dict.fromkeys(r.candidate for r in records if not r.ours and r.status != "skipped"))
+    if records[0].kind == "model":
+        return _model_table(records, peers)
+    header = ["shape", "pass", "ours", "us", "±%", "rate", "of limit", "extra MB", *(f"x {p}" for p in peers)]
+    rows = []
+    for (shape, pass_), group in _by_shape(records).items():
+        ours = best(group)
+        cells = [shape, pass_, "-", "", "", "", "", ""]
+        if ours is not None:
+            cells = [shape, pass_, ours.candidate, _us(ours.median_us), _spread(ours), _achieved(ours)]
+            cells += [f"{ours.fraction:.0%} {ours.bound}", _megabytes(ours)]
+        rows.append(cells + [_ratio(_of(group, peer), ours) for peer in peers])
+    return _without_empty(header, rows)
+
+
+def _model_table(records: Sequence[Record], peers: list[str]) -> Table:
+    header = ["shape", "ours", "ms", "±%", "tokens/s", "MFU", "extra MB", *(f"x {p}" for p in peers)]
+    rows = []
+    for (shape, _), group in _by_shape(records).items():
+        ours = best(group)
+        cells = [shape, "-", "", "", "", "", ""]
+        if ours is not None:
+            rate, mfu = ours.tokens / ours.median_us * 1e6, "" if ours.mfu is None else f"{ours.mfu:.1%}"
+            cells = [shape, ours.candidate, f"{ours.median_us / 1e3:.1f}", _spread(ours), f"{rate:,.0f}", mfu]
+            cells.append(_megabytes(ours))
+        rows.append(cells + [_ratio(_of(group, peer), ours) for peer in peers])
+    return _without_empty(header, rows)
+
+
+def _without_empty(header: list[str], rows: list[list[str]]) -> Table:
+    """The columns in which something stands: a CPU has no MFU, and no count of memory."""
+    kept = [i for i in range(len(header)) if any(row[i] for row in rows)]
+    return [header[i] for i in kept], [[row[i] for i in kept] for row in rows]
+
+
+def notes(records: Sequence[Record]) -> list[str]:
+    """Why candidates were skipped, refused or failed, each reason once."""
+    reasons: dict[tuple[str, str, str], list[str]] = {}
+    for r in records:
+        if r.status != "timed":
+            reasons.setdefault((r.status, r.candidate, r.reason), []).append(r.shape)
+    every = {r.shape for r in records}
+    lines = []
+    for (status, candidate, reason), shapes in reasons.items():
+        where = "" if set(shapes) == every else f" [{', '.join(dict.fromkeys(shapes))}]"
+        lines.append(f"  {candidate} {status}: {reason}{where}")
+    return lines
+
+
+def aligned(table: Table) -> list[str]:
+    header, rows = table
+    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
+    left = len([h for h in header if h in ("shape", "pass", "ours")])
+
+    def line(row: list[str]) -> str:
+        cells = (c.ljust(w) if i < left else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True)))
+        return "  ".join(cells).rstrip()
+
+    return [line(header), "  ".join("-" * w for w in widths), *map(line, rows)]
+
+
+def markdown(table: Table) -> str:
+    header, rows = table
+    rule = ["---" if h in ("shape", "pass", "ours") else "---:" for h in header]
+    return "\n".join(f"| {' | '.join(row)} |" for row in [header, rule, *rows])
+
+
+def summary(results: Results) -> str:
+    """A page of Markdown: forward and backward together, the worst fractions of the limit, what of ours went wrong."""
+    parts = [head(results).replace("\n", "\n\n")]
+    for name, records in grouped(results.records).items():
+        whole = [r for r in records if r.pass_ in ("both", "step")]
+        parts.append(f"**{name}**, {records[0].dtype}\n\n{markdown(table(whole))}")
+    lowest = [f"{r.name} {r.shape} {r.pass_} ({r.candidate}): {r.fraction:.0%} of {r.bound}" for r in worst(results)]
+    parts.append("Least of the limit: " + "; ".join(lowest) if lowest else "Nothing of ours was timed.")
+    wrong = [r for r in results.records if r.ours and r.status in ("refused", "failed")]
+    parts += [f"- {r.status}: {r.name} {r.shape} {r.pass_} {r.candidate}: {r.reason}" for r in wrong]
+    parts += [f"- left out: {text}" for text in results.left_out]
+    return "\n\n".join(parts)
+
+
+def worst(results: Results, count: int = 3) -> list[Record]:
+    """Where ours at its best reaches least of the limit."""
+    groups = [g for records in grouped(results.records).values() for g in _by_shape(records).values()]
+    found = [r for r in map(best, groups) if r is not None and r.fraction is not None]
+    return sorted(found, key=lambda r: r.fraction)[:count]
+
+
+def _by_shape(records: Sequence[Record]) -> dict[tuple[str, str], list[Record]]:
+    groups: dict[tuple[str, str], list[Record]] = {}
+    for record in records:
+        groups.setdefault((record.shape, record.pass_), []).append(record)
+    return groups
+
+
+def _of(records: Iterable[Record], candidate: str) -> Record | None:
+    return next((r for r in records if r.candidate == candidate), None)
+
+
+def _ratio(peer: Record | None, ours: Record | None) -> str:
+    if peer is None or peer.status == "skipped":
+        return "-"
+    if peer.status != "timed":
+        return peer.status
+    return f"{peer.median_us / ours.median_us:.2f}" if ours is not None else _us(peer.median_us)
+
+
+def _us(us: float) -> str:
+    return f"{us:,.1f}" if us < 1000 else f"{us:,.0f}"
+
+
+def _spread(record: Record) -> str:
+    """Half the interquartile range, in per cent of the median."""
+    low, high = record.quartiles_us
+    return f"{(high - low) / 2 / record.median_us * 100:.1f}"
+
+
+def _achieved(record: Record) -> str:
+    """Bytes or operations a second, by what binds."""
+    if record.bound == "copy":
+        return _rate(record.bytes / record.median_us * 1e6, "B/s")
+    return _rate(record.flops / record.median_us * 1e6)
+
+
+def _rate(value: float, unit: str = "FLOP/s") -> str:
+    prefix, size = next((p for p in (("T", 1e12), ("G", 1e9)) if value >= p[1]), ("M", 1e6))
+    scaled = value / size
+    return f"{scaled:.{2 if scaled < 10 else 1 if scaled < 100 else 0}f} {prefix}{unit}"
+
+
+def _megabytes(record: Record) -> str:
+    return "" if record.extra_bytes is None else f"{record.extra_bytes / 1e6:,.0f}"

@@ -1,0 +1,208 @@
+"""Runs the cases: for each candidate first the check, then the times. One that fails costs only its own lines."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import logging
+import statistics
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.case import Case, Inputs, Run, Unavailable, leaves, with_gradients
+from benchmarks.check import OURS, PEERS, Check, Refused, check_keep_rate
+from benchmarks.limits import Limits
+from benchmarks.results import Record
+from benchmarks.timing import Clock
+
+SETS = 3  # of inputs, used in turn
+SEED = 20263
+
+
+@dataclass
+class Bench:
+    """What all measurements of a run share."""
+
+    clock: Clock
+    limits: Limits
+    dtype: torch.dtype
+    until: float = float("inf")  # on time.monotonic's clock
+    compile_only: frozenset[str] | None = None  # ops, where not all are to be compiled
+
+    @property
+    def device(self) -> torch.device:
+        return self.clock.device
+
+    def late(self) -> bool:
+        return time.monotonic() > self.until
+
+
+def run_case(case: Case, bench: Bench) -> Iterator[Record]:
+    """The records of one case, a candidate at a time."""
+    torch._dynamo.reset()  # one shape, one graph: none is compiled for sizes that vary
+    generator = torch.Generator(bench.device).manual_seed(SEED)
+    sets = [with_gradients(case.inputs(generator), bench.dtype) for _ in range(SETS)]
+    trial = _Trial(case, bench, sets, Check(case, sets[0], generator), generator)
+    for backend, reason in case.backends(bench.dtype, bench.device).items():
+        yield from trial.ours(backend, reason)
+    yield from trial.parts()
+    plain = trial.check if not case.dropout_p else Check(case.without_dropout(), sets[0], generator)
+    for i, peer in enumerate(case.peers()):
+        if peer.name == "compile" and bench.compile_only is not None and case.op not in bench.compile_only:
+            ops = " and ".join(sorted(bench.compile_only))
+            yield from trial.records(peer.name, "skipped", f"--quick on a CPU compiles {ops} alone")
+            continue
+        without = case.without_dropout().peers()[i]
+        yield from trial.peer(peer.name, peer.build, plain, without.build)
+
+
+@dataclass
+class _Trial:
+    """One case with its inputs; gives a record a pass for each candidate."""
+
+    case: Case
+    bench: Bench
+    sets: list[Inputs]
+    check: Check
+    generator: torch.Generator
+
+    def ours(self, backend: str, reason: str | None) -> list[Record]:
+        if reason is not None:
+            return self.records(backend, "skipped", reason, ours=True)
+
+        def run(t: Inputs) -> Tensor:
+            return self.case.ours(t, backend)
+
+        return self._guarded(backend, True, lambda: (run, self.check.held(run, OURS)))
+
+    def peer(
+        self, name: str, build: Callable[[Inputs], Run], plain: Check, build_plain: Callable[[Inputs], Run]
+    ) -> list[Record]:
+        def prepare() -> tuple[Run, float]:
+            run = build(self.sets[0])
+            error = plain.held(build_plain(self.sets[0]), PEERS)
+            if self.case.dropout_p:
+                check_keep_rate(self.case, run, self.sets[0])
+            return run, error
+
+        return self._guarded(name, False, prepare)
+
+    def parts(self) -> list[Record]:
+        """The sum of the case's parts, each timed alone: no implementation, but what one is held against."""
+        times = {}
+        for name, (call, count) in self.case.parts(self.sets[0]).items():
+            samples = self.bench.clock.samples(lambda _, call=call: call(), lambda i: None)
+            times[name] = round(statistics.median(samples) * count, 3)
+        if not times:
+            return []
+        record = self._record("parts", "both", False, "timed", samples_us=(round(sum(times.values()), 3),))
+        return [replace(record, parameters=record.parameters | {"parts_us": times})]
+
+    def _guarded(self, name: str, ours: bool, prepare: Callable[[], tuple[Run, float]]) -> list[Record]:
+        try:
+            with quiet():
+                run, error = prepare()
+                return self._times(name, ours, run, error)
+        except Unavailable as reason:
+            return self.records(name, "skipped", str(reason), ours)
+        except Refused as reason:
+            return self.records(name, "refused", str(reason), ours)
+        except Exception as error:  # whatever another's package raises
+            status, reason = explain(error)
+            return self.records(name, status, reason, ours)
+        finally:
+            gc.collect()
+            if self.bench.clock.on_gpu:
+                torch.cuda.empty_cache()
+
+    def _times(self, name: str, ours: bool, run: Run, error: float) -> list[Record]:
+        extra = self.bench.clock.extra_bytes(lambda: self._both(run, self.sets[0]))
+        done = []
+        for pass_ in self.case.passes:
+            samples = self.bench.clock.samples(*self._pass(run, pass_))
+            record = self._record(name, pass_, ours, "timed", samples_us=samples, error=round(error, 3))
+            done.append(record if pass_ != "both" else replace(record, extra_bytes=extra))
+        return done
+
+    def _pass(self, run: Run, pass_: str) -> tuple[Callable[[Any], Any], Callable[[int], Any]]:
+        """What is timed, and what is prepared before it."""
+        if pass_ == "forward":
+            return run, self._set
+        if pass_ == "backward":
+            return self._backward, lambda i: (run(self._set(i)), self._set(i))
+        return lambda t: self._both(run, t), self._set
+
+    def _set(self, i: int) -> Inputs:
+        return self.sets[i % len(self.sets)]
+
+    def _backward(self, state: tuple[Tensor, Inputs]) -> tuple[Tensor, ...]:
+        out, t = state
+        return torch.autograd.grad(out, list(leaves(t).values()), self.check.grad_like(out))
+
+    def _both(self, run: Run, t: Inputs) -> tuple[Any, ...]:
+        out = run(t)
+        return out.detach(), self._backward((out, t))
+
+    def records(self, name: str, status: str, reason: str, ours: bool = False) -> list[Record]:
+        return [self._record(name, pass_, ours, status, reason=reason) for pass_ in self.case.passes]
+
+    def _record(self, name: str, pass_: str, ours: bool, status: str, **more: Any) -> Record:
+        work = self._work(pass_)
+        floor, bound = self.bench.limits.floors([w for w in work if any(w)])
+        moved, flops, exponentials = (sum(column) for column in zip(*work, strict=True))
+        return Record(
+            kind="op",
+            name=self.case.op,
+            shape=self.case.shape,
+            dtype=str(self.bench.dtype).removeprefix("torch."),
+            pass_=pass_,
+            candidate=name,
+            ours=ours,
+            status=status,
+            parameters=self.case.parameters(),
+            bytes=moved,
+            flops=flops,
+            exponentials=exponentials,
+            floor_us=round(floor, 3),
+            bound=bound,
+            **more,
+        )
+
+    def _work(self, pass_: str) -> list[tuple[int, int, int]]:
+        """(bytes, operations of products, exponentials) of the pass, forward and backward one after the other."""
+        cost, exponentials = self.case.cost(self.bench.dtype), self.case.exponentials()
+        forward = (cost.forward_bytes, cost.forward_flops * self.case.products, exponentials[0])
+        backward = (cost.backward_bytes, cost.backward_flops * self.case.products, exponentials[1])
+        return {"forward": [forward], "backward": [backward], "both": [forward, backward]}[pass_]
+
+
+def explain(error: Exception) -> tuple[str, str]:
+    """Status and one line of why, for an exception of a candidate."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = (lines[0] if lines else "no message")[:160]
+    if isinstance(error, torch.OutOfMemoryError):
+        return "failed", "out of memory"
+    if "No available kernel" in str(error) or "No viable backend" in str(error):
+        return "skipped", "no kernel of it takes this call"
+    where = traceback.extract_tb(error.__traceback__)[-1]
+    return "failed", f"{type(error).__name__}: {text} ({where.name}, line {where.lineno})"
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Others' warnings about what they cannot do are in the reasons."""
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)

@@ -1,0 +1,113 @@
+"""One run from the machine's limits to the last table; the file of results is written after every case."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import shlex
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks import limits, machine, report
+from benchmarks.cases import cases
+from benchmarks.grid import grid
+from benchmarks.results import Record, Results
+from benchmarks.run import Bench, explain, run_case
+from benchmarks.timing import FULL, QUICK, Clock
+
+QUICK_MINUTES = 1.6  # and what is under way then may end
+QUICK_COMPILES = frozenset({"add_layer_norm", "attention"})
+
+
+def measure(options: argparse.Namespace) -> int:
+    """The exit status: 0, or 1 where something of ours failed or was refused, 2 for wrong options."""
+    started, device = time.monotonic(), machine.device()
+    try:
+        work = _work(options, device)
+    except ValueError as error:
+        print(f"benchmarks: {error}", file=sys.stderr)
+        return 2
+    small = device.type == "cpu" and options.quick
+    if small:
+        torch.set_num_threads(1)  # with more, a neighbour's work on one core makes all of them wait
+    clock = Clock(device, QUICK if options.quick else FULL)
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    results = _begin(options, limits.measure(clock, dtype, options.quick))
+    minutes = options.minutes or (QUICK_MINUTES if small else float("inf"))
+    measured = limits.Limits.from_json(results.limits)
+    bench = Bench(clock, measured, dtype, started + 60 * minutes, QUICK_COMPILES if small else None)
+    folder = options.out or _default_folder(options.quick)
+    file = folder / f"{results.created[:19].replace(':', '')}-{results.commit['sha'][:10]}.json"
+    print(report.head(results) + "\n", flush=True)
+    for case, run in work:
+        _run(case, run, bench, results)
+        results.write(file)
+    if "clocks" in results.machine:
+        results.machine["clocks"]["after"] = machine.clocks()
+    results.write(file)
+    return _end(results, file, options.plot)
+
+
+def _run(case: Any, run: Callable[[Any, Bench], Iterator[Record]], bench: Bench, results: Results) -> None:
+    """Adds a case's records; a case that cannot be set up at all is left out, and said to be."""
+    if bench.late():
+        results.left_out.append(f"{case.op} {case.shape}: out of time")
+        return
+    print(f"{case.op} {case.shape}", file=sys.stderr, flush=True)
+    try:
+        for record in run(case, bench):
+            results.records.append(record)
+    except Exception as error:  # the next case may well run
+        traceback.print_exc()
+        results.left_out.append(f"{case.op} {case.shape}: {explain(error)[1]}")
+
+
+def _work(options: argparse.Namespace, device: torch.device) -> list[tuple[Any, Callable]]:
+    """The cases, and what runs each."""
+    size, work = grid(device, quick=options.quick, sweeps=not options.no_sweeps), []
+    if options.what in ("ops", "all") and (options.op or not options.model):
+        work += [(case, run_case) for case in cases(size, options.op)]
+    if options.what in ("models", "all") and (options.model or not options.op):
+        from benchmarks.models import model_cases, run_model  # which need more to be installed than the ops
+
+        work += [(case, run_model) for case in model_cases(size, options.model)]
+    return work
+
+
+def _begin(options: argparse.Namespace, measured: limits.Limits) -> Results:
+    return Results(
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        command=shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]]),
+        quick=options.quick,
+        machine=machine.describe(),
+        versions=machine.versions(),
+        commit=machine.commit(),
+        limits=measured.to_json(),
+    )
+
+
+def _default_folder(quick: bool) -> Path:
+    """Quick results are for looking at, and nothing of them is committed."""
+    return machine.ROOT / ("build/benchmarks" if quick else f"benchmarks/results/{machine.slug()}")
+
+
+def _end(results: Results, file: Path, plot: bool) -> int:
+    print("\n" + report.terminal(results) + "\n")
+    if results.left_out:
+        print("left out:", *results.left_out, sep="\n  ")
+    print(f"results: {file}")
+    if plot:
+        from benchmarks.plot import draw
+
+        for drawn in draw(results, file.parent):
+            print(f"plot: {drawn}")
+    wrong = [r for r in results.records if r.ours and r.status in ("refused", "failed")]
+    for r in wrong:
+        print(f"OURS {r.status.upper()}: {r.name} {r.shape} {r.pass_} {r.candidate}: {r.reason}")
+    return 1 if wrong or not all(reason.endswith("out of time") for reason in results.left_out) else 0

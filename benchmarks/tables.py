@@ -1,0 +1,48 @@
+"""The README's tables of speed, from the results that are committed. Nothing in them is typed."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from benchmarks import report
+from benchmarks.machine import ROOT
+from benchmarks.results import Results
+
+RESULTS = ROOT / "benchmarks" / "results"
+START, END = "<!-- benchmarks -->", "<!-- /benchmarks -->"
+
+
+def latest(folder: Path) -> list[Results]:
+    """For each GPU, the newest results that are not of a --quick run."""
+    newest = []
+    for gpu in sorted(p for p in folder.glob("*") if p.is_dir()):
+        every = [Results.read(file) for file in gpu.glob("*.json")]
+        of_gpu = [r for r in every if r.machine["device"] == "cuda" and not r.quick]
+        if of_gpu:
+            newest.append(max(of_gpu, key=lambda r: r.created))
+    return newest
+
+
+def markdown(folder: Path = RESULTS) -> str:
+    """Of every GPU; empty where there are no results."""
+    return "\n\n".join(report.summary(results) for results in latest(folder))
+
+
+def show() -> int:
+    text = markdown()
+    if text:
+        print(text)
+    return 0
+
+
+def write(readme: Path = ROOT / "README.md", folder: Path = RESULTS) -> int:
+    """Puts the tables between the README's two marks."""
+    before, start, rest = readme.read_text().partition(START)
+    _, end, after = rest.partition(END)
+    if not start or not end:
+        print(f"tables: {readme} has no {START} ... {END} to write between", file=sys.stderr)
+        return 2
+    text = markdown(folder)
+    readme.write_text(f"{before}{START}\n{text}\n{END}{after}" if text else f"{before}{START}\n{END}{after}")
+    return 0

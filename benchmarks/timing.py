@@ -1,0 +1,97 @@
+"""How long a call takes: samples in microseconds, each by itself, over rotating inputs.
+
+On a GPU a sample lies between two CUDA events. Before the first, a buffer of twice the L2 cache is read (not written:
+its lines would have to be written back while the sample runs), and a sleeping kernel keeps the GPU busy until the host
+has enqueued the whole call, so that launches cost what they cost in a queue that is never empty. On a CPU a sample is
+perf_counter's, and the caches are as the rotation leaves them.
+"""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How many samples: until `seconds` are spent on one measurement, within the bounds."""
+
+    least: int = 10
+    most: int = 30
+    seconds: float = 0.3
+
+    def enough(self, samples: int, started: float) -> bool:
+        return samples >= self.most or (samples >= self.least and time.perf_counter() - started > self.seconds)
+
+
+FULL, QUICK = Effort(), Effort(least=5, most=20, seconds=0.08)
+
+
+class Clock:
+    """Takes samples on one device."""
+
+    def __init__(self, device: torch.device, effort: Effort):
+        self.device, self.effort = device, effort
+        self.on_gpu = device.type == "cuda"
+        if self.on_gpu:
+            properties = torch.cuda.get_device_properties(device)
+            self._flush = torch.ones(2 * properties.L2_cache_size // 4, device=device)
+            self._ticks_per_us = 2000  # cycles a microsecond at 2 GHz: the sleep may be too long, not too short
+
+    def samples(self, call: Callable[[Any], Any], prepare: Callable[[int], Any]) -> tuple[float, ...]:
+        """Microseconds of `call(prepare(i))`, i = 0, 1, ...; what `prepare` does is not in them."""
+        for i in range(3):  # compiles, tunes, allocates; the last one shows how long the host takes
+            state = prepare(i)
+            self._wait()
+            started = time.perf_counter()
+            call(state)
+            host_us = (time.perf_counter() - started) * 1e6
+        self._wait()
+        taken, started = [], time.perf_counter()
+        gc_was_on = gc.isenabled()
+        gc.disable()
+        try:
+            while not self.effort.enough(len(taken), started):
+                state = prepare(len(taken))
+                taken.append(self._gpu_sample(call, state, host_us) if self.on_gpu else self._cpu_sample(call, state))
+        finally:
+            if gc_was_on:
+                gc.enable()
+        return tuple(round(t, 3) for t in taken)
+
+    def _gpu_sample(self, call: Callable[[Any], Any], state: Any, host_us: float) -> float:
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        self._flush.sum()
+        torch.cuda._sleep(int(min(2 * host_us + 50, 20_000) * self._ticks_per_us))
+        start.record()
+        call(state)
+        end.record()
+        end.synchronize()
+        return start.elapsed_time(end) * 1e3
+
+    def _cpu_sample(self, call: Callable[[Any], Any], state: Any) -> float:
+        started = time.perf_counter()
+        call(state)
+        return max((time.perf_counter() - started) * 1e6, 0.001)
+
+    def _wait(self) -> None:
+        if self.on_gpu:
+            torch.cuda.synchronize(self.device)
+
+    def extra_bytes(self, call: Callable[[], Any]) -> int | None:
+        """The peak of memory during `call` beyond what there was before and what it returns; None on a CPU."""
+        if not self.on_gpu:
+            return None
+        self._wait()
+        before = torch.cuda.memory_allocated(self.device)
+        torch.cuda.reset_peak_memory_stats(self.device)
+        returned = call()
+        self._wait()
+        peak, after = torch.cuda.max_memory_allocated(self.device), torch.cuda.memory_allocated(self.device)
+        del returned
+        return peak - max(after, before)

@@ -1,0 +1,146 @@
+"""A whole visit to a GPU within a time limit: build, tests, benchmarks, a page that sums them up.
+
+Each part is a process of its own with a share of the time that is left. One that fails or takes too long is reported,
+and the next one starts; the page and the results are rewritten as they come, so that a visit that is cut off has
+brought home what it had. Before the build nothing is installed: this file needs Python alone. No part needs a network.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+GRACE = 5.0  # seconds between being asked to end and being ended
+TAIL = 25  # lines of a failing part's log that go into the page
+
+
+@dataclass(frozen=True)
+class Part:
+    """`share` of the time, among the parts still to come; {minutes} in the command is what that makes."""
+
+    name: str
+    command: Sequence[str]
+    share: float
+
+
+@dataclass(frozen=True)
+class Outcome:
+    part: Part
+    status: str  # "ok", "failed (1)", "out of time", "not started"
+    seconds: float
+    log: Path
+
+
+def parts(out: Path) -> list[Part]:
+    python = sys.executable
+    pip = [python, "-m", "pip", "install", "--no-build-isolation", "--no-deps", "--no-index", "--editable", "."]
+    measure = ["--out", str(out / "results"), "--minutes", "{minutes}"]
+    return [
+        Part("build", pip, 3),
+        Part("info", [python, "-m", "fastlm.cli", "info"], 1),
+        Part("tests", [python, "-P", "-m", "pytest", "-m", "gpu", "-q", "-p", "no:cacheprovider"], 3),
+        Part("ops", [python, "-m", "benchmarks", "ops", "--no-sweeps", "--plot", *measure], 4),
+        Part("models", [python, "-m", "benchmarks", "models", *measure], 3),
+    ]
+
+
+def visit(out: Path, minutes: float, planned: Sequence[Part] | None = None) -> int:
+    """Runs the parts; 0 where all were well."""
+    out = out.resolve()
+    out.mkdir(parents=True, exist_ok=True)
+    planned = parts(out) if planned is None else planned
+    until = time.monotonic() + 60 * minutes - GRACE
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the part that is under way is ended, too
+    outcomes: list[Outcome] = []
+    for i, part in enumerate(planned):
+        left = until - time.monotonic()
+        limit = left * part.share / sum(p.share for p in planned[i:])
+        outcomes.append(_run(part, limit, out))
+        last = outcomes[-1]
+        print(f"{part.name}: {last.status}, {last.seconds:.0f} s ({last.log})", flush=True)
+        _write(out, outcomes, planned[i + 1 :], minutes)
+    print((out / "summary.md").read_text())
+    return 0 if all(o.status == "ok" for o in outcomes) else 1
+
+
+def _run(part: Part, limit: float, out: Path) -> Outcome:
+    log = out / f"{part.name}.log"
+    if limit <= 0:
+        return Outcome(part, "not started", 0.0, log)
+    # A command that is told its time ends by itself before it has to be ended.
+    command = [word.format(minutes=f"{0.85 * limit / 60:.3f}") for word in part.command]
+    started = time.monotonic()
+    with log.open("w") as file:
+        file.write(f"$ {shlex.join(command)}\n")
+        file.flush()
+        try:
+            process = subprocess.Popen(
+                command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, env=_environment(), start_new_session=True
+            )
+        except OSError as error:
+            file.write(f"{error}\n")
+            return Outcome(part, "failed (it could not be started)", 0.0, log)
+        try:
+            code = process.wait(limit)
+            status = "ok" if code == 0 else f"failed ({code})"
+        except subprocess.TimeoutExpired:
+            status = "out of time"
+        finally:
+            _end(process)
+    return Outcome(part, status, time.monotonic() - started, log)
+
+
+def _end(process: subprocess.Popen) -> None:
+    """The process and all that it started."""
+    for number, patience in ((signal.SIGTERM, GRACE), (signal.SIGKILL, None)):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, number)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(patience)
+
+
+def _environment() -> dict[str, str]:
+    """Compiled for the GPU at hand alone, where it says what it is: all targets take five times as long."""
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    ask = ["nvidia-smi", "-i", "0", "--query-gpu=compute_cap", "--format=csv,noheader"]
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        capability = subprocess.run(ask, capture_output=True, text=True, timeout=20, check=True).stdout.strip()
+        target = capability.replace(".", "")
+        environment.setdefault("FASTLM_CUDA_ARCHS", "90a" if target == "90" else target)
+    return environment
+
+
+def _write(out: Path, outcomes: Sequence[Outcome], to_come: Sequence[Part], minutes: float) -> None:
+    """summary.md, whole."""
+    lines = [f"# A visit of {minutes:g} minutes", "", "| part | outcome | seconds |", "|---|---|---:|"]
+    lines += [f"| {o.part.name} | {o.status} | {o.seconds:.0f} |" for o in outcomes]
+    lines += [f"| {part.name} | not yet | |" for part in to_come]
+    for o in outcomes:
+        if o.status != "ok" and o.log.exists():
+            text = o.log.read_text(errors="replace").splitlines()
+            lines += ["", f"## {o.part.name}: {o.status}", "", "```", *text[-TAIL:], "```"]
+        elif o.part.name == "tests":
+            lines += ["", f"tests: {o.log.read_text(errors='replace').splitlines()[-1]}"]
+    for file in sorted((out / "results").glob("*.json")):
+        lines += ["", f"## {file.name}", "", _results(file)]
+    temporary = out / ".summary.md"
+    temporary.write_text("\n".join(lines) + "\n")
+    temporary.replace(out / "summary.md")
+
+
+def _results(file: Path) -> str:
+    try:
+        from benchmarks import report, results
+
+        return report.summary(results.Results.read(file))
+    except Exception as error:  # without torch there is no table, but there is still a page
+        return f"cannot be read: {error}"

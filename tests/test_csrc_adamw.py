@@ -1,0 +1,27 @@
+"""The bytes that csrc/adamw.cu moves are those of its header."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import fastlm
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the emulator counts bytes, and it runs where there is no GPU")
+@pytest.mark.parametrize(("dtype", "norm", "update"), [(torch.float32, 4, 28), (torch.bfloat16, 2, 22)])
+def test_bytes(dtype, norm, update):
+    import _C_emulated
+
+    shapes = [(300, 64), (8192,), (8,)]
+    parameters, gradients = ([torch.randn(s).to(dtype) for s in shapes] for _ in range(2))
+    moments = [[torch.zeros(s) for s in shapes] for _ in range(2)]
+    elements = sum(p.numel() for p in parameters)
+    programs = -(-300 * 64 // 8192) + 1 + 1
+    equal = {"rates": [0.1] * 3, "decays": [0.0] * 3, "betas": (0.9, 0.99), "eps": 1e-8}
+    _C_emulated.take_traffic()
+    fastlm.adamw(parameters, gradients, *moments, **equal, max_norm=1.0, backend="cuda")
+    traffic = _C_emulated.take_traffic()
+    # Beside the elements: each program's sum and the norm, written once.
+    assert traffic["read"] + traffic["written"] == (norm + update) * elements + 4 * (programs + 1)
+    assert traffic["accesses"] == (norm + update) * elements // 16 + programs + 1

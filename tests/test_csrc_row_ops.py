@@ -1,0 +1,48 @@
+"""layer_norm and the GELU family in CUDA C++ move the bytes that their files' headers say, and no more."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+import fastlm
+from fastlm.ops._register import programs
+
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="the emulator, which counts bytes, is for the CPU")
+
+# The op's vectors of parameters, and whether it keeps a row's mean and reciprocal deviation.
+OPS = {
+    "layer_norm": (("gamma", "beta"), True),
+    "gelu_layer_norm": (("gamma", "beta", "bias"), True),
+    "layer_norm_gelu": (("gamma", "beta"), True),
+    "bias_gelu": (("bias",), False),
+}
+
+
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize(("rows", "columns"), [(37, 768), (5, 256), (3, 1536), (2, 8192)])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=["bf16", "fp32"])
+def test_bytes(op, rows, columns, dtype):
+    from _C_emulated import take_traffic
+
+    names, normalises = OPS[op]
+    x = torch.randn(rows, columns, dtype=dtype, requires_grad=True)
+    parameters = {name: torch.randn(columns, dtype=dtype, requires_grad=True) for name in names}
+    array, statistics = rows * columns * dtype.itemsize, 8 * rows * normalises
+    sums = len(names) * columns * 4
+    partials = sums * programs(rows, x.device)
+    if op == "bias_gelu":  # whose programs share the columns too
+        partials = sums * max(1, programs(rows, x.device) // math.ceil(columns / 256))
+
+    take_traffic()
+    y = getattr(fastlm, op)(x, **parameters, backend="cuda")
+    forward = take_traffic()
+    y.backward(torch.randn_like(y))
+    backward = take_traffic()
+    assert forward["read"] == array
+    assert forward["written"] == array + statistics
+    assert forward["accesses"] == 2 * array // 16 + statistics // 4
+    assert backward["read"] == 2 * array + partials
+    assert backward["written"] == array + partials + sums
