@@ -14,7 +14,7 @@ import math
 import torch
 from torch import Tensor
 
-from benchmarks.case import Case, Inputs, Run, leaves, randn, results, with_gradients
+from benchmarks.case import Case, Inputs, Run, leaves, randn, with_gradients
 
 OURS, PEERS = 2.0, 16.0
 KEEP_RATE = 0.005
@@ -44,7 +44,7 @@ class Check:
 
     def error(self, run: Run) -> float:
         """In units of the yardstick's, the largest of output and gradients."""
-        actual = results(run, with_gradients(self.inputs), self.grad)
+        actual = self.case.results(run, with_gradients(self.inputs), self.grad)
         if self.grad is not None:
             actual["out"] = self.case.weigh(self.inputs, actual["out"])
         actual = self.case.excerpt_of(actual, self._part)
