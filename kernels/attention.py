@@ -16,6 +16,10 @@ Instructions come on top: one a score is 14 us at S = 512 and 1.7 GHz. Counted i
 bf16, in tiles that need no masking, without and with dropout: forward 8.2 and 13.1 (of short sequences 9.7 and 15.0),
 dq 8.1 and 12.4, dkv 9.9 and 14.7, all gradients of short sequences 12.9 and 20.4.
 
+Rows come by pointers, not by TMA descriptors: these put zeros past the end of a tensor, not of a sequence. What stands
+in padding, NaN perhaps, would be read as keys and values, and a packed sequence's last tile be stored over the next
+one's rows. Triton (3.7) specialises warps for Blackwell alone, and in loops of a product.
+
 Programs past a sequence's end return at once. The others go through one tile or more and say so (tl.assume), for a path
 around the loop would make ptxas serialise all wgmmas. For the same reason tiles that need masking are not a second
 loop, but a branch in the one.
