@@ -28,7 +28,7 @@ class Check:
     """The exact results and the yardstick of one case, for all its candidates."""
 
     def __init__(self, case: Case, t: Inputs, generator: torch.Generator):
-        self.case, self.inputs = case, t
+        self.case, self.inputs = case, with_gradients(t)  # a copy: what is timed may change its own
         dtype = next(iter(leaves(t).values())).dtype
         shape = case.output_shape(t)
         grad = None if shape == () else randn(generator, *shape).to(dtype)

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim.adamw import adamw as torch_adamw
 
 import fastlm
 from benchmarks.case import Case, Inputs, Peer, Run, randn
@@ -43,7 +44,7 @@ class AdamW(Case):
         def each(name: str, scale: float) -> Inputs:
             return {f"{name}{i}": randn(generator, *shape, scale=scale) for i, shape in enumerate(self.shapes())}
 
-        second = {name: x.square() for name, x in each("v", 0.01).items()}
+        second = {name: 1e-6 + x.square() for name, x in each("v", 0.01).items()}
         return each("p", 0.02) | each("g", 0.01) | each("m", 0.01) | second
 
     def lists(self, t: Inputs) -> tuple[list[Tensor], ...]:
@@ -59,7 +60,7 @@ class AdamW(Case):
 
     def naive(self, t: Inputs, mask: Tensor | None) -> Tensor:
         parameters, gradients, first, second = self.lists(t)
-        norm = torch.stack([g.square().sum() for g in gradients]).sum().sqrt()
+        norm = torch.nn.utils.get_total_norm(gradients)
         factor = (MAX_NORM / norm).clamp(max=1.0)
         for p, g, m, v in zip(parameters, gradients, first, second, strict=True):
             g = g * factor
@@ -93,7 +94,7 @@ class AdamW(Case):
             torch._foreach_mul_(gradients, (MAX_NORM / (norm + 1e-6)).clamp(max=1.0))
             rates = {"beta1": BETAS[0], "beta2": BETAS[1], "lr": LR, "weight_decay": DECAY, "eps": EPS}
             state = (parameters, gradients, first, second, [], steps)
-            torch.optim.adamw.adamw(*state, **form, **rates, amsgrad=False, maximize=False)
+            torch_adamw(*state, **form, **rates, amsgrad=False, maximize=False)
             return norm
 
         return run
