@@ -77,9 +77,20 @@ class Case(ABC):
     @abstractmethod
     def output_shape(self, t: Inputs) -> tuple[int, ...]: ...
 
+    def dtype(self, asked: torch.dtype) -> torch.dtype:
+        """That of the inputs, where activations of a dtype are asked for."""
+        return asked
+
+    def results(self, run: Run, t: Inputs, grad: Tensor | None) -> Inputs:
+        """What is checked of a run: output and gradients of inputs that `with_gradients` made; `grad` None is 1."""
+        out = run(t)
+        wanted = leaves(t)
+        gradients = torch.autograd.grad(out, list(wanted.values()), None if grad is None else grad.to(out.dtype))
+        return {"out": out.detach()} | {f"d{n}": g for n, g in zip(wanted, gradients, strict=True)}
+
     def naive_results(self, t: Inputs, mask: Tensor | None, grad: Tensor | None) -> Inputs:
-        """Output and gradients of `naive`."""
-        return results(lambda t: self.naive(t, mask), t, grad)
+        """The results of `naive`."""
+        return self.results(lambda t: self.naive(t, mask), t, grad)
 
     def mask(self, t: Inputs) -> Tensor | None:
         """The keep mask that fastlm draws for these inputs."""
@@ -150,14 +161,6 @@ def with_gradients(t: Inputs, dtype: torch.dtype | None = None) -> Inputs:
         return x.detach().to(dtype or x.dtype).clone().requires_grad_() if x.is_floating_point() else x
 
     return {name: leaf(x) for name, x in t.items()}
-
-
-def results(run: Run, t: Inputs, grad: Tensor | None) -> Inputs:
-    """Output and gradients of inputs that `with_gradients` made; `grad` None is 1, for a scalar."""
-    out = run(t)
-    wanted = leaves(t)
-    gradients = torch.autograd.grad(out, list(wanted.values()), None if grad is None else grad.to(out.dtype))
-    return {"out": out.detach()} | {f"d{n}": g for n, g in zip(wanted, gradients, strict=True)}
 
 
 def _eager(case: Case, t: Inputs) -> Tensor:

@@ -11,7 +11,7 @@ from benchmarks.report import best, grouped
 from benchmarks.results import Record, Results
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f", "#8c564b")
-PASS_MARKS = {"forward": "o", "backward": "s", "both": "D"}
+PASS_MARKS = {"forward": "o", "backward": "s", "both": "D", "step": "^"}
 
 
 def draw(results: Results, folder: Path) -> list[Path]:

@@ -15,7 +15,8 @@ from typing import Any, Self
 
 SCHEMA = 1
 KINDS = ("op", "model")
-PASSES = ("forward", "backward", "both", "step")  # "both": forward and backward; "step": of a model's training
+# "both": forward and backward; "step": of a model's training, or of its optimizer.
+PASSES = ("forward", "backward", "both", "step")
 STATUSES = ("timed", "refused", "skipped", "failed")
 BOUNDS = ("copy", "matrix", "exponential")
 

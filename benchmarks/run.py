@@ -48,9 +48,9 @@ def run_case(case: Case, bench: Bench) -> Iterator[Record]:
     """The records of one case, a candidate at a time."""
     torch._dynamo.reset()  # one shape, one graph: none is compiled for sizes that vary
     generator = torch.Generator(bench.device).manual_seed(SEED)
-    sets = [with_gradients(case.inputs(generator), bench.dtype) for _ in range(SETS)]
+    sets = [with_gradients(case.inputs(generator), case.dtype(bench.dtype)) for _ in range(SETS)]
     trial = _Trial(case, bench, sets, Check(case, sets[0], generator), generator)
-    for backend, reason in case.backends(bench.dtype, bench.device).items():
+    for backend, reason in case.backends(case.dtype(bench.dtype), bench.device).items():
         yield from trial.ours(backend, reason)
     yield from trial.parts()
     plain = trial.check if not case.dropout_p else Check(case.without_dropout(), sets[0], generator)
@@ -72,6 +72,10 @@ class _Trial:
     sets: list[Inputs]
     check: Check
     generator: torch.Generator
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.case.dtype(self.bench.dtype)
 
     def ours(self, backend: str, reason: str | None) -> list[Record]:
         if reason is not None:
@@ -123,17 +127,18 @@ class _Trial:
                 torch.cuda.empty_cache()
 
     def _times(self, name: str, ours: bool, run: Run, error: float) -> list[Record]:
-        extra = self.bench.clock.extra_bytes(lambda: self._both(run, self.sets[0]))
+        call, prepare = self._pass(run, self.case.passes[-1])
+        extra = self.bench.clock.extra_bytes(lambda: call(prepare(0)))
         done = []
         for pass_ in self.case.passes:
             samples = self.bench.clock.samples(*self._pass(run, pass_))
             record = self._record(name, pass_, ours, "timed", samples_us=samples, error=round(error, 3))
-            done.append(record if pass_ != "both" else replace(record, extra_bytes=extra))
+            done.append(replace(record, extra_bytes=extra) if pass_ == self.case.passes[-1] else record)
         return done
 
     def _pass(self, run: Run, pass_: str) -> tuple[Callable[[Any], Any], Callable[[int], Any]]:
         """What is timed, and what is prepared before it."""
-        if pass_ == "forward":
+        if pass_ in ("forward", "step"):
             return run, self._set
         if pass_ == "backward":
             return self._backward, lambda i: (run(self._set(i)), self._set(i))
@@ -161,7 +166,7 @@ class _Trial:
             kind="op",
             name=self.case.op,
             shape=self.case.shape,
-            dtype=str(self.bench.dtype).removeprefix("torch."),
+            dtype=str(self.dtype).removeprefix("torch."),
             pass_=pass_,
             candidate=name,
             ours=ours,
@@ -177,10 +182,10 @@ class _Trial:
 
     def _work(self, pass_: str) -> list[tuple[int, int, int]]:
         """(bytes, operations of products, exponentials) of the pass, forward and backward one after the other."""
-        cost, exponentials = self.case.cost(self.bench.dtype), self.case.exponentials()
+        cost, exponentials = self.case.cost(self.dtype), self.case.exponentials()
         forward = (cost.forward_bytes, cost.forward_flops * self.case.products, exponentials[0])
         backward = (cost.backward_bytes, cost.backward_flops * self.case.products, exponentials[1])
-        return {"forward": [forward], "backward": [backward], "both": [forward, backward]}[pass_]
+        return {"backward": [backward], "both": [forward, backward]}.get(pass_, [forward])
 
 
 def explain(error: Exception) -> tuple[str, str]:

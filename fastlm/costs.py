@@ -133,3 +133,12 @@ def cross_entropy_rows(rows: int, vocabulary: int, element: int = 2) -> Cost:
     """
     logits = element * rows * vocabulary
     return Cost(logits + 16 * rows, 0, logits, 0)
+
+
+def adamw(elements: int, element: int = 4) -> Cost:
+    """One update of `elements` parameters, clipped: gradients to their norm, then with it parameters and fp32 moments.
+
+    bytes = element * (2 + 2) n + 16 n: gradients twice, parameters and both moments read and written. Operations: the
+    norm 2, scaling 1, moments 3 and 4, corrections 2, root, eps and division 3, decay 2, step 2. There is no backward.
+    """
+    return Cost((4 * element + 16) * elements, 19 * elements, 0, 0)

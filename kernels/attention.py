@@ -16,6 +16,10 @@ Instructions come on top: one a score is 14 us at S = 512 and 1.7 GHz. Counted i
 bf16, in tiles that need no masking, without and with dropout: forward 8.2 and 13.1 (of short sequences 9.7 and 15.0),
 dq 8.1 and 12.4, dkv 9.9 and 14.7, all gradients of short sequences 12.9 and 20.4.
 
+Rows come by pointers, not by TMA descriptors: these put zeros past the end of a tensor, not of a sequence. What stands
+in padding, NaN perhaps, would be read as keys and values, and a packed sequence's last tile be stored over the next
+one's rows. Triton (3.7) specialises warps for Blackwell alone, and in loops of a product.
+
 Programs past a sequence's end return at once. The others go through one tile or more and say so (tl.assume), for a path
 around the loop would make ptxas serialise all wgmmas. For the same reason tiles that need masking are not a second
 loop, but a branch in the one.
@@ -30,6 +34,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fastlm.kernels import autotune
 from fastlm.kernels.philox import attention_mask
 
 LOG2E, LN2 = tl.constexpr(1 / math.log(2.0)), tl.constexpr(math.log(2.0))
@@ -275,12 +280,12 @@ WGMMA, TCGEN05, MMA, FMA = range(4)
 # rows it would ask 40. The forward's 4 warps let two programs share a multiprocessor of a Hopper chip, one at its
 # exponentials while the other's products are under way.
 TILES = {
-    ("forward", 64): ((128, 64, 4), (128, 64, 8), (128, 64, 8), (64, 32, 8)),
-    ("forward", 128): ((128, 64, 8), (128, 64, 8), (128, 64, 8), (32, 32, 8)),
-    ("backward_dq", 64): ((128, 64, 8), (128, 64, 8), (128, 64, 8), (64, 32, 8)),
-    ("backward_dq", 128): ((128, 64, 8), (128, 64, 8), (128, 32, 8), (32, 32, 4)),
-    ("backward_dkv", 64): ((64, 128, 8), (64, 128, 8), (32, 128, 8), (32, 64, 8)),
-    ("backward_dkv", 128): ((32, 128, 8), (64, 128, 8), (64, 64, 8), (32, 32, 8)),
+    ("_forward", 64): ((128, 64, 4), (128, 64, 8), (128, 64, 8), (64, 32, 8)),
+    ("_forward", 128): ((128, 64, 8), (128, 64, 8), (128, 64, 8), (32, 32, 8)),
+    ("_backward_dq", 64): ((128, 64, 8), (128, 64, 8), (128, 64, 8), (64, 32, 8)),
+    ("_backward_dq", 128): ((128, 64, 8), (128, 64, 8), (128, 32, 8), (32, 32, 4)),
+    ("_backward_dkv", 64): ((64, 128, 8), (64, 128, 8), (32, 128, 8), (32, 64, 8)),
+    ("_backward_dkv", 128): ((32, 128, 8), (64, 128, 8), (64, 64, 8), (32, 32, 8)),
 }
 
 # With wgmma, which takes operands from shared memory, there are registers for all gradients of a sequence this short
@@ -299,9 +304,11 @@ def _short(q: Tensor, max_seqlen: int) -> bool:
     return max_seqlen <= SHORT and q.shape[-1] <= 64 and _units(q) == WGMMA
 
 
-def _tile(kernel: str, q: Tensor, short: bool = False) -> dict[str, int | bool]:
-    units = _units(q)
-    block_m, block_n, warps = SHORT_FORWARD if short else TILES[kernel, 64 if q.shape[-1] <= 64 else 128][units]
+# What FASTLM_AUTOTUNE=1 tries beside these, where they fit the chip: see autotune.py.
+OTHERS = tuple((m, n, warps) for m in (64, 128) for n in (32, 64, 128) for warps in (4, 8))
+
+
+def _tile(units: int, block_m: int, block_n: int, warps: int) -> autotune.Tile:
     return {
         "BLOCK_M": block_m,
         "BLOCK_N": block_n,
@@ -327,10 +334,9 @@ def attention_forward(
     keep: int,
 ) -> None:
     """o (B, S, H, D) = dropout(softmax(scale * q k^T + mask)) v, lse (B, H, S); or packed rows (T, H, D) and (T, H)."""
-    tile = _tile("forward", q, _short(q, max_seqlen))
     _launch(
-        _forward, tile["BLOCK_M"], q, cu_seqlens, max_seqlen,
-        (q, k, v, lengths, cu_seqlens, seed, o, lse), (q, k, v, o), keep=keep, causal=causal, scale=scale, **tile,
+        _forward, "BLOCK_M", q, cu_seqlens, max_seqlen,
+        (q, k, v, lengths, cu_seqlens, seed, o, lse), (q, k, v, o), keep=keep, causal=causal, scale=scale,
     )  # fmt: skip
 
 
@@ -355,35 +361,49 @@ def attention_backward(
 ) -> None:
     """dq, dk, dv of q's shape, with strides in common, as do and o have; scratch is (2, *lse.shape) fp32."""
     common = dict(keep=keep, causal=causal, scale=scale)
-    alone, tile = _short(q, max_seqlen), _tile("backward_dq", q)
+    alone = _short(q, max_seqlen)
     _launch(
-        _backward_dq, tile["BLOCK_M"], q, cu_seqlens, max_seqlen,
+        _backward_dq, "BLOCK_M", q, cu_seqlens, max_seqlen,
         (do, q, k, v, o, lse, lengths, cu_seqlens, seed, dq, dk, dv, *scratch), (q, k, v, o, dq),
-        ALONE=alone, **common, **tile,
+        ALONE=alone, **common,
     )  # fmt: skip
     if not alone:
-        tile = _tile("backward_dkv", q)
         _launch(
-            _backward_dkv, tile["BLOCK_N"], q, cu_seqlens, max_seqlen,
-            (do, q, k, v, lengths, cu_seqlens, seed, dk, dv, *scratch), (q, k, v, o, dk), **common, **tile,
+            _backward_dkv, "BLOCK_N", q, cu_seqlens, max_seqlen,
+            (do, q, k, v, lengths, cu_seqlens, seed, dk, dv, *scratch), (q, k, v, o, dk), **common,
         )  # fmt: skip
 
 
-def _launch(kernel, block, q, cu_seqlens, max_seqlen, tensors, strided, keep, causal, scale, **constants) -> None:
-    """A program for each block of rows of each head and sequence."""
+def _launch(kernel, rows, q, cu_seqlens, max_seqlen, tensors, strided, keep, causal, scale, **constants) -> None:
+    """A program for each block of rows, of the tile's BLOCK_M or BLOCK_N, of each head and sequence."""
     *_, heads, dim = q.shape
     sequences = q.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
-    grid = heads, triton.cdiv(max_seqlen, block), sequences
-    if 0 in grid:
+    if 0 in (heads, max_seqlen, sequences):
         return
     if sequences > 65535:
         raise ValueError(f"attention: the Triton kernels take at most 65535 sequences, got {sequences}")
     tf32 = torch.backends.cuda.matmul.fp32_precision == "tf32"
-    kernel[grid](
-        *tensors, *(_strides(x, cu_seqlens is not None) for x in strided), max_seqlen, scale,
-        KEEP=keep, CAUSAL=causal, PRECISION="tf32" if tf32 else "ieee",
-        D=dim, BLOCK_D=max(16, triton.next_power_of_2(dim)), **constants,
-    )  # fmt: skip
+    strides = [_strides(x, cu_seqlens is not None) for x in strided]
+
+    def run(tile):
+        kernel[heads, triton.cdiv(max_seqlen, tile[rows]), sequences](
+            *tensors, *strides, max_seqlen, scale,
+            KEEP=keep, CAUSAL=causal, PRECISION="tf32" if tf32 else "ieee",
+            D=dim, BLOCK_D=max(16, triton.next_power_of_2(dim)), **constants, **tile,
+        )  # fmt: skip
+
+    name, units = kernel.fn.__name__, _units(q)
+    alone = constants.get("ALONE", False)
+    short = name == "_forward" and _short(q, max_seqlen)
+    default = SHORT_FORWARD if short else TILES[name, 64 if dim <= 64 else 128][units]
+
+    def choice():
+        absent = tuple(x is None for x in tensors)
+        shape_class = (f"attention.{name}", q.dtype, dim, triton.next_power_of_2(max_seqlen), absent, keep, causal)
+        others = (tile for tile in OTHERS if tile[0] >= max_seqlen or not alone)
+        return (*shape_class, tf32, alone), [_tile(units, *other) for other in others]
+
+    autotune.launch(run, _tile(units, *default), choice)
 
 
 def _strides(x: Tensor, packed: bool) -> tuple:

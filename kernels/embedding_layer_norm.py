@@ -24,9 +24,10 @@ from fastlm.kernels.philox import row_mask
 from fastlm.kernels.rows import (
     affine,
     columns,
+    launch_loop,
+    launch_rows,
     load_parameters,
     load_rows,
-    loop_tiling,
     means,
     normalise,
     rows,
@@ -34,7 +35,6 @@ from fastlm.kernels.rows import (
     store_rows,
     store_statistics,
     sum_partials,
-    tiling,
     zeros,
 )
 
@@ -196,11 +196,11 @@ def embedding_layer_norm_forward(
 
     Row n takes position n % sequence where there are no position_ids. Without gamma there is no layer norm.
     """
-    n, tile = y.shape[0], tiling(y.shape[1], warps=4)
     table_rows = (1 if t is None else t.shape[0] for t in (word, position, segment))
-    _forward[(triton.cdiv(n, tile["ROWS"]),)](
-        tokens, word, position, position_ids, segment, segments, gamma, beta, seed, y, sum, mean, rstd, n, sequence,
-        *table_rows, keep, LEVELS / keep, eps, sanitize_overflow=False, **tile,
+    launch_rows(
+        _forward, y,
+        tokens, word, position, position_ids, segment, segments, gamma, beta, seed, y, sum, mean, rstd, y.shape[0],
+        sequence, *table_rows, keep, LEVELS / keep, eps, sanitize_overflow=False,
     )  # fmt: skip
 
 
@@ -221,14 +221,12 @@ def embedding_layer_norm_backward(
 
     Without gamma there is dropout alone.
     """
-    n, columns = dy.shape
+    n = dy.shape[0]
     if gamma is None:
-        tile = tiling(columns, warps=4)
-        _dropped[(triton.cdiv(n, tile["ROWS"]),)](dy, seed, ds, n, keep, LEVELS / keep, **tile)
+        launch_rows(_dropped, dy, dy, seed, ds, n, keep, LEVELS / keep)
         return
-    _backward[(partials.shape[1],)](
-        dy, sum, mean, rstd, gamma, seed, ds, partials, n, keep, LEVELS / keep, **loop_tiling(dy)
-    )  # fmt: skip
+    programs = partials.shape[1]
+    launch_loop(_backward, dy, programs, dy, sum, mean, rstd, gamma, seed, ds, partials, n, keep, LEVELS / keep)
     sum_partials(partials, dgamma, dbeta)
 
 

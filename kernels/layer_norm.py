@@ -21,10 +21,11 @@ from fastlm.kernels.philox import row_mask
 from fastlm.kernels.rows import (
     affine,
     columns,
+    launch_loop,
+    launch_rows,
     load_parameter,
     load_parameters,
     load_rows,
-    loop_tiling,
     means,
     normalise,
     rows,
@@ -171,9 +172,9 @@ def add_layer_norm_forward(
     eps: float,
 ) -> None:
     """y = LN(sum), sum = residual + dropout(x + bias), all (N, E); mean and rstd (N,) fp32."""
-    n, tile = x.shape[0], tiling(x.shape[1], warps=4)
-    _forward[(triton.cdiv(n, tile["ROWS"]),)](
-        x, residual, bias, gamma, beta, seed, y, sum, mean, rstd, n, keep, LEVELS / keep, eps, **tile
+    launch_rows(
+        _forward, x,
+        x, residual, bias, gamma, beta, seed, y, sum, mean, rstd, x.shape[0], keep, LEVELS / keep, eps,
     )  # fmt: skip
 
 
@@ -217,10 +218,10 @@ def add_layer_norm_backward_from_output(
 
 
 def _launch_backward(dy, dsum, sum, y, mean, rstd, gamma, beta, seed, ds, dx, dgamma, dbeta, dbias, keep, partials):
-    tile = loop_tiling(dy)
-    _backward[(partials.shape[1],)](
+    launch_loop(
+        _backward, dy, partials.shape[1],
         dy, dsum, sum, y, mean, rstd, gamma, beta, seed, ds, dx, partials, dy.shape[0], keep, LEVELS / keep,
         # Of the longest rows gamma does not fit into registers either: see loop_tiling.
-        HAS_BIAS=dbias is not None, KEEP_GAMMA=tile["num_warps"] < 16, **tile,
+        HAS_BIAS=dbias is not None, KEEP_GAMMA=tiling(dy.shape[1], warps=1)["num_warps"] < 16,
     )  # fmt: skip
     sum_partials(partials, dgamma, dbeta, dbias)

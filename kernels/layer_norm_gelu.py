@@ -16,9 +16,10 @@ from fastlm.kernels.gelu import gelu, gelu_and_slope
 from fastlm.kernels.rows import (
     affine,
     columns,
+    launch_loop,
+    launch_rows,
     load_parameters,
     load_rows,
-    loop_tiling,
     means,
     normalise,
     rows,
@@ -26,7 +27,6 @@ from fastlm.kernels.rows import (
     store_rows,
     store_statistics,
     sum_partials,
-    tiling,
     zeros,
 )
 
@@ -92,8 +92,7 @@ def layer_norm_gelu_forward(
     eps: float,
 ) -> None:
     """y = GELU(LN(x)), (N, E); mean and rstd (N,) fp32."""
-    n, tile = x.shape[0], tiling(x.shape[1], warps=4)
-    _forward[(triton.cdiv(n, tile["ROWS"]),)](x, gamma, beta, y, mean, rstd, n, eps, TANH=tanh, **tile)
+    launch_rows(_forward, x, x, gamma, beta, y, mean, rstd, x.shape[0], eps, TANH=tanh)
 
 
 def layer_norm_gelu_backward(
@@ -110,6 +109,6 @@ def layer_norm_gelu_backward(
     partials: Tensor,
 ) -> None:
     """dx (N, E); dgamma, dbeta (E,) fp32 by way of partials (2, programs, E)."""
-    n, tile = x.shape[0], loop_tiling(x)
-    _backward[(partials.shape[1],)](dy, x, mean, rstd, gamma, beta, dx, partials, n, TANH=tanh, **tile)
+    programs, n = partials.shape[1], x.shape[0]
+    launch_loop(_backward, x, programs, dy, x, mean, rstd, gamma, beta, dx, partials, n, TANH=tanh)
     sum_partials(partials, dgamma, dbeta)

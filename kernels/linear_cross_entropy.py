@@ -18,9 +18,8 @@ import triton.language as tl
 from torch import Tensor
 
 WARPS = 16  # at most: two programs a multiprocessor, at 64 registers a thread
-VECTORS = (
-    2  # loads of 16 bytes a thread has under way: 32 KB a multiprocessor, of which 18 hide HBM's latency of 0.8 us
-)
+# Loads of 16 bytes that a thread has under way: 32 KB a multiprocessor, of which 18 hide HBM's latency of 0.8 us.
+VECTORS = 2
 LOWEST = tl.constexpr(-1e38)  # where maxima begin; -inf would make exp(-inf - -inf), which is NaN
 
 

@@ -12,6 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fastlm.kernels import autotune
+
 WARP = 256  # columns a warp holds of a block
 CHUNKS = 3  # at most: 24 values a thread, of which the backward has five kinds
 LONGEST = 8192  # columns; the registers of a row's 512 threads hold no more
@@ -147,7 +149,34 @@ def sum_partials(partials: Tensor, *outs: Tensor | None) -> None:
     _sum_partials[grid](partials, *outs, programs, E=columns, BLOCK_P=128, BLOCK_E=16, num_warps=4)
 
 
-def tiling(columns: int, warps: int) -> dict[str, int]:
+def launch_rows(kernel, x: Tensor, *arguments, **constants) -> None:
+    """`kernel` with a program for each ROWS rows of x (N, E), whose dtype and shape its tiles are for."""
+    n, columns = x.shape
+
+    def run(tile):
+        kernel[(triton.cdiv(n, tile["ROWS"]),)](*arguments, **constants, **tile)
+
+    others = (tiling(columns, warps) for warps in (1, 2, 8))
+    autotune.launch(run, tiling(columns, warps=4), lambda: (_shape_class(kernel, x, arguments, constants), others))
+
+
+def launch_loop(kernel, x: Tensor, programs: int, *arguments, **constants) -> None:
+    """`kernel` with programs that go from tile to tile of x (N, E)."""
+
+    def run(tile):
+        kernel[(programs,)](*arguments, **constants, **tile)
+
+    others = (loop_tiling(x, warps) for warps in (1, 4, 8))
+    autotune.launch(run, loop_tiling(x, warps=2), lambda: (_shape_class(kernel, x, arguments, constants), others))
+
+
+def _shape_class(kernel, x: Tensor, arguments, constants) -> tuple:
+    absent = tuple(argument is None for argument in arguments)
+    name = f"{kernel.fn.__module__}.{kernel.fn.__name__}"
+    return name, x.dtype, triton.next_power_of_2(x.shape[0]), x.shape[1], absent, *constants.values()
+
+
+def tiling(columns: int, warps: int) -> autotune.Tile:
     """The constants of a program of at least `warps` warps that holds whole rows of `columns` elements."""
     if columns > LONGEST:
         raise ValueError(f"the Triton kernels take rows of at most {LONGEST} elements, got {columns}")
@@ -162,12 +191,12 @@ def tiling(columns: int, warps: int) -> dict[str, int]:
     }
 
 
-def loop_tiling(x: Tensor) -> dict[str, int]:
+def loop_tiling(x: Tensor, warps: int) -> autotune.Tile:
     """`tiling` of a backward of x (N, E), whose programs go from tile to tile, and the tiles loaded or at work at once.
 
     Under way beside the tile at work: two, or one where that is as many bytes. The longest rows' 512 threads have 128
     registers each, into which addresses of tiles to come no longer fit.
     """
-    tile = tiling(x.shape[1], warps=2)
+    tile = tiling(x.shape[1], warps)
     longest = tile["num_warps"] == 16
     return tile | {"STAGES": 1 if longest else 3 if x.element_size() == 2 and x.shape[1] <= 4096 else 2}

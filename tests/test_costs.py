@@ -63,3 +63,9 @@ def test_linear_cross_entropy():
 def test_cross_entropy_rows():
     """BERT's 4915 masked rows of 30522 words in bf16: 150,015,630 logits of 2 bytes, and 16 bytes a row."""
     assert costs.cross_entropy_rows(4915, 30522) == Cost(300_031_260 + 78_640, 0, 300_031_260, 0)
+
+
+def test_adamw():
+    """Ten parameters in fp32: 40 bytes of gradients twice, 80 of parameters, 160 of moments."""
+    assert costs.adamw(10) == Cost(320, 190, 0, 0)
+    assert costs.adamw(10, element=2) == Cost(240, 190, 0, 0)

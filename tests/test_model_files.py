@@ -160,11 +160,11 @@ def test_a_full_disk_is_an_os_error_and_leaves_what_was_there(folder):
     assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
 
 
-@pytest.mark.parametrize("writer", ["save_file", "_write_json"])
+@pytest.mark.parametrize("writer", ["_write_tensors", "_write_json"])
 def test_a_write_that_stops_half_way_leaves_what_was_there(folder, writer, monkeypatch):
     before = {p.name: p.read_bytes() for p in folder.iterdir()}
 
-    def interrupted(_, path, **options):
+    def interrupted(_, path):
         path.write_bytes(b"half a f")
         raise KeyboardInterrupt
 

@@ -37,6 +37,8 @@ x, residual = torch.randn(2, 5, 64, requires_grad=True), torch.randn(2, 5, 64)
 y = fastlm.add_layer_norm(x, residual, torch.ones(64), torch.zeros(64))
 torch.testing.assert_close(y, torch.nn.functional.layer_norm(x + residual, (64,)))
 y.sum().backward()
+from fastlm.models import BERT, PRESETS
+BERT(PRESETS["bert_tiny"])(torch.ones(1, 7, dtype=torch.int64))
 print(fastlm.__file__, fastlm.kernels.__file__, sep="\\n")
 """
 

@@ -72,7 +72,7 @@ __global__ void __launch_bounds__(kThreads, 2) queries_kernel(const Backward<inp
   using S = Shape<kD>;
   constexpr int kRowTiles = S::kRowTiles, kQueries = S::kQueries;
   const Problem& problem = p.problem;
-  const Place place(tiles, problem.H);
+  const Place place(blockIdx.x, tiles, problem.H);
   const Sequence sequence(problem, place.b);
   const bool causal = problem.causal;
   const int length = sequence.length, D = problem.D;

@@ -5,10 +5,16 @@
 // reads from shared memory serves two products: with 16 the reads, 128 bytes a clock, would take as long as the
 // products. Queries are read anew for each tile, a fifth of all reads; in registers, ptxas would spill others for them.
 //
+// Of short sequences, whose queries are one block each, a multiprocessor's blocks stay and go from head to head: the
+// keys and values of the next are on their way while the last tile of one is worked on, for which a new block would
+// have to wait.
+//
 // Bytes a head, b those of an element: q, k and v are read and o is written, 4bSD, and lse, 4S. Tiles of keys are read
 // once for each block of queries that sees them, all but the first time from the L2. For 65,536 tokens and 12 heads of
 // 64 in bf16, S = 512, the floor of an H100 is 135 us, of HBM at 3.0 TB/s as of the exponentials; computed, not
 // measured.
+#include <algorithm>
+
 #include "attention/mask.cuh"
 #include "attention/sm80.h"
 #include "attention/tiles_sm80.cuh"
@@ -18,7 +24,7 @@ namespace fastlm::attention {
 
 namespace {
 
-constexpr int kWarps = 4, kThreads = kWarps * kWarpSize;
+constexpr int kWarps = 4, kThreads = kWarps * kWarpSize, kBlocks = 2;  // on a multiprocessor
 constexpr int kKeys = 64;
 
 template <int kD>
@@ -85,106 +91,101 @@ __device__ __forceinline__ void drop(uint32_t (&a)[kKeys / 16][4], uint32_t bits
   }
 }
 
+// A tile of keys and values for a warp's queries, which lie from `row` on in theirs: scores, probabilities, their part
+// of o.
 template <typename input_t, int kD, bool kDropout>
-__global__ void __launch_bounds__(kThreads, 2) forward_kernel(const Forward<input_t> p, int tiles) {
-  using S = Shape<kD>;
-  constexpr int kRowTiles = S::kRowTiles, kQueries = S::kQueries;
-  const Problem& problem = p.problem;
-  const Place place(tiles, problem.H);
-  const Sequence sequence(problem, place.b);
-  const bool causal = problem.causal;
-  const int length = sequence.length, D = problem.D;
-  const int first = (causal ? tiles - 1 - place.tile : place.tile) * kQueries;  // of causal blocks the long ones begin
-  const int warp = threadIdx.x / kWarpSize, g = threadIdx.x % kWarpSize / 4, t = threadIdx.x % 4;
-  const int row = warp * kRowTiles * 16, query = first + row;  // the warp's first
-  const auto head = [&](const auto& view, int b) { return view.at(b, place.h, sequence.start); };
-  if (first >= length) {
-    const int end = min(sequence.rows, first + kQueries);
-    const auto lse_to = head(p.lse, place.b);
-    store_zeros<kThreads>(head(p.o, place.b), first, end, D);
-    for (int i = first + threadIdx.x; i < end; i += kThreads) store_global(lse_to[i], INFINITY);
-    return;
-  }
-
-  input_t* const q_tile = dynamic_shared<input_t>();
-  input_t* const k_tiles = q_tile + kQueries * kD;  // [2][kKeys][kD]
-  input_t* const v_tiles = k_tiles + 2 * S::kTile;
-  const auto k_from = head(p.k, place.b), v_from = head(p.v, place.b);
-  const auto start = [&](int n, unsigned thread) {
-    start_tile<kKeys, kD, kThreads>(k_tiles + (n & 1) * S::kTile, k_from, n * kKeys, length, D, thread);
-    start_tile<kKeys, kD, kThreads>(v_tiles + (n & 1) * S::kTile, v_from, n * kKeys, length, D, thread);
-    cp_async_commit();
-  };
-  start_tile<kQueries, kD, kThreads>(q_tile, head(p.q, place.b), first, length, D);
-  start(0, threadIdx.x);
-
-  const Mask<false> mask(problem.seed, problem.keep, place.head);
-  const float c = problem.scale * kLog2E;
-  float o[kRowTiles][kD / 8][4] = {};
-  Softmax<kRowTiles> softmax;
-  const int keys = causal ? min(length, first + kQueries) : length;
-  const int steps = (keys + kKeys - 1) / kKeys;
-  for (int n = 0; n < steps; n++) {
-    const unsigned thread = anew(threadIdx.x);  // before the loop all addresses would take too many registers
-    cp_async_wait<0>();
-    __syncthreads();  // this tile is here, and the one before it has been read
-    if (n + 1 < steps) start(n + 1, thread);
-    const int key = n * kKeys;
-    if (causal && key >= query + 16 * kRowTiles) continue;  // none of this warp's queries sees these keys
-
-    float s[kRowTiles][kKeys / 8][4] = {};
-    const Blocks<kD, true, input_t> q_blocks(q_tile, thread);
-    const Blocks<kD, false, input_t> k_blocks(k_tiles + (n & 1) * S::kTile, thread);
+__device__ __forceinline__ void attend(float (&o)[Shape<kD>::kRowTiles][kD / 8][4],
+                                       Softmax<Shape<kD>::kRowTiles>& softmax, const input_t* q_tile,
+                                       const input_t* k_tile, const input_t* v_tile, int row, int query, int key,
+                                       int length, bool causal, float c, const Mask<false>& mask, unsigned thread) {
+  constexpr int kRowTiles = Shape<kD>::kRowTiles;
+  float s[kRowTiles][kKeys / 8][4] = {};
+  const Blocks<kD, true, input_t> q_blocks(q_tile, thread);
+  const Blocks<kD, false, input_t> k_blocks(k_tile, thread);
 #pragma unroll
-    for (int k = 0; k < kD / 16; k++) {
-      uint32_t q[kRowTiles][4];
+  for (int k = 0; k < kD / 16; k++) {
+    uint32_t q[kRowTiles][4];
 #pragma unroll
-      for (int i = 0; i < kRowTiles; i++) q_blocks.load(q[i], row + 16 * i, 16 * k);
-#pragma unroll
-      for (int j = 0; j < kKeys / 16; j++) {
-        uint32_t b[4];
-        k_blocks.load(b, 16 * j, 16 * k);
-#pragma unroll
-        for (int i = 0; i < kRowTiles; i++) multiply<input_t>(s[i][2 * j], s[i][2 * j + 1], q[i], b);
-      }
-    }
-    if (key + kKeys > length || (causal && key + kKeys > query + 1)) {
-#pragma unroll
-      for (int i = 0; i < kRowTiles; i++) hide(s[i], -INFINITY, query + 16 * i, key, length, causal);
-    }
-    uint32_t a[kRowTiles][kKeys / 16][4];
-#pragma unroll
-    for (int i = 0; i < kRowTiles; i++) {
-      float older[2];
-      softmax.step(i, s[i], c, older);
-#pragma unroll
-      for (int j = 0; j < kKeys / 16; j++) pack_operand<input_t>(a[i][j], s[i][2 * j], s[i][2 * j + 1]);
-      if constexpr (kDropout) {
-        drop(a[i], mask.template bits<true>(query + 16 * i, key, {0, 16}, {0, 32}, thread));
-      }
-#pragma unroll
-      for (int j = 0; j < kD / 8; j++) {
-        o[i][j][0] *= older[0], o[i][j][1] *= older[0];
-        o[i][j][2] *= older[1], o[i][j][3] *= older[1];
-      }
-    }
-    const Blocks<kD, true, input_t> v_blocks(v_tiles + (n & 1) * S::kTile, thread);
+    for (int i = 0; i < kRowTiles; i++) q_blocks.load(q[i], row + 16 * i, 16 * k);
 #pragma unroll
     for (int j = 0; j < kKeys / 16; j++) {
+      uint32_t b[4];
+      k_blocks.load(b, 16 * j, 16 * k);
 #pragma unroll
-      for (int d = 0; d < kD / 16; d++) {
-        uint32_t b[4];
-        v_blocks.load_transposed(b, 16 * j, 16 * d);
-#pragma unroll
-        for (int i = 0; i < kRowTiles; i++) multiply<input_t>(o[i][2 * d], o[i][2 * d + 1], a[i][j], b);
-      }
+      for (int i = 0; i < kRowTiles; i++) multiply<input_t>(s[i][2 * j], s[i][2 * j + 1], q[i], b);
     }
   }
+  if (key + kKeys > length || (causal && key + kKeys > query + 1)) {
+#pragma unroll
+    for (int i = 0; i < kRowTiles; i++) hide(s[i], -INFINITY, query + 16 * i, key, length, causal);
+  }
+  uint32_t a[kRowTiles][kKeys / 16][4];
+#pragma unroll
+  for (int i = 0; i < kRowTiles; i++) {
+    float older[2];
+    softmax.step(i, s[i], c, older);
+#pragma unroll
+    for (int j = 0; j < kKeys / 16; j++) pack_operand<input_t>(a[i][j], s[i][2 * j], s[i][2 * j + 1]);
+    if constexpr (kDropout) {
+      drop(a[i], mask.template bits<true>(query + 16 * i, key, {0, 16}, {0, 32}, thread));
+    }
+#pragma unroll
+    for (int j = 0; j < kD / 8; j++) {
+      o[i][j][0] *= older[0], o[i][j][1] *= older[0];
+      o[i][j][2] *= older[1], o[i][j][3] *= older[1];
+    }
+  }
+  const Blocks<kD, true, input_t> v_blocks(v_tile, thread);
+#pragma unroll
+  for (int j = 0; j < kKeys / 16; j++) {
+#pragma unroll
+    for (int d = 0; d < kD / 16; d++) {
+      uint32_t b[4];
+      v_blocks.load_transposed(b, 16 * j, 16 * d);
+#pragma unroll
+      for (int i = 0; i < kRowTiles; i++) multiply<input_t>(o[i][2 * d], o[i][2 * d + 1], a[i][j], b);
+    }
+  }
+}
 
-  // Rounded into this warp's rows of the tile of queries, which no other warp reads.
+// A head's block of queries, and how many tiles of keys it sees: none past a sequence's end, or past the last part.
+struct Part {
+  Place place;
+  Sequence sequence;
+  int first, steps;
+
+  __device__ __forceinline__ Part(const Problem& p, unsigned part, unsigned parts, int tiles, int queries)
+      : place(min(part, parts - 1), tiles, p.H), sequence(p, place.b) {
+    first = (p.causal ? tiles - 1 - place.tile : place.tile) * queries;  // of causal blocks the long ones begin
+    const int keys = p.causal ? min(sequence.length, first + queries) : sequence.length;
+    steps = part < parts && first < sequence.length ? (keys + kKeys - 1) / kKeys : 0;
+  }
+
+  template <typename T>
+  __device__ __forceinline__ View<T> of(const View<T>& view) const {
+    return view.at(place.b, place.h, sequence.start);
+  }
+};
+
+// Nothing is to be seen from these queries on: zeros, and log-sum-exps that make probabilities of zero.
+template <int kQueries, typename input_t>
+__device__ __forceinline__ void store_nothing(const Forward<input_t>& p, const Part& part) {
+  const int end = min(part.sequence.rows, part.first + kQueries);
+  const auto lse_to = part.of(p.lse);
+  store_zeros<kThreads>(part.of(p.o), part.first, end, p.problem.D);
+  for (int i = part.first + threadIdx.x; i < end; i += kThreads) store_global(lse_to[i], INFINITY);
+}
+
+// A warp's rows of o, by way of its rows of the tile of queries, which no other warp reads, and their log-sum-exps.
+template <typename input_t, int kD>
+__device__ __forceinline__ void store_rows(const Forward<input_t>& p, const Part& part, int row, input_t* q_tile,
+                                           float (&o)[Shape<kD>::kRowTiles][kD / 8][4],
+                                           const Softmax<Shape<kD>::kRowTiles>& softmax) {
+  constexpr int kRowTiles = Shape<kD>::kRowTiles;
+  const Problem& problem = p.problem;
+  const int g = threadIdx.x % kWarpSize / 4, t = threadIdx.x % 4, query = part.first + row;
+  const auto lse_to = part.of(p.lse);
   __syncwarp();
-  const auto o_to = head(p.o, anew(place.b));
-  const auto lse_to = head(p.lse, anew(place.b));
 #pragma unroll
   for (int i = 0; i < kRowTiles; i++) {
     float factor[2];
@@ -192,15 +193,78 @@ __global__ void __launch_bounds__(kThreads, 2) forward_kernel(const Forward<inpu
     for (int h = 0; h < 2; h++) {
       const float sum = softmax.sum(i, h);
       const int at = query + 16 * i + 8 * h + g;
-      const bool inside = at < length;
+      const bool inside = at < part.sequence.length;
       factor[h] = inside ? static_cast<float>(kLevels) / problem.keep / sum : 0.0f;
-      if (t == 0 && at < sequence.rows) {
+      if (t == 0 && at < part.sequence.rows) {
         store_global(lse_to[at], inside ? softmax.top[i][h] * problem.scale + logf(sum) : INFINITY);
       }
     }
     put<kD>(q_tile, row + 16 * i, 0, o[i], factor[0], factor[1]);
   }
-  store_tile<16 * kRowTiles, kD, kD>(o_to, q_tile, row, 0, query, sequence.rows, D);
+  store_tile<16 * kRowTiles, kD, kD>(part.of(p.o), q_tile, row, 0, query, part.sequence.rows, problem.D);
+}
+
+template <typename input_t, int kD, bool kDropout>
+__global__ void __launch_bounds__(kThreads, kBlocks)
+    forward_kernel(const Forward<input_t> p, int tiles, unsigned parts) {
+  using S = Shape<kD>;
+  constexpr int kRowTiles = S::kRowTiles, kQueries = S::kQueries;
+  const Problem& problem = p.problem;
+  // The first row of a thread's warp.
+  const auto row = [](unsigned thread) { return static_cast<int>(thread / kWarpSize * kRowTiles * 16); };
+  input_t* const q_tile = dynamic_shared<input_t>();
+  input_t* const k_tiles = q_tile + kQueries * kD;  // [2][kKeys][kD]
+  input_t* const v_tiles = k_tiles + 2 * S::kTile;
+
+  const auto start_queries = [&](const Part& part) {
+    if (part.steps == 0) return;
+    start_tile<kQueries, kD, kThreads>(q_tile, part.of(p.q), part.first, part.sequence.length, problem.D);
+    cp_async_commit();
+  };
+  const auto start_keys = [&](const Part& part, int n, int stage, unsigned thread) {
+    if (n >= part.steps) return;
+    const int length = part.sequence.length, at = stage * S::kTile;
+    start_tile<kKeys, kD, kThreads>(k_tiles + at, part.of(p.k), n * kKeys, length, problem.D, thread);
+    start_tile<kKeys, kD, kThreads>(v_tiles + at, part.of(p.v), n * kKeys, length, problem.D, thread);
+    cp_async_commit();
+  };
+  const auto nth = [&](unsigned part) { return Part(problem, part, parts, tiles, kQueries); };
+
+  int stage = 0;  // where the tile of keys and values lies that is next to be worked on
+  start_queries(nth(blockIdx.x));
+  start_keys(nth(blockIdx.x), 0, stage, threadIdx.x);
+  for (unsigned index = blockIdx.x; index < parts; index += gridDim.x) {
+    const unsigned next = index + gridDim.x;
+    const Part part = nth(index);
+    if (part.steps == 0) {
+      store_nothing<kQueries>(p, part);
+      start_queries(nth(next));
+      start_keys(nth(next), 0, stage, threadIdx.x);
+      continue;
+    }
+    const Mask<false> mask(problem.seed, problem.keep, part.place.head);
+    float o[kRowTiles][kD / 8][4] = {};
+    Softmax<kRowTiles> softmax;
+    for (int n = 0; n < part.steps; n++, stage ^= 1) {
+      const unsigned thread = anew(threadIdx.x);  // before the loop all addresses would take too many registers
+      cp_async_wait<0>();
+      __syncthreads();  // this tile is here, and the one before it has been read
+      if (n + 1 < part.steps) {
+        start_keys(part, n + 1, stage ^ 1, thread);
+      } else {
+        start_keys(nth(next), 0, stage ^ 1, thread);
+      }
+      const int query = part.first + row(thread);
+      if (problem.causal && n * kKeys >= query + 16 * kRowTiles) continue;  // none of the warp's queries sees these
+      attend<input_t, kD, kDropout>(o, softmax, q_tile, k_tiles + stage * S::kTile, v_tiles + stage * S::kTile,
+                                    row(thread), query, n * kKeys, part.sequence.length, problem.causal,
+                                    problem.scale * kLog2E, mask, thread);
+    }
+    store_rows<input_t, kD>(p, nth(anew(index)), row(anew(threadIdx.x)), q_tile, o, softmax);
+    if (next >= parts) break;
+    __syncthreads();  // all rows of o have left the tile of queries
+    start_queries(nth(next));
+  }
 }
 
 }  // namespace
@@ -209,9 +273,11 @@ template <typename input_t>
 void forward_sm80(const Forward<input_t>& p, int64_t heads, Stream stream) {
   const auto run = [&](auto head_dim, auto dropout) {
     using S = Shape<head_dim>;
-    const unsigned tiles = blocks(p.problem.longest, S::kQueries);
-    launch(forward_kernel<input_t, head_dim, dropout>, blocks(heads * tiles, 1), kThreads, S::kShared, stream, p,
-           static_cast<int>(tiles));
+    const unsigned tiles = blocks(p.problem.longest, S::kQueries), parts = blocks(heads * tiles, 1);
+    // Of longer sequences parts differ in length: let the chip give them to whoever is free.
+    const unsigned resident = tiles == 1 ? kBlocks * multiprocessors() : parts;
+    launch(forward_kernel<input_t, head_dim, dropout>, std::min(parts, resident), kThreads, S::kShared, stream, p,
+           static_cast<int>(tiles), parts);
   };
   with_head_dim(p.problem.D, [&](auto head_dim) {
     with_bool(p.problem.seed != nullptr, [&](auto dropout) { run(head_dim, dropout); });

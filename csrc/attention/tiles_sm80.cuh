@@ -179,12 +179,12 @@ __device__ __forceinline__ void store_zeros(const View<T>& to, int first, int en
   }
 }
 
-// Which of a block's work it is: blocks of one head are neighbours, so that they find its keys and values in the L2.
+// Which part of the work it is: those of one head are neighbours, so that they find its keys and values in the L2.
 struct Place {
   int tile, head, b, h;
 
-  __device__ __forceinline__ Place(int tiles, int H)
-      : tile(blockIdx.x % tiles), head(blockIdx.x / tiles), b(head / H), h(head % H) {}
+  __device__ __forceinline__ Place(unsigned part, int tiles, int H)
+      : tile(part % tiles), head(part / tiles), b(head / H), h(head % H) {}
 };
 
 // function(std::integral_constant<int, kD>{}) for the smallest kD that a kernel is compiled for and D fits in; columns

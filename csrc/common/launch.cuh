@@ -35,19 +35,33 @@ void launch(void (*kernel)(Parameters...), dim3 grid, int threads, size_t shared
 #endif
 }
 
+#if !defined(FASTLM_EMULATOR)
+// What the current device has of something.
+inline int device_attribute(cudaDeviceAttr attribute) {
+  int device = 0, value = 0;
+  cudaError_t error = cudaGetDevice(&device);
+  if (error == cudaSuccess) error = cudaDeviceGetAttribute(&value, attribute, device);
+  if (error != cudaSuccess) {
+    throw std::runtime_error(std::string("the device cannot be asked what it has: ") + cudaGetErrorString(error));
+  }
+  return value;
+}
+#endif
+
 // Bytes of shared memory, static and dynamic, that a block can have on the current device.
 inline size_t most_shared_memory() {
 #if defined(FASTLM_EMULATOR)
   return 227 * 1024;  // an H100's
 #else
-  int device = 0, bytes = 0;
-  cudaError_t error = cudaGetDevice(&device);
-  if (error == cudaSuccess) error = cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
-  if (error != cudaSuccess) {
-    throw std::runtime_error(std::string("the device cannot be asked for its shared memory: ") +
-                             cudaGetErrorString(error));
-  }
-  return bytes;
+  return device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);
+#endif
+}
+
+inline int multiprocessors() {
+#if defined(FASTLM_EMULATOR)
+  return 1;  // so that few heads are enough for a block to have several
+#else
+  return device_attribute(cudaDevAttrMultiProcessorCount);
 #endif
 }
 

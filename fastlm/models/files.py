@@ -1,4 +1,7 @@
-"""A model's folder: config.json and model.safetensors, written whole or not at all. Pickles are never loaded."""
+"""A model's folder: config.json and model.safetensors, written whole or not at all. Pickles are never loaded.
+
+safetensors is imported when a file is written or read: a model that is not needs no more than torch.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +12,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -25,7 +26,7 @@ def write(folder: str | Path, config: Mapping[str, Any], weights: Mapping[str, T
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: t.detach().cpu().contiguous() for name, t in weights.items()}
-    _replace(folder / WEIGHTS, lambda path: save_file(tensors, path, metadata={"format": "pt"}))
+    _replace(folder / WEIGHTS, lambda path: _write_tensors(tensors, path))
     _replace(folder / CONFIG, lambda path: _write_json(config, path))
 
 
@@ -45,6 +46,9 @@ def read_config(folder: str | Path) -> dict[str, Any]:
 
 def read_weights(folder: str | Path) -> dict[str, Tensor]:
     """The tensors of model.safetensors, on the CPU. Raises FileNotFoundError or ValueError, naming the file."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
     path = Path(folder) / WEIGHTS
     if not path.is_file():
         pickles = sorted(p.name for p in path.parent.glob("*.bin"))
@@ -87,10 +91,20 @@ def _replace(path: Path, write: Callable[[Path], Any]) -> None:
         _sync(temporary)
         os.replace(temporary, path)
         _sync(path.parent)
-    except SafetensorError as error:
-        raise _as_os_error(error, path) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Raises OSError for what safetensors reports as its own class: a full disk, say."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    try:
+        save_file(tensors, path, metadata={"format": "pt"})
+    except SafetensorError as error:
+        number = re.search(r"os error (\d+)", str(error))
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) if number else error from error
 
 
 def _write_json(content: Mapping[str, Any], path: Path) -> None:
@@ -104,9 +118,3 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _as_os_error(error: SafetensorError, path: Path) -> Exception:
-    """safetensors reports a full disk, say, as its own class."""
-    number = re.search(r"os error (\d+)", str(error))
-    return OSError(int(number[1]), os.strerror(int(number[1])), str(path)) if number else error
