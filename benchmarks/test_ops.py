@@ -1,7 +1,7 @@
 """The cases for pytest-benchmark: pytest benchmarks --benchmark-only.
 
-A round is forward and backward of one set of inputs, waited for on a GPU; nothing is flushed, and the host's time is in
-it: for launches in a queue and limits of the machine, python -m benchmarks.
+A round is forward and backward of one set of inputs, or an optimizer's step, waited for on a GPU; nothing is flushed,
+and the host's time is in it: for launches in a queue and limits of the machine, python -m benchmarks.
 """
 
 from __future__ import annotations
@@ -25,30 +25,31 @@ CASES = cases(grid(DEVICE, quick=True))
 
 @pytest.fixture(scope="module", params=CASES, ids=lambda case: f"{case.op}-{case.shape}".replace(" ", "_"))
 def check(request) -> Check:
-    generator = torch.Generator(DEVICE).manual_seed(SEED)
-    return Check(request.param, with_gradients(request.param.inputs(generator), DTYPE), generator)
+    case, generator = request.param, torch.Generator(DEVICE).manual_seed(SEED)
+    return Check(case, with_gradients(case.inputs(generator), case.dtype(DTYPE)), generator)
 
 
 def _ours(case: Case, backend: str, t: Inputs) -> torch.Tensor:
     return case.ours(t, backend)
 
 
-def _step(check: Check, run: Run) -> None:
+def _round(check: Check, run: Run) -> None:
     out = run(check.inputs)
-    torch.autograd.grad(out, list(leaves(check.inputs).values()), check.grad_like(out))
+    if check.case.passes != ("step",):
+        torch.autograd.grad(out, list(leaves(check.inputs).values()), check.grad_like(out))
     if DEVICE.type == "cuda":
         torch.cuda.synchronize()
 
 
 @pytest.mark.parametrize("candidate", ["reference", "triton", "cuda", "eager"])
-def test_forward_and_backward(benchmark, check, candidate):
+def test_op(benchmark, check, candidate):
     benchmark.group = f"{check.case.op} {check.case.shape}"
     if candidate == "eager":
         run = check.case.eager
     else:
-        reason = check.case.backends(DTYPE, DEVICE).get(candidate, "kernels serve it")
+        reason = check.case.backends(check.case.dtype(DTYPE), DEVICE).get(candidate, "kernels serve it")
         if reason is not None:
             pytest.skip(reason)
         run = functools.partial(_ours, check.case, candidate)
         check.held(run, OURS)
-    benchmark(_step, check, run)
+    benchmark(_round, check, run)

@@ -45,16 +45,24 @@ UNALIGNED = ["LENGTHS", "CU_SEQLENS", "SEED", "LSE", "LSE2", "DELTA"]
 
 
 @triton.jit
-def _place(S, LENGTHS, CU_SEQLENS):
-    """A program's head h, block of rows, sequence b; the packed row where the sequence starts, its length, its rows."""
+def _clamp(x, most):
+    return tl.maximum(0, tl.minimum(x, most))
+
+
+@triton.jit
+def _place(S, T, LENGTHS, CU_SEQLENS):
+    """A program's head h, block of rows, sequence b; the packed row where the sequence starts, its length, its rows.
+
+    No host looks at lengths and offsets on a GPU: what is out of range is taken as the nearest that is not.
+    """
     h, block, b = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     start, length, rows = 0, S, S
     if CU_SEQLENS is not None:
-        start = tl.load(CU_SEQLENS + b)
-        length = tl.load(CU_SEQLENS + b + 1) - start
+        start = _clamp(tl.load(CU_SEQLENS + b), T)
+        length = _clamp(_clamp(tl.load(CU_SEQLENS + b + 1), T) - start, S)
         rows = length
     if LENGTHS is not None:
-        length = tl.load(LENGTHS + b)
+        length = _clamp(tl.load(LENGTHS + b), S)
     return h, block, b, start, length, rows
 
 
@@ -89,16 +97,23 @@ def _store_numbers(X, x, first, end, b, h, start, S, CU_SEQLENS):
 
 
 @triton.jit
+def _row(ROWS: tl.constexpr, STRIDE: tl.constexpr):
+    """(ROWS, 1), in 64 bits where the batch stands between rows and their offsets are too large for 32."""
+    row = tl.arange(0, ROWS)[:, None]
+    return row.to(tl.int64) if ROWS * STRIDE >= 2**31 else row
+
+
+@triton.jit
 def _load_rows(X, first, end, strides, ROWS: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr):
     """(ROWS, BLOCK_D) of the head at X, from row `first` on, with zeros from row `end` and column D on."""
-    row, d = tl.arange(0, ROWS)[:, None], tl.arange(0, BLOCK_D)[None, :]
+    row, d = _row(ROWS, strides[1]), tl.arange(0, BLOCK_D)[None, :]
     at = X + tl.cast(first, tl.int64) * strides[1] + (row * strides[1] + d)
     return tl.load(at, mask=(row < end - first) & (d < D), other=0.0)
 
 
 @triton.jit
 def _store_rows(X, x, first, end, strides, D: tl.constexpr):
-    row, d = tl.arange(0, x.shape[0])[:, None], tl.arange(0, x.shape[1])[None, :]
+    row, d = _row(x.shape[0], strides[1]), tl.arange(0, x.shape[1])[None, :]
     at = X + tl.cast(first, tl.int64) * strides[1] + (row * strides[1] + d)
     tl.store(at, x.to(X.dtype.element_ty), mask=(row < end - first) & (d < D))
 
@@ -126,13 +141,13 @@ def _kept(
         return tl.where(mask, 256 / KEEP, 0.0)
 
 
-@triton.jit(do_not_specialize=["S"], do_not_specialize_on_alignment=UNALIGNED)
+@triton.jit(do_not_specialize=["S", "T"], do_not_specialize_on_alignment=UNALIGNED)
 def _forward(
-    Q, K, V, LENGTHS, CU_SEQLENS, SEED, OUT, LSE, q_strides, k_strides, v_strides, o_strides, S, scale,
+    Q, K, V, LENGTHS, CU_SEQLENS, SEED, OUT, LSE, q_strides, k_strides, v_strides, o_strides, S, T, scale,
     KEEP: tl.constexpr, CAUSAL: tl.constexpr, PRECISION: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, MASK_ALL: tl.constexpr,
 ):  # fmt: skip
-    h, block, b, start, length, rows = _place(S, LENGTHS, CU_SEQLENS)
+    h, block, b, start, length, rows = _place(S, T, LENGTHS, CU_SEQLENS)
     first = (tl.num_programs(1) - 1 - block if CAUSAL else block) * BLOCK_M  # of causal blocks, the long ones begin
     K, V = _at_head(K, k_strides, b, h, start), _at_head(V, v_strides, b, h, start)
     i, j = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N)
@@ -172,16 +187,16 @@ def _forward(
     _store_numbers(LSE, lse, first, rows, b, h, start, S, CU_SEQLENS)
 
 
-@triton.jit(do_not_specialize=["S"], do_not_specialize_on_alignment=UNALIGNED)
+@triton.jit(do_not_specialize=["S", "T"], do_not_specialize_on_alignment=UNALIGNED)
 def _backward_dq(
     DO, Q, K, V, OUT, LSE, LENGTHS, CU_SEQLENS, SEED, DQ, DK, DV, LSE2, DELTA, q_strides, k_strides, v_strides,
-    o_strides, dq_strides, S, scale,
+    o_strides, dq_strides, S, T, scale,
     KEEP: tl.constexpr, CAUSAL: tl.constexpr, PRECISION: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, MASK_ALL: tl.constexpr,
     ALONE: tl.constexpr,
 ):  # fmt: skip
     """dq of a block of queries; dk and dv too if it is ALONE in its sequence, else LSE2 and DELTA for _backward_dkv."""
-    h, block, b, start, length, rows = _place(S, LENGTHS, CU_SEQLENS)
+    h, block, b, start, length, rows = _place(S, T, LENGTHS, CU_SEQLENS)
     first = (tl.num_programs(1) - 1 - block if CAUSAL else block) * BLOCK_M
     i, j = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N)
     K, V = _at_head(K, k_strides, b, h, start), _at_head(V, v_strides, b, h, start)
@@ -226,15 +241,15 @@ def _backward_dq(
     _store_rows(_at_head(DQ, dq_strides, b, h, start), dq * scale, first, rows, dq_strides, D)
 
 
-@triton.jit(do_not_specialize=["S"], do_not_specialize_on_alignment=UNALIGNED)
+@triton.jit(do_not_specialize=["S", "T"], do_not_specialize_on_alignment=UNALIGNED)
 def _backward_dkv(
     DO, Q, K, V, LENGTHS, CU_SEQLENS, SEED, DK, DV, LSE2, DELTA, q_strides, k_strides, v_strides, o_strides,
-    dk_strides, S, scale,
+    dk_strides, S, T, scale,
     KEEP: tl.constexpr, CAUSAL: tl.constexpr, PRECISION: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, MASK_ALL: tl.constexpr,
 ):  # fmt: skip
     """dk and dv of a block of keys, by the scores' transpose: keys by queries."""
-    h, block, b, start, length, rows = _place(S, LENGTHS, CU_SEQLENS)
+    h, block, b, start, length, rows = _place(S, T, LENGTHS, CU_SEQLENS)
     first = block * BLOCK_N
     i, j = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N)
     Q, DO = _at_head(Q, q_strides, b, h, start), _at_head(DO, o_strides, b, h, start)
@@ -387,7 +402,7 @@ def _launch(kernel, rows, q, cu_seqlens, max_seqlen, tensors, strided, keep, cau
 
     def run(tile):
         kernel[heads, triton.cdiv(max_seqlen, tile[rows]), sequences](
-            *tensors, *strides, max_seqlen, scale,
+            *tensors, *strides, max_seqlen, q.shape[0], scale,
             KEEP=keep, CAUSAL=causal, PRECISION="tf32" if tf32 else "ieee",
             D=dim, BLOCK_D=max(16, triton.next_power_of_2(dim)), **constants, **tile,
         )  # fmt: skip

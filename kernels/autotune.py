@@ -15,7 +15,7 @@ from collections.abc import Callable, Hashable, Iterable
 
 import torch
 import triton
-from triton.runtime.errors import OutOfResources
+from triton.runtime.errors import OutOfResources, PTXASError
 
 Tile = dict[str, int | bool]
 
@@ -35,9 +35,10 @@ def launch(
         run(default)
         return
     shape_class, others = choice()
-    if shape_class not in _fastest:
-        _fastest[shape_class] = _find_fastest(run, shape_class, [default, *(t for t in others if t != default)])
-    run(_fastest[shape_class])
+    key = (torch.cuda.get_device_name() if torch.cuda.is_available() else "interpreter", *shape_class)
+    if key not in _fastest:
+        _fastest[key] = _find_fastest(run, shape_class, [default, *(t for t in others if t != default)])
+    run(_fastest[key])
 
 
 def _find_fastest(run: Callable[[Tile], object], shape_class: tuple[Hashable, ...], tiles: list[Tile]) -> Tile:
@@ -56,7 +57,7 @@ def milliseconds(call: Callable[[], object]) -> float:
     """How long a launch takes, the median; infinite where the chip has not the shared memory or registers for it."""
     try:
         call()
-    except OutOfResources:
+    except (OutOfResources, PTXASError):
         return math.inf
     if torch.cuda.is_available():
         return triton.testing.do_bench(call, return_mode="median")

@@ -317,6 +317,29 @@ def test_large_heads_are_the_references():
     assert torch.equal(fastlm.attention(q, q, q), q)
 
 
+@pytest.mark.parametrize("case", KERNEL_CASES)
+@pytest.mark.parametrize(
+    ("wrong", "right"),
+    [({"lengths": [-3, 99]}, {"lengths": [0, 6]}), ({"cu_seqlens": [-5, 9, 40]}, {"cu_seqlens": [0, 9, 12]})],
+    ids=["lengths", "offsets"],
+)
+def test_what_no_host_looks_at_stays_inside_of_the_arrays(case, wrong, right):
+    """On a GPU lengths and offsets are not checked: those out of range are taken as the nearest in range."""
+
+    def run(lengths=None, cu_seqlens=None):
+        sequences = [
+            None if x is None else torch.tensor(x, dtype=torch.int32, device=case.device) for x in (lengths, cu_seqlens)
+        ]
+        rows = (2, 6) if cu_seqlens is None else (12,)
+        t = inputs(case.device, case.dtype, **dict.fromkeys(("q", "k", "v", "do"), (*rows, 2, 16)))
+        options = (*sequences, 6 if cu_seqlens is None else 10, None, False, 0.25, 256, case.backend)
+        o, lse = torch.ops.fastlm.attention(t["q"], t["k"], t["v"], *options)
+        return o, lse, *torch.ops.fastlm.attention_backward(t["do"], t["q"], t["k"], t["v"], o, lse, *options)
+
+    for a, b in zip(run(**wrong), run(**right), strict=True):
+        assert torch.equal(a, b)
+
+
 def test_more_sequences_than_a_grid_has():
     q = torch.zeros(65536, 1, 1, 8)
     kernels = backends.launchers("triton", "attention")

@@ -9,7 +9,7 @@ import pytest
 import torch
 from checks import Case, assert_accurate, inputs
 from test_attention import check
-from triton.runtime.errors import OutOfResources
+from triton.runtime.errors import OutOfResources, PTXASError
 
 import fastlm
 from fastlm.kernels import autotune
@@ -90,9 +90,10 @@ def test_nothing_is_timed_unless_asked(monkeypatch):
     assert runs == [{"warps": 4}]
 
 
-def test_what_the_chip_cannot_run_is_never_the_fastest():
+@pytest.mark.parametrize("error", [OutOfResources(300_000, 232_448, "shared memory"), PTXASError("no registers")])
+def test_what_the_chip_cannot_run_is_never_the_fastest(error):
     def call():
-        raise OutOfResources(300_000, 232_448, "shared memory")
+        raise error
 
     assert autotune.milliseconds(call) == math.inf
     assert 0 <= autotune.milliseconds(lambda: None) < math.inf
@@ -101,6 +102,7 @@ def test_what_the_chip_cannot_run_is_never_the_fastest():
 def test_a_capture_is_not_spoilt(monkeypatch):
     monkeypatch.setenv("FASTLM_AUTOTUNE", "1")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
     with pytest.raises(RuntimeError, match="kernel: .* while a CUDA graph is captured: call the op once before"):
         autotune.launch(print, {"warps": 4}, lambda: (("kernel", "unseen"), []))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -435,6 +437,25 @@ def test_tables_are_of_the_newest_results_of_a_gpu(tmp_path):
     assert "| 2.0 |" in text and "| 4.0 |" not in text and text.endswith(f"{tables.END}\nb\n")
     readme.write_text("no marks")
     assert tables.write(readme, tmp_path) == 2
+
+
+@pytest.mark.slow
+def test_the_cases_of_pytest_benchmark_run():
+    """Each once, without times."""
+    environment = {k: v for k, v in os.environ.items() if k not in ("FASTLM_EMULATE", "TRITON_INTERPRET")}
+    command = [
+        sys.executable,
+        "-P",
+        "-m",
+        "pytest",
+        "benchmarks",
+        "--benchmark-disable",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+    ]
+    ended = subprocess.run(command, cwd=machine.ROOT, env=environment, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stdout
 
 
 def test_the_readme_has_the_tables_of_the_committed_results():

@@ -171,6 +171,25 @@ def test_main_grad_accumulates(case, reduction):
 
 
 @pytest.mark.parametrize("case", cases(OP))
+def test_the_mean_scales_all_gradients_alike(case):
+    """By a factor that is not rounded to the activations' dtype, as CUDA would: 1 / 255 in bfloat16 is 0.4 % off."""
+    targets = torch.arange(255, device=case.device) % 50
+    t = tensors(case, 255, 64, 50, bias=False)
+    options = {"targets": targets, "backend": case.backend}
+    whole, mean = (
+        evaluate(
+            lambda reduction=reduction, **t: fastlm.linear_cross_entropy(**t, **options, reduction=reduction),
+            t,
+            case.dtype,
+        )
+        for reduction in ("sum", "mean")
+    )
+    for name in ("dx", "dweight"):
+        a, b = whole[name].double(), mean[name].double() * 255
+        assert abs((a * b).sum() / a.square().sum() - 1) < 1e-3, name
+
+
+@pytest.mark.parametrize("case", cases(OP))
 def test_nothing_counts(case):
     """All targets ignored, or no rows: the loss and the gradients are 0."""
     for rows in (4, 0):

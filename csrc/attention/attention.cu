@@ -32,20 +32,15 @@ struct Call {
           "the head's dimension must be a multiple of 8 up to 128, got ", D);
     check(packed || max_seqlen == q.shape[1], "max_seqlen must be S = ", q.shape[1], ", got ", max_seqlen);
     check(!packed || !lengths, "there can be lengths or cu_seqlens, not both");
+    check(!packed || q.shape[0] <= INT32_MAX, "there can be at most 2^31 - 1 packed rows, got ", q.shape[0]);
     check(B * H < 1 << 30, "there can be at most 2^30 sequences times heads, got ", B * H);
     if (lengths) lengths.expect("lengths", DType::kInt32, {B});
     if (packed) cu_seqlens.expect("cu_seqlens", DType::kInt32, {B + 1});
     check_seed(seed, keep);
     check(scale > 0.0f, "scale must be above 0, got ", scale);
-    problem = {lengths.as<int>(),
-               cu_seqlens.as<int>(),
-               max_seqlen,
-               static_cast<int>(H),
-               static_cast<int>(D),
-               causal,
-               scale,
-               seed.as<int64_t>(),
-               static_cast<uint32_t>(keep)};
+    problem = {lengths.as<int>(),   cu_seqlens.as<int>(),       max_seqlen, static_cast<int>(q.shape[0]),
+               static_cast<int>(H), static_cast<int>(D),        causal,     scale,
+               seed.as<int64_t>(),  static_cast<uint32_t>(keep)};
   }
 
   template <typename T>

@@ -30,6 +30,7 @@ struct Problem {
   const int* lengths;  // (B,), or null
   const int* starts;   // (B + 1,) of packed rows, or null
   int longest;         // S, or the longest packed sequence
+  int total;           // T of packed rows
   int H, D;
   bool causal;
   float scale;
@@ -38,19 +39,21 @@ struct Problem {
 };
 
 // A sequence: the packed row where it starts, its length, and how many rows it has in the outputs. No host looks at
-// lengths on a GPU: what is out of range is taken as the nearest that is not.
+// lengths and starts on a GPU: what is out of range is taken as the nearest that is not, so that no access is outside
+// of the arrays. Packed rows that are no sequence's are not written.
 struct Sequence {
   int start, length, rows;
 
   __device__ __forceinline__ Sequence(const Problem& p, int b) : start(0), length(p.longest), rows(p.longest) {
     if (p.starts) {
-      start = load_global<Use::kRepeated>(p.starts + b);
-      rows = length = clamp(load_global<Use::kRepeated>(p.starts + b + 1) - start, p.longest);
+      start = clamp(load_global<Use::kRepeated>(p.starts + b), p.total);
+      const int end = clamp(load_global<Use::kRepeated>(p.starts + b + 1), p.total);
+      rows = length = clamp(end - start, p.longest);
     } else if (p.lengths) {
       length = clamp(load_global<Use::kRepeated>(p.lengths + b), p.longest);
     }
   }
-  __device__ __forceinline__ static int clamp(int length, int longest) { return max(0, min(length, longest)); }
+  __device__ __forceinline__ static int clamp(int x, int most) { return max(0, min(x, most)); }
 };
 
 template <typename input_t>

@@ -30,6 +30,7 @@ void launch(void (*kernel)(Parameters...), dim3 grid, int threads, size_t shared
     error = cudaGetLastError();
   }
   if (error != cudaSuccess) {
+    (void)cudaGetLastError();  // or the next launch would find it
     throw std::runtime_error(std::string("a CUDA kernel could not be launched: ") + cudaGetErrorString(error));
   }
 #endif
@@ -42,6 +43,7 @@ inline int device_attribute(cudaDeviceAttr attribute) {
   cudaError_t error = cudaGetDevice(&device);
   if (error == cudaSuccess) error = cudaDeviceGetAttribute(&value, attribute, device);
   if (error != cudaSuccess) {
+    (void)cudaGetLastError();
     throw std::runtime_error(std::string("the device cannot be asked what it has: ") + cudaGetErrorString(error));
   }
   return value;

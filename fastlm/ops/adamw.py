@@ -47,13 +47,14 @@ def adamw(
         backend: "auto", "reference" or "cuda".
 
     Returns:
-        The norm before clipping, float32 (float64 for float64) of shape (), on the device: nothing waits for it. If it
-        is not finite, neither are the parameters afterwards: whoever reads the norm has to look.
+        The norm before clipping, float32 (float64 for float64) of shape (), on the device: nothing waits for it. Where
+        it is not finite the update is worthless: whoever reads the norm has to look.
 
     Raises:
         TypeError, ValueError: a tensor's dtype, shape, device or layout is wrong, or a number out of range.
         RuntimeError: the backend asked for cannot serve the call.
 
+    Rates, corrections and the other numbers are constants of a CUDA graph that captures the call.
     Half-precision parameters are rounded to nearest; updates under half a unit in their last place are lost.
     """
     _check(parameters, gradients, first_moments, second_moments, rates, decays)

@@ -338,8 +338,9 @@ def _scaled(
     factor: Tensor, dx: Tensor, dw: Tensor, dbias: Tensor, weight_dtype: torch.dtype, bias_dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The saved gradients, constants to autograd, times the loss's: an op, so that differentiating it raises."""
-    outs = (g.new_empty(g.shape, dtype=d) for g, d in ((dw, weight_dtype), (dbias, bias_dtype)))
-    return dx * factor, *(torch.mul(g, factor, out=out) for g, out in zip((dw, dbias), outs, strict=True))
+    factor = factor.view(1)  # without dimensions, CUDA would round it to the dtype of dx before it multiplies
+    dtypes = zip((dx, dw, dbias), (dx.dtype, weight_dtype, bias_dtype), strict=True)
+    return tuple(torch.mul(g, factor, out=g.new_empty(g.shape, dtype=dtype)) for g, dtype in dtypes)
 
 
 def _accumulate(main_grad: Tensor, dw: Tensor, factor: Tensor) -> None:
