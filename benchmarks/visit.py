@@ -3,6 +3,7 @@
 Each part is a process of its own with a share of the time that is left. One that fails or takes too long is reported,
 and the next one starts; the page and the results are rewritten as they come, so that a visit that is cut off has
 brought home what it had. Before the build nothing is installed: this file needs Python alone. No part needs a network.
+The tests need pytest and hypothesis: where these are missing that part fails, and the others go on.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from fastlm.train import objectives
 from fastlm.train.config import PRETRAIN_PRESETS
 
 __all__ = ["one_thread", "text"]  # fixtures
-pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.xdist_group("cli")]
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(autouse=True)

@@ -6,6 +6,7 @@ passes under the same sanitizer.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import subprocess
@@ -47,7 +48,9 @@ def programs() -> Path:
     """The folder of the built programs."""
     cmake = shutil.which("cmake", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     command = [cmake, "--build", BUILD, "--target", "native"]
-    built = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    with (BUILD / ".native.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # two builds at once link each other's half-written files
+        built = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     assert built.returncode == 0, built.stdout
     return BUILD / "tests" / "native"
 
@@ -56,14 +59,12 @@ def run(program: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([program, *arguments], capture_output=True, text=True)
 
 
-@pytest.mark.xdist_group("native")
 @pytest.mark.parametrize("kind", ["plain", "asan", "tsan", "portable_fibers"])
 def test_what_it_computes(programs, kind):
     result = run(programs / f"emulator_{kind}")
     assert result.returncode == 0, result.stderr
 
 
-@pytest.mark.xdist_group("native")
 @pytest.mark.parametrize("kernel", ["layer_norm", "row_ops", "attention"])
 @pytest.mark.parametrize("kind", ["plain", "asan", "tsan"])
 def test_kernels_are_clean(programs, kernel, kind):
@@ -71,7 +72,6 @@ def test_kernels_are_clean(programs, kernel, kind):
     assert result.returncode == 0, result.stderr
 
 
-@pytest.mark.xdist_group("native")
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_fault_is_caught(programs, fault):
     kind, report = FAULTS[fault]
@@ -83,7 +83,6 @@ def test_a_fault_is_caught(programs, fault):
     assert report in faulty.stderr, faulty.stderr
 
 
-@pytest.mark.xdist_group("native")
 @pytest.mark.parametrize("kind", ["asan", "tsan"])
 def test_sound_kernels_are_clean(programs, kind):
     for fault in FAULTS:

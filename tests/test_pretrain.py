@@ -18,7 +18,7 @@ from fastlm.train.schedule import learning_rate
 from fastlm.train.trainer import Plan
 
 __all__ = ["one_thread", "text"]  # fixtures
-pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.xdist_group("pretrain")]
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module", params=["gpt1_tiny", "bert_tiny"])

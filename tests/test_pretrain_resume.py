@@ -18,7 +18,7 @@ from fastlm.train.pretrain import Interrupted
 from fastlm.train.run import Metrics, RunError, RunFolder
 
 __all__ = ["one_thread", "text"]  # fixtures
-pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.xdist_group("resume")]
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

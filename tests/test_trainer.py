@@ -12,7 +12,7 @@ from fastlm.train.schedule import learning_rate
 from fastlm.train.trainer import Plan, Trainer, _Loader
 
 __all__ = ["one_thread", "text"]  # fixtures
-pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.xdist_group("trainer")]
+pytestmark = pytest.mark.usefixtures("one_thread")
 MODELS = ("gpt1_tiny", "bert_tiny")
 
 
