@@ -6,10 +6,28 @@ import itertools
 from dataclasses import replace
 
 from benchmarks.case import Case
-from benchmarks.cases import adamw, attention, bias_gelu, embedding_layer_norm, layer_norm, linear_cross_entropy
+from benchmarks.cases import (
+    adamw,
+    attention,
+    bias_gelu,
+    embedding_layer_norm,
+    gelu_layer_norm,
+    layer_norm,
+    layer_norm_gelu,
+    linear_cross_entropy,
+)
 from benchmarks.grid import Grid
 
-FILES = (layer_norm, bias_gelu, embedding_layer_norm, attention, linear_cross_entropy, adamw)
+FILES = (
+    layer_norm,
+    gelu_layer_norm,
+    layer_norm_gelu,
+    bias_gelu,
+    embedding_layer_norm,
+    attention,
+    linear_cross_entropy,
+    adamw,
+)
 
 
 def cases(grid: Grid, ops: list[str] | None = None) -> list[Case]:

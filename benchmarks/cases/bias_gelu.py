@@ -11,8 +11,8 @@ from torch import Tensor
 
 import fastlm
 from benchmarks.case import Case, Inputs
-from benchmarks.cases.layer_norm import Rows
 from benchmarks.grid import Grid
+from benchmarks.rows import Rows
 from fastlm import costs
 from fastlm.costs import Cost
 

@@ -1,4 +1,4 @@
-"""The layer-norm family: layer_norm, add_layer_norm, gelu_layer_norm, layer_norm_gelu."""
+"""layer_norm and add_layer_norm."""
 
 from __future__ import annotations
 
@@ -11,34 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import fastlm
-from benchmarks.case import Case, Inputs, Peer, Run, dropped, package, randn
+from benchmarks.case import Case, Inputs, Peer, Run, dropped, package
 from benchmarks.grid import Grid
+from benchmarks.rows import EPS, Rows
 from fastlm import costs
 from fastlm.costs import Cost
 from fastlm.dropout import row_mask
-
-EPS = 1e-5
-
-
-@dataclass(frozen=True)
-class Rows(Case):
-    """An op over the rows of (N, E)."""
-
-    rows: int = 0
-    columns: int = 0
-
-    def parameters(self) -> dict[str, Any]:
-        return {"rows": self.rows, "columns": self.columns, "dropout_p": self.dropout_p}
-
-    def output_shape(self, t: Inputs) -> tuple[int, ...]:
-        return (self.rows, self.columns)
-
-    def activations(self, generator: torch.Generator) -> Tensor:
-        return randn(generator, self.rows, self.columns)
-
-    def vectors(self, generator: torch.Generator, *names: str) -> Inputs:
-        """Gains near 1 and biases near 0."""
-        return {n: randn(generator, self.columns, scale=0.1) + float(n == "gamma") for n in names}
 
 
 @dataclass(frozen=True)
@@ -123,46 +101,9 @@ class AddLayerNorm(Rows):
         return costs.add_layer_norm(self.rows, self.columns, dtype.itemsize, dropout=self.dropout_p > 0)
 
 
-@dataclass(frozen=True)
-class GELULayerNorm(Rows):
-    op = "gelu_layer_norm"
-
-    def inputs(self, generator: torch.Generator) -> Inputs:
-        return {"x": self.activations(generator)} | self.vectors(generator, "bias", "gamma", "beta")
-
-    def naive(self, t: Inputs, mask: Tensor | None) -> Tensor:
-        h = F.gelu(t["x"] + t["bias"], approximate="tanh")
-        return F.layer_norm(h, h.shape[-1:], t["gamma"], t["beta"], EPS)
-
-    def ours(self, t: Inputs, backend: str) -> Tensor:
-        return fastlm.gelu_layer_norm(t["x"], t["gamma"], t["beta"], bias=t["bias"], eps=EPS, backend=backend)
-
-    def cost(self, dtype: torch.dtype) -> Cost:
-        return costs.gelu_layer_norm(self.rows, self.columns, dtype.itemsize)
-
-
-@dataclass(frozen=True)
-class LayerNormGELU(Rows):
-    op = "layer_norm_gelu"
-
-    def inputs(self, generator: torch.Generator) -> Inputs:
-        return {"x": self.activations(generator)} | self.vectors(generator, "gamma", "beta")
-
-    def naive(self, t: Inputs, mask: Tensor | None) -> Tensor:
-        return F.gelu(F.layer_norm(t["x"], t["x"].shape[-1:], t["gamma"], t["beta"], EPS), approximate="tanh")
-
-    def ours(self, t: Inputs, backend: str) -> Tensor:
-        return fastlm.layer_norm_gelu(t["x"], t["gamma"], t["beta"], eps=EPS, backend=backend)
-
-    def cost(self, dtype: torch.dtype) -> Cost:
-        return costs.layer_norm_gelu(self.rows, self.columns, dtype.itemsize)
-
-
 def cases(grid: Grid) -> Iterator[Case]:
-    """The post-LN step at the papers' widths with and without dropout; the others at BASE's; then widths alone."""
-    for op in (AddLayerNorm, LayerNorm, GELULayerNorm, LayerNormGELU):
+    """The post-LN step at the papers' widths with and without dropout; the norm alone; then other widths."""
+    for op in (AddLayerNorm, LayerNorm):
         for columns in grid.widths(papers=(768, 1024), sweep=(512, 2048, 4096)):
-            # The masked-LM head sees the predicted positions alone.
-            rows = grid.tokens if op in (AddLayerNorm, LayerNorm) else grid.masked
             for p in (0.1, 0.0) if op is AddLayerNorm else (0.0,):
-                yield op(f"{rows} x {columns}", p, rows=rows, columns=columns)
+                yield op(f"{grid.tokens} x {columns}", p, rows=grid.tokens, columns=columns)

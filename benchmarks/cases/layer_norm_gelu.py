@@ -1,0 +1,40 @@
+"""layer_norm_gelu: GELU(LN(x))."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import fastlm
+from benchmarks.case import Case, Inputs
+from benchmarks.grid import Grid
+from benchmarks.rows import EPS, Rows
+from fastlm import costs
+from fastlm.costs import Cost
+
+
+@dataclass(frozen=True)
+class LayerNormGELU(Rows):
+    op = "layer_norm_gelu"
+
+    def inputs(self, generator: torch.Generator) -> Inputs:
+        return {"x": self.activations(generator)} | self.vectors(generator, "gamma", "beta")
+
+    def naive(self, t: Inputs, mask: Tensor | None) -> Tensor:
+        return F.gelu(F.layer_norm(t["x"], t["x"].shape[-1:], t["gamma"], t["beta"], EPS), approximate="tanh")
+
+    def ours(self, t: Inputs, backend: str) -> Tensor:
+        return fastlm.layer_norm_gelu(t["x"], t["gamma"], t["beta"], eps=EPS, backend=backend)
+
+    def cost(self, dtype: torch.dtype) -> Cost:
+        return costs.layer_norm_gelu(self.rows, self.columns, dtype.itemsize)
+
+
+def cases(grid: Grid) -> Iterator[Case]:
+    """The papers' widths, then others; rows are the predicted positions, which alone the masked-LM head sees."""
+    for columns in grid.widths(papers=(768, 1024), sweep=(512, 2048, 4096)):
+        yield LayerNormGELU(f"{grid.masked} x {columns}", rows=grid.masked, columns=columns)

@@ -1,0 +1,34 @@
+"""What the cases of ops over rows share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.case import Case, Inputs, randn
+
+EPS = 1e-5  # of layer norms
+
+
+@dataclass(frozen=True)
+class Rows(Case):
+    """An op over the rows of (N, E)."""
+
+    rows: int = 0
+    columns: int = 0
+
+    def parameters(self) -> dict[str, Any]:
+        return {"rows": self.rows, "columns": self.columns, "dropout_p": self.dropout_p}
+
+    def output_shape(self, t: Inputs) -> tuple[int, ...]:
+        return (self.rows, self.columns)
+
+    def activations(self, generator: torch.Generator) -> Tensor:
+        return randn(generator, self.rows, self.columns)
+
+    def vectors(self, generator: torch.Generator, *names: str) -> Inputs:
+        """Gains near 1 and biases near 0."""
+        return {n: randn(generator, self.columns, scale=0.1) + float(n == "gamma") for n in names}
