@@ -9,6 +9,23 @@
 
 namespace fastlm {
 
+#if !defined(FASTLM_EMULATOR)
+inline void check_cuda(cudaError_t error, const char* what) {
+  if (error == cudaSuccess) return;
+  (void)cudaGetLastError();  // or the next launch would find it
+  throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(error));
+}
+
+// What the current device has of something.
+inline int device_attribute(cudaDeviceAttr attribute) {
+  constexpr const char* kWhat = "the device cannot be asked what it has";
+  int device = 0, value = 0;
+  check_cuda(cudaGetDevice(&device), kWhat);
+  check_cuda(cudaDeviceGetAttribute(&value, attribute, device), kWhat);
+  return value;
+}
+#endif
+
 // kernel<<<grid, threads, shared, stream>>>(arguments...), checked. `shared` is dynamic shared memory in bytes, above
 // 48 KiB too. An empty grid is no launch. Throws std::runtime_error where CUDA or the emulator finds fault.
 template <typename... Parameters, typename... Arguments>
@@ -21,34 +38,15 @@ void launch(void (*kernel)(Parameters...), dim3 grid, int threads, size_t shared
 #else
   const auto on = reinterpret_cast<cudaStream_t>(stream);
   constexpr size_t kWithoutAsking = 48 * 1024;
-  cudaError_t error = cudaSuccess;
+  constexpr const char* kWhat = "a CUDA kernel could not be launched";
   if (shared > kWithoutAsking) {
-    error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared));
+    check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared)),
+               kWhat);
   }
-  if (error == cudaSuccess) {
-    kernel<<<grid, threads, shared, on>>>(arguments...);
-    error = cudaGetLastError();
-  }
-  if (error != cudaSuccess) {
-    (void)cudaGetLastError();  // or the next launch would find it
-    throw std::runtime_error(std::string("a CUDA kernel could not be launched: ") + cudaGetErrorString(error));
-  }
+  kernel<<<grid, threads, shared, on>>>(arguments...);
+  check_cuda(cudaGetLastError(), kWhat);
 #endif
 }
-
-#if !defined(FASTLM_EMULATOR)
-// What the current device has of something.
-inline int device_attribute(cudaDeviceAttr attribute) {
-  int device = 0, value = 0;
-  cudaError_t error = cudaGetDevice(&device);
-  if (error == cudaSuccess) error = cudaDeviceGetAttribute(&value, attribute, device);
-  if (error != cudaSuccess) {
-    (void)cudaGetLastError();
-    throw std::runtime_error(std::string("the device cannot be asked what it has: ") + cudaGetErrorString(error));
-  }
-  return value;
-}
-#endif
 
 // Bytes of shared memory, static and dynamic, that a block can have on the current device.
 inline size_t most_shared_memory() {
