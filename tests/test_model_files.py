@@ -156,7 +156,7 @@ def test_a_full_disk_is_an_os_error_and_leaves_what_was_there(folder):
     """The limit on a file's size stands for a full disk: the write fails half-way, as it does there."""
     before = {p.name: p.read_bytes() for p in folder.iterdir()}
     run = subprocess.run([sys.executable, "-c", FULL_DISK, str(folder)], capture_output=True, text=True, timeout=60)
-    assert run.stdout.startswith("OSError: [Errno 27] File too large"), run.stderr
+    assert run.stdout == f"OSError: [Errno 27] File too large: '{folder / files.WEIGHTS}'\n", run.stderr
     assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
 
 

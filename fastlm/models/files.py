@@ -91,6 +91,9 @@ def _replace(path: Path, write: Callable[[Path], Any]) -> None:
         _sync(temporary)
         os.replace(temporary, path)
         _sync(path.parent)
+    except OSError as error:
+        error.filename = str(path)  # not the temporary one
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -104,7 +107,7 @@ def _write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
         save_file(tensors, path, metadata={"format": "pt"})
     except SafetensorError as error:
         number = re.search(r"os error (\d+)", str(error))
-        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) if number else error from error
+        raise OSError(int(number[1]), os.strerror(int(number[1]))) if number else error from error
 
 
 def _write_json(content: Mapping[str, Any], path: Path) -> None:
