@@ -362,6 +362,8 @@ def pad(rows: Tensor, cu_seqlens: Tensor, longest: int) -> Tensor:
     """(T, ...) to (B, longest, ...), with some row of the batch where a sequence has ended."""
     start = cu_seqlens[:-1, None].long()
     index = start + torch.arange(longest, device=rows.device)
+    if rows.shape[0] == 0:
+        return rows.new_zeros(*index.shape, *rows.shape[1:])
     return rows[index.clamp(max=rows.shape[0] - 1)]
 
 
