@@ -52,7 +52,8 @@ def linear_cross_entropy(
     Args:
         x: (..., E) float32, float16, bfloat16 or float64.
         weight: (V, E), the dtype of x or float32; `bias` (V,) likewise.
-        targets: (...) int64 in [0, V), or equal to `ignore_index`.
+        targets: (...) int64 in [0, V), or equal to `ignore_index`: such a row takes no part, whatever stands in its x,
+            its weight and its incoming gradient, NaN included.
         row_weights: (...) float32 w, without gradient.
         reduction: "mean" divides by the sum of the weights of the rows that count (and is 0 if that is 0),
             "sum", or "none".
@@ -161,8 +162,8 @@ def _divisor(targets: Tensor, row_weights: Tensor | None, ignore_index: int, red
     """What the sum of the losses, and so of the gradients, is to be divided by."""
     if reduction != "mean":
         return losses.new_ones(())
-    counted = (targets != ignore_index).to(losses.dtype)
-    total = (counted if row_weights is None else counted * row_weights.to(losses.dtype)).sum()
+    counted = targets != ignore_index
+    total = (counted.to(losses.dtype) if row_weights is None else row_weights.to(losses.dtype).where(counted, 0)).sum()
     return torch.where(total == 0, torch.inf, total)
 
 
@@ -190,10 +191,12 @@ def _over_chunks(
     for start in range(0, rows, size):
         chunk = slice(start, min(start + size, rows))
         logits = room[: chunk.stop - start]
+        # A gradient of 0 times an ignored row's NaN would be NaN in dw.
+        x_chunk = x[chunk].masked_fill((targets[chunk] == row[0])[:, None], 0.0)
         if b is None:
-            torch.mm(x[chunk], w.t(), out=logits)
+            torch.mm(x_chunk, w.t(), out=logits)
         else:
-            torch.addmm(b, x[chunk], w.t(), out=logits)
+            torch.addmm(b, x_chunk, w.t(), out=logits)
         launch(
             logits,
             targets[chunk],
@@ -207,7 +210,7 @@ def _over_chunks(
         if need_dx:
             torch.mm(logits, w, out=dx[chunk])
         if need_dw:
-            _add_product(dw, logits.t(), x[chunk])
+            _add_product(dw, logits.t(), x_chunk)
         if need_dbias:
             dbias += logits.sum(0, dtype=dbias.dtype)
     return losses, lse, dx, dw[:vocabulary], dbias[:vocabulary]
