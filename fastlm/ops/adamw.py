@@ -10,11 +10,30 @@ import torch
 from torch import Tensor
 
 from fastlm import backends, reference
+from fastlm.backends import ALL_DTYPES, KERNEL_DTYPES, SM80, Limits, Spec
 from fastlm.ops import _checks
-from fastlm.ops._register import programs
+from fastlm.ops._cost import Cost
+from fastlm.ops._register import num_partials
 
 OP = "adamw"
 CHUNK, TENSORS = 8192, 480  # what a program of the kernels takes in a turn, and a launch (csrc/adamw.cu)
+
+
+def cost(elements: int, element: int = 4) -> Cost:
+    """One update of `elements` parameters, clipped: gradients to their norm, then with it parameters and fp32 moments.
+
+    bytes = element * (2 + 2) n + 16 n: gradients twice, parameters and both moments read and written. Operations: the
+    norm 2, scaling 1, moments 3 and 4, corrections 2, root, eps and division 3, decay 2, step 2. There is no backward.
+    """
+    return Cost((4 * element + 16) * elements, 19 * elements, 0, 0)
+
+
+SPEC = Spec(
+    OP,
+    kernels="adamw",
+    limits={"reference": Limits(ALL_DTYPES), "cuda": Limits(KERNEL_DTYPES, chip=SM80)},
+    cost=cost,
+)
 
 
 def adamw(
@@ -66,16 +85,16 @@ def adamw(
         )
     widest = max((p.dtype for p in parameters), key=lambda dtype: torch.finfo(dtype).bits)
     device = parameters[0].device
-    backend = backends.resolve(OP, backend, widest, device.type)
+    backend = backends.choose(SPEC, backend, backends.call_of(parameters[0], dtype=widest))
     tensors = (parameters, gradients, first_moments, second_moments)
     if backend == "reference":
         return reference.adamw(*tensors, rates, decays, betas, eps, corrections, max_norm, scale)
-    kernels = backends.launchers(backend, OP)
+    kernels = backends.launchers(backend, SPEC.kernels)
     chunks = sum(-(-p.numel() // CHUNK) for p in parameters)
     launches = -(-len(parameters) // TENSORS)
     guard = torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
     with guard:
-        partials = torch.empty(launches, programs(chunks, device), dtype=torch.float32, device=device)
+        partials = torch.empty(launches, num_partials(chunks, device), dtype=torch.float32, device=device)
         norm = partials.new_empty(1)
         kernels.adamw_norm(list(gradients), partials)
         kernels.adamw_update(

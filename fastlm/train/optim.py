@@ -134,7 +134,7 @@ def build_optimizer(
         raise ValueError(f'optimizer: "adamw" or "bert" expected, not {kind!r}')
     groups, options = decay_groups(model, weight_decay), {"lr": lr, "betas": betas, "eps": eps}
     p = next(model.parameters())
-    if backends.resolve("adamw", "auto", p.dtype, p.device.type) != "reference":
+    if backends.choose(ops.SPECS["adamw"], "auto", backends.call_of(p)) != "reference":
         return FusedAdam(groups, **options, bias_correction=kind == "adamw")
     return torch.optim.AdamW(groups, **options, fused=True) if kind == "adamw" else BertAdam(groups, **options)
 
