@@ -45,7 +45,7 @@ def pretrain(config: PretrainConfig, folder: str | Path, *, notify: Notify = tqd
     """
     run = RunFolder(folder)
     try:
-        run.open(config)
+        run.open(config, notify)
         with _full_disk_as_a_sentence(run):
             return _pretrain(config, run, notify)
     finally:
@@ -59,6 +59,8 @@ def _pretrain(config: PretrainConfig, run: RunFolder, notify: Notify) -> dict[st
     objective = objective_of(config.model)
     tokenizer, shards = objective.prepare(config, run, notify)
     recorded = run.recorded()["plan"]
+    if recorded and recorded["tokenizer_hash"] != tokenizer.hash:
+        raise RunError(f"run: {run.tokenizer_file} is not the tokenizer that the run began with; put that one back")
     plan = Plan(**recorded) if recorded else _make_plan(config, objective, tokenizer, shards, notify)
     if not recorded:
         run.record(config=config.to_json(), plan=asdict(plan), versions=versions())
