@@ -259,6 +259,31 @@ def test_a_tokenizer_and_shards_of_other_data_or_options_are_not_kept(prepared, 
     assert made_anew(configuration(data_file, **options), folder)
 
 
+@pytest.mark.parametrize(
+    ("pages", "options", "sentence"),
+    [
+        (
+            60,
+            {"phases": ((1.0, 64),)},
+            r"has \d+ validation tokens; windows of sequence_length 64 need 128, .*or a larger ",
+        ),
+        (60, {"phases": ((0.9, 8), (0.1, 64))}, "validation tokens; windows of sequence_length 64"),
+        (
+            2,
+            {"phases": ((1.0, 64),), "validation_fraction": 0.9},
+            "train tokens; windows of sequence_length 64 need 128",
+        ),
+        (3, {"model": "bert_tiny"}, "has one validation document; sentence pairs need two or more, .*or a larger "),
+    ],
+)
+def test_too_little_data_is_found_before_an_update(tmp_path, text, monkeypatch, pages, options, sentence):
+    write_pages(tmp_path / "text.jsonl", [f"Page {n} is short. It ends here." for n in range(pages)])
+    before_update(monkeypatch, 0, lambda: pytest.fail("an update was made"))
+    config = configuration(tmp_path / "text.jsonl", **{"validation_fraction": 0.05, "validate_every": 1000, **options})
+    with pytest.raises(DataError, match=sentence):
+        run(config.with_length(epochs=1.0), tmp_path / "run")
+
+
 def test_a_folder_of_something_else_is_left_alone(tmp_path, text):
     (tmp_path / "thesis.txt").write_text("dear reader")
     with pytest.raises(RunError, match="is not empty and holds no run of fastlm"):

@@ -21,6 +21,8 @@ import torch
 from tqdm import tqdm
 
 import fastlm
+from fastlm.data import DataError
+from fastlm.data.shards import SPLITS
 from fastlm.train import checkpoint, report
 from fastlm.train.config import PretrainConfig, run_hash
 from fastlm.train.objectives import Objective, objective_of
@@ -58,6 +60,7 @@ def _pretrain(config: PretrainConfig, run: RunFolder, notify: Notify) -> dict[st
         return report.read(run.report)
     objective = objective_of(config.model)
     tokenizer, shards = objective.prepare(config, run, notify)
+    _check_data(config, objective, shards)
     recorded = run.recorded()["plan"]
     if recorded and recorded["tokenizer_hash"] != tokenizer.hash:
         raise RunError(f"run: {run.tokenizer_file} is not the tokenizer that the run began with; put that one back")
@@ -68,6 +71,18 @@ def _pretrain(config: PretrainConfig, run: RunFolder, notify: Notify) -> dict[st
         trainer = Trainer(config, plan, objective, shards)
         totals = _train(trainer, run, run_hash(config, asdict(plan)), notify)
         return _finish(trainer, run, tokenizer, totals, notify)
+
+
+def _check_data(config: PretrainConfig, objective: Objective, shards: Any) -> None:
+    """Raises DataError if a split is too small for one batch at any of the run's sequence lengths."""
+    size = config.batch_size // config.accumulation
+    for split in SPLITS:
+        for length in (length for fraction, length in config.phases if fraction > 0):
+            try:
+                objective.dataset(shards, split, length, size, config.seed)
+            except DataError as error:
+                larger = f", or a larger validation_fraction than {config.validation_fraction:g}"
+                raise DataError(f"{error}{larger if split == 'validation' else ''}") from None
 
 
 # The plan ------------------------------------------------------------------------------------------------------
