@@ -16,7 +16,7 @@ from runs import STEPS, before_update, configuration, losses, one_thread, run, t
 from fastlm.data import DataError, SentencePairs, Windows
 from fastlm.train import checkpoint
 from fastlm.train.pretrain import Interrupted
-from fastlm.train.run import NUMERICS, Metrics, RunError, RunFolder
+from fastlm.train.run import NUMERICS, RunError, RunFolder
 
 __all__ = ["one_thread", "text"]  # fixtures
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -56,7 +56,7 @@ KILLED = """
     from dataclasses import replace
     from pathlib import Path
     import torch, runs
-    from fastlm.train import checkpoint
+    from fastlm import files
 
     torch.set_num_threads(1)
     text, model, folder, where, step = sys.argv[1:]
@@ -65,8 +65,8 @@ KILLED = """
         update = runs.trainer.Trainer.update
         runs.trainer.Trainer.update = lambda self, n: die() if n == int(step) else update(self, n)
     else:  # within the writing of a checkpoint, before or after it gets its name
-        original = getattr(checkpoint, where)
-        setattr(checkpoint, where, lambda path: die() if f"{step}" in str(path) else original(path))
+        original = getattr(files, where)
+        setattr(files, where, lambda path: die() if f"{step}" in str(path) else original(path))
     runs.run(runs.configuration(Path(text), model), Path(folder))
 """
 
@@ -84,7 +84,7 @@ def test_killed_before_a_checkpoint_within_one_and_between_them(tmp_path, text, 
     folder, model = tmp_path / "run", "gpt1_tiny"
     run_and_kill(text, model, folder, "update", 3)
     assert len(losses(folder)) == 3 and not checkpoint.find(folder / "checkpoints")
-    run_and_kill(text, model, folder, "sync_tree", ".writing-8")
+    run_and_kill(text, model, folder, "sync_tree", ".step-00000008")
     assert [path.name for path in checkpoint.find(folder / "checkpoints")] == ["step-00000004"]
     run_and_kill(text, model, folder, "update", 10)
     assert len(losses(folder)) == 10
@@ -308,16 +308,6 @@ def test_metrics_shorter_than_the_checkpoint_are_refused(interrupted, text):
     (interrupted / "metrics.jsonl").write_text("".join(lines[:5]))
     with pytest.raises(RunError, match="5 good records where the checkpoint is of step 8"):
         run(configuration(text), interrupted)
-
-
-@pytest.mark.parametrize("tail", [b'{"step": 3, "lo', b'{"step": 3}', b"[3]\n", b"\xff\xfe\n", b"{}\n"])
-def test_an_unfinished_or_foreign_line_ends_the_metrics(tmp_path, tail):
-    file = tmp_path / "metrics.jsonl"
-    file.write_bytes(b'{"step": 1}\n{"step": 2}\n' + tail)
-    metrics = Metrics(file, 2)
-    metrics.append([{"step": 3, "loss": 1.5}])
-    metrics.close()
-    assert file.read_text() == '{"step": 1}\n{"step": 2}\n{"step": 3, "loss": 1.5}\n'
 
 
 # A full disk ----------------------------------------------------------------------------------------------------

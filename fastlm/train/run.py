@@ -2,14 +2,13 @@
 
 config.json    the options, the identity of the data files, and the plan made from both once: steps, precision, sizes
 tokenizer.json, data/            the tokenizer and the tokenised shards
-metrics.jsonl                    one line an update
+metrics.jsonl                    one line per update (metrics.py)
 checkpoints/step-N/              the last two (checkpoint.py)
 model/, loss.png, report.{json,md}   at the end (loss.png at each checkpoint too)
 """
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import hashlib
 import json
@@ -23,7 +22,8 @@ import torch
 
 from fastlm import models
 from fastlm.data import corpus, shards, tokenizer
-from fastlm.train.checkpoint import find, sync
+from fastlm.files import is_unfinished, remove_unfinished, write_json
+from fastlm.train.checkpoint import find
 from fastlm.train.config import PretrainConfig, differences
 
 FORMAT = 1
@@ -75,10 +75,13 @@ class RunFolder:
         """
         if self.path.exists() and not self.path.is_dir():
             raise RunError(f"run: {self.path} is a file; a folder is needed")
-        if not self.exists() and self.path.is_dir() and set(os.listdir(self.path)) - {".lock", "config.json.new"}:
+        names = os.listdir(self.path) if self.path.is_dir() else []
+        if not self.exists() and any(name != ".lock" and not is_unfinished(name) for name in names):
             raise RunError(f"run: {self.path} is not empty and holds no run of fastlm; name another folder")
         self.path.mkdir(parents=True, exist_ok=True)
         self._acquire()
+        if self.exists():
+            remove_unfinished(self.path)
         different = differences(config, self.recorded_config()) if self.exists() else []
         if not self.begun():
             self._start(config, different, notify)
@@ -197,60 +200,6 @@ def _change(path: Path, before: dict[str, Any], *, read: bool) -> str | None:
     status = path.stat()
     same = (status.st_size, status.st_mtime_ns) == (before["bytes"], before["modified_ns"])
     return None if (same and not read) or _identity(path)["sha256"] == before["sha256"] else "has changed"
-
-
-class Metrics:
-    """metrics.jsonl: one record an update, in order; what a resumed run does again is cut off first."""
-
-    def __init__(self, file: Path, step: int):
-        self._descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
-        self.records, kept = _read_until(file, step)
-        if len(self.records) != step:
-            raise RunError(f"run: {file} has {len(self.records)} good records where the checkpoint is of step {step}")
-        os.ftruncate(self._descriptor, kept)
-        os.lseek(self._descriptor, kept, os.SEEK_SET)
-
-    def append(self, records: list[dict[str, Any]]) -> None:
-        # Unbuffered: a line is in the file when this returns, also if the process is killed then.
-        data = b"".join(json.dumps(record).encode() + b"\n" for record in records)
-        while data:
-            data = data[os.write(self._descriptor, data) :]
-        self.records += records
-
-    def sync(self) -> None:
-        os.fsync(self._descriptor)
-
-    def close(self) -> None:
-        os.close(self._descriptor)
-
-
-def _read_until(file: Path, step: int) -> tuple[list[dict[str, Any]], int]:
-    """The records up to `step` and their bytes; a line that a killed process left unfinished ends them."""
-    records, size = [], 0
-    with open(file, "rb") as lines:
-        for line in lines:
-            try:
-                record = json.loads(line)
-                if record["step"] > step or not line.endswith(b"\n"):
-                    break
-            except (ValueError, TypeError, KeyError):
-                break
-            records.append(record)
-            size += len(line)
-    return records, size
-
-
-def write_json(file: Path, content: Any) -> None:
-    """Writes a JSON file whole or not at all."""
-    temporary = file.with_name(file.name + ".new")
-    temporary.write_text(json.dumps(content, indent=1) + "\n")
-    sync(temporary)
-    temporary.replace(file)
-    sync(file.parent)
-
-
-def disk_is_full(error: OSError) -> bool:
-    return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def load_trained(run: str | Path, device: str = "auto") -> tuple[Any, Any]:
