@@ -1,6 +1,7 @@
-"""The folder of a run: what lies where, who may write to it, and its record of every step.
+"""The folder of a run: what lies where, who may write to it, and what it may go on with.
 
-config.json    the options, the identity of the data files, and the plan made from both once: steps, precision, sizes
+config.json                      the options, the identity of the data files, the numerics version, and the plan that is
+                                 made once when the run starts: steps, warm-up, device, precision, sizes
 tokenizer.json, data/            the tokenizer and the tokenised shards
 metrics.jsonl                    one line per update (metrics.py)
 checkpoints/step-N/              the last two (checkpoint.py)
@@ -27,19 +28,19 @@ from fastlm.train.checkpoint import find
 from fastlm.train.config import PretrainConfig, differences
 
 FORMAT = 1
-# The version of all that decides a run's numbers: sampling, tokenizers, models, optimizers. It is raised by every
-# change after which the same command gives other losses. Folders written before there were versions have version 0.
+# Every change after which the same command gives other losses adds 1: in tokenizers, sampling, models, ops of the CPU,
+# optimizers or schedules. An unfinished run of another version is refused. Folders without a version have version 0.
 NUMERICS = 1
 
 Notify = Callable[[str], None]
 
 
 class RunError(ValueError):
-    """A run that cannot be started, resumed or gone on with; the sentence says why and what would help."""
+    """Reports a run that cannot be started or resumed; the sentence says why and what would help."""
 
 
 class RunFolder:
-    """A run's folder, held by one process at a time (the lock goes with the process, kill -9 included)."""
+    """Names the files of a run's folder and lets one process at a time hold it, until it ends, be it by kill -9."""
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
@@ -55,10 +56,11 @@ class RunFolder:
         self._made_from: dict[str, Any] | None = None
 
     def exists(self) -> bool:
+        """Says whether there is a run, begun or not."""
         return self.config_file.is_file()
 
     def begun(self) -> bool:
-        """Whether it holds a run that has made an update."""
+        """Says whether there is a run that has made an update."""
         updated = self.metrics_file.is_file() and self.metrics_file.stat().st_size > 0
         return self.exists() and (updated or self.report.is_file() or bool(find(self.checkpoints)))
 
@@ -80,9 +82,10 @@ class RunFolder:
             raise RunError(f"run: {self.path} is not empty and holds no run of fastlm; name another folder")
         self.path.mkdir(parents=True, exist_ok=True)
         self._acquire()
+        different = []
         if self.exists():
             remove_unfinished(self.path)
-        different = differences(config, self.recorded_config()) if self.exists() else []
+            different = differences(config, self.recorded_config())
         if not self.begun():
             self._start(config, different, notify)
         elif different:
@@ -92,7 +95,7 @@ class RunFolder:
             )
         elif not self.report.is_file():
             self._check_numerics()
-            self._check_data(config, notify)
+            self._check_data_files(config, notify)
 
     def _start(self, config: PretrainConfig, different: list[str], notify: Notify) -> None:
         """Records the configuration and the data files; removes what was made from others."""
@@ -108,6 +111,7 @@ class RunFolder:
         self.record(config=config.to_json(), plan=None)
 
     def _check_numerics(self) -> None:
+        """Raises RunError if the run was begun with another numerics version."""
         recorded = self.recorded()
         began = recorded.get("versions", {}).get("fastlm")
         if (version := recorded.get("numerics", 0)) != NUMERICS:
@@ -117,7 +121,7 @@ class RunFolder:
                 f"{f' (version {began})' if began else ''}, or give another --run"
             )
 
-    def _check_data(self, config: PretrainConfig, notify: Notify) -> None:
+    def _check_data_files(self, config: PretrainConfig, notify: Notify) -> None:
         """Says which data files have changed. Raises RunError if the shards would have to be made from such files."""
         complete = self.tokenizer_file.is_file() and self.data.is_dir()
         now = list(config.data) or [corpus.novels()]
@@ -135,12 +139,13 @@ class RunFolder:
             )
 
     def close(self) -> None:
+        """Lets other processes have the folder."""
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
 
     def recorded(self) -> dict[str, Any]:
-        """config.json. Raises RunError if it is not one of fastlm's."""
+        """Returns config.json. Raises RunError if it is not one of fastlm's."""
         if not self.exists():
             raise RunError(f"run: {self.path} is not a run folder (it has no config.json)")
         try:
@@ -149,12 +154,17 @@ class RunFolder:
             raise RunError(f"run: {self.config_file} is not JSON ({error})") from error
         if not isinstance(content, dict) or content.get("format") != FORMAT:
             raise RunError(f"run: {self.config_file} is not the configuration of a fastlm run of format {FORMAT}")
+        missing = {"config", "plan", "made_from"} - content.keys()
+        if content.get("numerics") == NUMERICS and missing:
+            raise RunError(f"run: {self.config_file} is damaged: it has no {min(missing)!r}")
         return content
 
     def recorded_config(self) -> PretrainConfig:
+        """Returns the run's configuration. Raises RunError, naming the numerics versions, where this fastlm cannot."""
         try:
             return PretrainConfig.from_json(self.recorded()["config"])
         except (TypeError, KeyError) as error:
+            self._check_numerics()
             raise RunError(f"run: {self.config_file} was written by another version of fastlm ({error})") from error
 
     def record(self, **content: Any) -> None:
@@ -171,12 +181,12 @@ class RunFolder:
 
 
 def _data_files(config: PretrainConfig) -> list[Path]:
-    """The files that the run's text comes from. Raises DataError if one is not there or not of a known kind."""
+    """Returns the files that the run's text comes from. Raises DataError if one is not there or not of a known kind."""
     return corpus.read_documents(list(config.data) or [corpus.novels()], document=config.document).paths
 
 
 def _identity(path: Path) -> dict[str, Any]:
-    """A data file's size, time of change and SHA-256.
+    """Returns a data file's size, time of change and SHA-256.
 
     The SHA-256 decides whether a file is the same: `cp -p`, `rsync -t` or an unpacked archive may bring other text of
     the same size and time, and a copy of the same text has another time. Reading a file takes far less time than
@@ -189,12 +199,12 @@ def _identity(path: Path) -> dict[str, Any]:
 
 
 def _contents(made_from: dict[str, Any] | None) -> tuple[int, list[str]] | None:
-    """What decides whether a tokenizer and shards are used again; the paths are in the configuration."""
+    """Returns what decides if a tokenizer and shards are used again; the paths are compared with the configuration."""
     return made_from and (made_from["shards"], [file["sha256"] for file in made_from["files"]])
 
 
 def _change(path: Path, before: dict[str, Any], *, read: bool) -> str | None:
-    """How a data file differs from what it was; without `read`, one of the same size and time is taken for the same."""
+    """Says how a data file differs from what it was; without `read`, the same size and time count as no difference."""
     if not path.is_file():
         return "is gone"
     status = path.stat()
@@ -203,7 +213,7 @@ def _change(path: Path, before: dict[str, Any], *, read: bool) -> str | None:
 
 
 def load_trained(run: str | Path, device: str = "auto") -> tuple[Any, Any]:
-    """The model of a run (while it trains, that of the last checkpoint) in eval mode, and its tokenizer."""
+    """Returns the model of a run (while it trains, that of the last checkpoint) in eval mode, and its tokenizer."""
     folder = RunFolder(run)
     folder.recorded()
     weights = folder.model
@@ -216,7 +226,7 @@ def load_trained(run: str | Path, device: str = "auto") -> tuple[Any, Any]:
 
 
 def find_device(name: str) -> torch.device:
-    """ "cpu", "cuda", or "auto": CUDA if there is one. Raises RunError for a CUDA device that torch does not find."""
+    """Returns the device "cpu" or "cuda"; "auto" is CUDA if there is one. Raises RunError if CUDA is asked for in vain."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and not torch.cuda.is_available():
