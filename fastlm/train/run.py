@@ -226,7 +226,7 @@ def load_trained(run: str | Path, device: str = "auto") -> tuple[Any, Any]:
 
 
 def find_device(name: str) -> torch.device:
-    """Returns the device "cpu" or "cuda"; "auto" is CUDA if there is one. Raises RunError if CUDA is asked for in vain."""
+    """Returns the device "cpu" or "cuda"; "auto" is CUDA if there is one. Raises RunError if torch finds no CUDA."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and not torch.cuda.is_available():
