@@ -338,20 +338,20 @@ def adamw(
     decays: Sequence[float],
     betas: tuple[float, float],
     eps: float,
-    corrections: tuple[float, float],
+    corrections: Sequence[tuple[float, float]],
     max_norm: float,
     scale: float,
 ) -> Tensor:
     """One update in place, as `fastlm.ops.adamw` defines it; the norm of the scaled gradients, before clipping."""
     norm = scale * torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(_wide(g)) for g in gradients]))
     factor = scale * torch.where(norm <= max_norm, 1.0, max_norm / norm)
-    tensors = zip(parameters, gradients, first_moments, second_moments, rates, decays, strict=True)
-    for p, g, m, v, rate, decay in tensors:
+    tensors = zip(parameters, gradients, first_moments, second_moments, rates, decays, corrections, strict=True)
+    for p, g, m, v, rate, decay, (c1, c2) in tensors:
         scaled = _wide(g) * factor
         m.lerp_(scaled, 1 - betas[0])
         v.mul_(betas[1]).addcmul_(scaled, scaled, value=1 - betas[1])
-        denominator = (v / corrections[1]).sqrt_().add_(eps)
-        p.copy_(_wide(p) * (1 - rate * decay) - (rate / corrections[0]) * m / denominator)
+        denominator = (v / c2).sqrt_().add_(eps)
+        p.copy_(_wide(p) * (1 - rate * decay) - (rate / c1) * m / denominator)
     return norm
 
 
