@@ -162,15 +162,15 @@ def reasons_against(spec: Spec, name: str, call: Call) -> list[str]:
     return reasons
 
 
-def implementation(spec: Spec, backend: str, launch: Callable[..., Any]) -> Callable[..., Any]:
-    """Returns the function that computes one direction of an op, with the arguments of `launch` after its first.
+def implementation(spec: Spec, backend: str, name: str, launch: Callable[..., Any]) -> Callable[..., Any]:
+    """Returns the function that computes one direction of an op.
 
-    In a plain backend it is the backend's own function, of the name of `launch`. The others have launchers, which write
-    into tensors that they are given: `launch` takes them as its first argument, and allocates.
+    In a plain backend it is that backend's function `name`. The others have launchers, which write into tensors that
+    they are given: there it is `launch`, which allocates, and to which they are bound as its first argument.
     """
     plain = PLAIN.get(backend)
     if plain is not None:
-        return getattr(_module(plain), launch.__name__)
+        return getattr(_module(plain), name)
     return functools.partial(launch, launchers(backend, spec.kernels))
 
 

@@ -177,12 +177,12 @@ def test_the_first_reason_is_what_no_machine_changes(toy):
 
 
 def test_a_plain_backend_computes_by_its_function_and_the_others_by_their_launchers(monkeypatch):
-    def bias_gelu_forward(launchers, x):
+    def launch(launchers, x):
         return launchers, x
 
     monkeypatch.setattr(backends, "launchers", lambda backend, kernels: (backend, kernels))
-    assert backends.implementation(TOY, "triton", bias_gelu_forward)(1) == (("triton", "toy"), 1)
-    assert backends.implementation(TOY, "reference", bias_gelu_forward) is fastlm.reference.bias_gelu_forward
+    assert backends.implementation(TOY, "triton", "bias_gelu_forward", launch)(1) == (("triton", "toy"), 1)
+    assert backends.implementation(TOY, "reference", "bias_gelu_forward", launch) is fastlm.reference.bias_gelu_forward
 
 
 def test_names_are_checked_where_they_are_given():

@@ -6,7 +6,7 @@ go through SPECS.
 
 from fastlm.backends import Spec
 from fastlm.ops.adamw import SPEC as _ADAMW
-from fastlm.ops.adamw import adamw
+from fastlm.ops.adamw import adamw, gradient_squares
 from fastlm.ops.add_layer_norm import SPEC as _ADD_LAYER_NORM
 from fastlm.ops.add_layer_norm import add_layer_norm
 from fastlm.ops.attention import PACKED as _ATTENTION_PACKED
@@ -34,6 +34,7 @@ __all__ = [
     "bias_gelu",
     "embedding_layer_norm",
     "gelu_layer_norm",
+    "gradient_squares",
     "layer_norm",
     "layer_norm_gelu",
     "linear_cross_entropy",

@@ -129,12 +129,12 @@ def _forward(
 ) -> Outputs:
     if from_output:
         _checks.invertible(SPEC.op, gamma, beta)
-    compute = backends.implementation(SPEC, backend, add_layer_norm_forward)
+    compute = backends.implementation(SPEC, backend, "add_layer_norm_forward", _launch_forward)
     y, s, mean, rstd = compute(as_rows(x), as_rows(residual), bias, gamma, beta, seed, keep, eps, save_sum)
     return Outputs(y.view(x.shape), s.view(x.shape) if save_sum else s, mean, rstd)
 
 
-def add_layer_norm_forward(
+def _launch_forward(
     launchers: Any,
     x: Tensor,
     residual: Tensor,
@@ -176,17 +176,19 @@ def _backward(
     dy = torch.zeros_like(saved) if dy is None else dy
     rows, statistics = as_rows(saved), (mean, rstd, gamma)
     if from_output:
-        compute = backends.implementation(SPEC, backend, add_layer_norm_backward_from_output)
+        compute = backends.implementation(
+            SPEC, backend, "add_layer_norm_backward_from_output", _launch_backward_from_output
+        )
         ds, dx, *parameters = compute(as_rows(dy), rows, *statistics, beta, seed, keep)
     else:
-        compute = backends.implementation(SPEC, backend, add_layer_norm_backward)
+        compute = backends.implementation(SPEC, backend, "add_layer_norm_backward", _launch_backward)
         dsum = None if dsum is None else as_rows(dsum)
         ds, dx, *parameters = compute(as_rows(dy), dsum, rows, *statistics, seed, keep)
     dx = dx.view(saved.shape) if keep < LEVELS else ds.new_empty(0)
     return Gradients(ds.view(saved.shape), dx, *parameters)
 
 
-def add_layer_norm_backward(
+def _launch_backward(
     launchers: Any,
     dy: Tensor,
     dsum: Tensor | None,
@@ -203,7 +205,7 @@ def add_layer_norm_backward(
     return gradients
 
 
-def add_layer_norm_backward_from_output(
+def _launch_backward_from_output(
     launchers: Any,
     dy: Tensor,
     y: Tensor,

@@ -222,7 +222,7 @@ def _forward(
     keep: int,
     backend: str,
 ) -> Outputs:
-    compute = backends.implementation(SPEC, backend, self_attention_forward)
+    compute = backends.implementation(SPEC, backend, "self_attention_forward", _launch_forward)
     q, k, v = _readable(backend, q, k, v)
     return Outputs(*compute(q, k, v, lengths, cu_seqlens, max_seqlen, seed, causal, scale, keep))
 
@@ -241,7 +241,7 @@ def _packed_forward(
     return _forward(*qkv.unbind(-3), lengths, cu_seqlens, max_seqlen, seed, causal, scale, keep, backend)
 
 
-def self_attention_forward(
+def _launch_forward(
     launchers: Any,
     q: Tensor,
     k: Tensor,
@@ -292,7 +292,7 @@ def _backward(
     keep: int,
     backend: str,
 ) -> Gradients:
-    compute = backends.implementation(SPEC, backend, self_attention_backward)
+    compute = backends.implementation(SPEC, backend, "self_attention_backward", _launch_backward)
     do, q, k, v, o = _readable(backend, do, q, k, v, o)
     return Gradients(*compute(do, q, k, v, o, lse, lengths, cu_seqlens, max_seqlen, seed, causal, scale, keep))
 
@@ -311,24 +311,24 @@ def _packed_backward(
     keep: int,
     backend: str,
 ) -> PackedGradient:
-    compute = backends.implementation(SPEC, backend, packed_attention_backward)
+    compute = backends.implementation(SPEC, backend, "packed_attention_backward", _launch_packed_backward)
     do, qkv, o = _readable(backend, do, qkv, o)
     return PackedGradient(compute(do, qkv, o, lse, lengths, cu_seqlens, max_seqlen, seed, causal, scale, keep))
 
 
-def self_attention_backward(launchers: Any, do: Tensor, q: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+def _launch_backward(launchers: Any, do: Tensor, q: Tensor, *rest: Any) -> tuple[Tensor, ...]:
     """Launches the backward into new dq, dk and dv."""
-    return _launch_backward(launchers, tuple(q.new_empty(q.shape) for _ in range(3)), do, q, *rest)
+    return _launch_backward_into(launchers, tuple(q.new_empty(q.shape) for _ in range(3)), do, q, *rest)
 
 
-def packed_attention_backward(launchers: Any, do: Tensor, qkv: Tensor, *rest: Any) -> Tensor:
+def _launch_packed_backward(launchers: Any, do: Tensor, qkv: Tensor, *rest: Any) -> Tensor:
     """Launches the backward into the three parts of a new dqkv."""
     dqkv = qkv.new_empty(qkv.shape)
-    _launch_backward(launchers, dqkv.unbind(-3), do, *qkv.unbind(-3), *rest)
+    _launch_backward_into(launchers, dqkv.unbind(-3), do, *qkv.unbind(-3), *rest)
     return dqkv
 
 
-def _launch_backward(
+def _launch_backward_into(
     launchers: Any,
     gradients: tuple[Tensor, ...],
     do: Tensor,

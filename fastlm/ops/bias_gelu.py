@@ -70,11 +70,11 @@ def bias_gelu(x: Tensor, bias: Tensor | None = None, *, approximate: str = "tanh
 
 
 def _forward(x: Tensor, bias: Tensor | None, approximate: str, backend: str) -> Output:
-    compute = backends.implementation(SPEC, backend, bias_gelu_forward)
+    compute = backends.implementation(SPEC, backend, "bias_gelu_forward", _launch_forward)
     return Output(compute(as_rows(x), bias, approximate).view(x.shape))
 
 
-def bias_gelu_forward(launchers: Any, x: Tensor, bias: Tensor | None, approximate: str) -> Tensor:
+def _launch_forward(launchers: Any, x: Tensor, bias: Tensor | None, approximate: str) -> Tensor:
     """Launches GELU(x + bias) of (N, F)."""
     y = x.new_empty(x.shape)
     launchers.bias_gelu_forward(x, bias, y, approximate == "tanh")
@@ -82,12 +82,12 @@ def bias_gelu_forward(launchers: Any, x: Tensor, bias: Tensor | None, approximat
 
 
 def _backward(dy: Tensor, x: Tensor, bias: Tensor | None, approximate: str, backend: str) -> Gradients:
-    compute = backends.implementation(SPEC, backend, bias_gelu_backward)
+    compute = backends.implementation(SPEC, backend, "bias_gelu_backward", _launch_backward)
     dx, dbias = compute(as_rows(dy), as_rows(x), bias, approximate)
     return Gradients(dx.view(x.shape), dbias)
 
 
-def bias_gelu_backward(launchers: Any, dy: Tensor, x: Tensor, bias: Tensor | None, approximate: str) -> Gradients:
+def _launch_backward(launchers: Any, dy: Tensor, x: Tensor, bias: Tensor | None, approximate: str) -> Gradients:
     """Launches the gradients of GELU(x + bias) of (N, F)."""
     dx, dbias = gradients = _empty_gradients(x)
     # Programs share the columns too, 256 to each.

@@ -184,7 +184,7 @@ def _forward(
     save_sum: bool,
     backend: str,
 ) -> Outputs:
-    compute = backends.implementation(SPEC, backend, embedding_layer_norm_forward)
+    compute = backends.implementation(SPEC, backend, "embedding_layer_norm_forward", _launch_forward)
     flat, positions, segments = (None if t is None else t.view(-1) for t in (tokens, position_ids, segments))
     tables = (flat, word, position, positions, segment, segments, gamma, beta, seed)
     y, s, mean, rstd = compute(*tables, tokens.shape[-1], keep, eps, dtype, save_sum)
@@ -192,7 +192,7 @@ def _forward(
     return Outputs(y.view(shape), s.view(shape) if save_sum else s, mean, rstd)
 
 
-def embedding_layer_norm_forward(
+def _launch_forward(
     launchers: Any,
     tokens: Tensor,
     word: Tensor,
@@ -261,11 +261,11 @@ def _sum_gradient(
     """Returns ds (N, E) of the tables' sum, dgamma and dbeta (E,), which are empty without layer norm."""
     if gamma is None and keep == LEVELS:
         return dy, mean.new_empty(0), mean.new_empty(0)
-    compute = backends.implementation(SPEC, backend, embedding_layer_norm_backward)
+    compute = backends.implementation(SPEC, backend, "embedding_layer_norm_backward", _launch_backward)
     return compute(dy, None if gamma is None else as_rows(s), mean, rstd, gamma, seed, keep)
 
 
-def embedding_layer_norm_backward(
+def _launch_backward(
     launchers: Any,
     dy: Tensor,
     s: Tensor | None,
@@ -290,10 +290,12 @@ def _table_gradient(ds: Tensor, ids: Tensor | None, rows: int, backend: str) -> 
     """Returns the (rows, E) sums of ds (N, E) over the places of each id, wide; without ids, no rows."""
     if ids is None:
         return ds.new_empty(0, ds.shape[1], dtype=wide_dtype(ds))
-    return backends.implementation(SPEC, backend, embedding_gradient)(ds, ids.view(-1), rows)
+    return backends.implementation(SPEC, backend, "embedding_gradient", _launch_embedding_gradient)(
+        ds, ids.view(-1), rows
+    )
 
 
-def embedding_gradient(launchers: Any, ds: Tensor, ids: Tensor, rows: int) -> Tensor:
+def _launch_embedding_gradient(launchers: Any, ds: Tensor, ids: Tensor, rows: int) -> Tensor:
     """Launches the gradient of a table of `rows` rows."""
     # Half the bits, half the passes of the sort; rows of equal id stay in their order, so that sums repeat.
     sorted_ids, order = torch.sort(ids.to(torch.int32), stable=True)

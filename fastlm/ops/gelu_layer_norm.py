@@ -68,12 +68,12 @@ def gelu_layer_norm(
 def _forward(
     x: Tensor, bias: Tensor | None, gamma: Tensor, beta: Tensor | None, approximate: str, eps: float, backend: str
 ) -> NormOutputs:
-    compute = backends.implementation(SPEC, backend, gelu_layer_norm_forward)
+    compute = backends.implementation(SPEC, backend, "gelu_layer_norm_forward", _launch_forward)
     y, mean, rstd = compute(as_rows(x), bias, gamma, beta, approximate, eps)
     return NormOutputs(y.view(x.shape), mean, rstd)
 
 
-def gelu_layer_norm_forward(
+def _launch_forward(
     launchers: Any, x: Tensor, bias: Tensor | None, gamma: Tensor, beta: Tensor | None, approximate: str, eps: float
 ) -> NormOutputs:
     """Launches LN(GELU(x + bias)) of (N, E)."""
@@ -92,12 +92,12 @@ def _backward(
     approximate: str,
     backend: str,
 ) -> Gradients:
-    compute = backends.implementation(SPEC, backend, gelu_layer_norm_backward)
+    compute = backends.implementation(SPEC, backend, "gelu_layer_norm_backward", _launch_backward)
     dx, *parameters = compute(as_rows(dy), as_rows(x), bias, mean, rstd, gamma, approximate)
     return Gradients(dx.view(x.shape), *parameters)
 
 
-def gelu_layer_norm_backward(
+def _launch_backward(
     launchers: Any,
     dy: Tensor,
     x: Tensor,

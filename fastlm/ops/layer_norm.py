@@ -50,12 +50,12 @@ def layer_norm(
 
 
 def _forward(x: Tensor, gamma: Tensor, beta: Tensor | None, eps: float, backend: str) -> NormOutputs:
-    compute = backends.implementation(SPEC, backend, layer_norm_forward)
+    compute = backends.implementation(SPEC, backend, "layer_norm_forward", _launch_forward)
     y, mean, rstd = compute(as_rows(x), gamma, beta, eps)
     return NormOutputs(y.view(x.shape), mean, rstd)
 
 
-def layer_norm_forward(launchers: Any, x: Tensor, gamma: Tensor, beta: Tensor | None, eps: float) -> NormOutputs:
+def _launch_forward(launchers: Any, x: Tensor, gamma: Tensor, beta: Tensor | None, eps: float) -> NormOutputs:
     """Launches LN(x) of (N, E)."""
     y, mean, rstd = outputs = empty_norm_outputs(x)
     launchers.layer_norm_forward(x, gamma, beta, y, mean, rstd, eps)
@@ -63,14 +63,12 @@ def layer_norm_forward(launchers: Any, x: Tensor, gamma: Tensor, beta: Tensor | 
 
 
 def _backward(dy: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, gamma: Tensor, backend: str) -> NormGradients:
-    compute = backends.implementation(SPEC, backend, layer_norm_backward)
+    compute = backends.implementation(SPEC, backend, "layer_norm_backward", _launch_backward)
     dx, dgamma, dbeta = compute(as_rows(dy), as_rows(x), mean, rstd, gamma)
     return NormGradients(dx.view(x.shape), dgamma, dbeta)
 
 
-def layer_norm_backward(
-    launchers: Any, dy: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, gamma: Tensor
-) -> NormGradients:
+def _launch_backward(launchers: Any, dy: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, gamma: Tensor) -> NormGradients:
     """Launches the gradients of LN(x) of (N, E)."""
     dx, dgamma, dbeta = gradients = empty_norm_gradients(x)
     partials = mean.new_empty(2, num_partials(x.shape[0], x.device), x.shape[1])

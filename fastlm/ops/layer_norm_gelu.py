@@ -65,12 +65,12 @@ def layer_norm_gelu(
 
 
 def _forward(x: Tensor, gamma: Tensor, beta: Tensor | None, approximate: str, eps: float, backend: str) -> NormOutputs:
-    compute = backends.implementation(SPEC, backend, layer_norm_gelu_forward)
+    compute = backends.implementation(SPEC, backend, "layer_norm_gelu_forward", _launch_forward)
     y, mean, rstd = compute(as_rows(x), gamma, beta, approximate, eps)
     return NormOutputs(y.view(x.shape), mean, rstd)
 
 
-def layer_norm_gelu_forward(
+def _launch_forward(
     launchers: Any, x: Tensor, gamma: Tensor, beta: Tensor | None, approximate: str, eps: float
 ) -> NormOutputs:
     """Launches GELU(LN(x)) of (N, E)."""
@@ -89,12 +89,12 @@ def _backward(
     approximate: str,
     backend: str,
 ) -> NormGradients:
-    compute = backends.implementation(SPEC, backend, layer_norm_gelu_backward)
+    compute = backends.implementation(SPEC, backend, "layer_norm_gelu_backward", _launch_backward)
     dx, dgamma, dbeta = compute(as_rows(dy), as_rows(x), mean, rstd, gamma, beta, approximate)
     return NormGradients(dx.view(x.shape), dgamma, dbeta)
 
 
-def layer_norm_gelu_backward(
+def _launch_backward(
     launchers: Any,
     dy: Tensor,
     x: Tensor,

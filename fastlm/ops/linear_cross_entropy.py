@@ -246,7 +246,7 @@ def _over_chunks(
     dx = torch.empty_like(x) if need_dx else x.new_empty(0)
     dw = losses.new_zeros(w.shape) if need_dw else losses.new_empty(0)
     dbias = losses.new_zeros(w.shape[0]) if need_dbias else losses.new_empty(0)
-    launch = backends.implementation(SPEC, backend, cross_entropy_rows)
+    launch = backends.implementation(SPEC, backend, "cross_entropy_rows", _launch_rows)
     size = chunk_rows(rows, vocabulary)
     room = x.new_empty(min(size, rows), w.shape[0])
     for start in range(0, rows, size):
@@ -288,7 +288,7 @@ def _padded(parameter: Tensor, dtype: torch.dtype) -> Tensor:
     return padded
 
 
-def cross_entropy_rows(launchers: Any, *arguments: Any) -> None:
+def _launch_rows(launchers: Any, *arguments: Any) -> None:
     """Launches the row kernel, whose arguments are those of `reference.cross_entropy_rows`."""
     launchers.cross_entropy_rows(*arguments)
 
