@@ -93,6 +93,14 @@ def _linear_cross_entropy(tokens: int) -> Tensor:
     return fastlm.linear_cross_entropy(_rows(tokens), _rows(100), torch.zeros(tokens, dtype=torch.int64))
 
 
+def _adamw(tokens: int) -> Tensor:
+    """An update of a parameter of any size. It has no derivative: the number returned has, for `main` asks for it."""
+    tensors = [[torch.zeros(size)] for size in (tokens,) * 4]
+    numbers = {name: torch.full((1,), 0.1) for name in ("rates", "decays")}
+    fastlm.adamw(*tensors, **numbers, betas=(0.9, 0.999), eps=1e-8, max_norm=torch.ones(()))
+    return torch.zeros((), requires_grad=True)
+
+
 CALLS: dict[str, Callable[[int], Tensor]] = {
     "attention of more sequences": lambda tokens: _attention(tokens, 32),
     "attention of sequences of one block": lambda tokens: _attention(2, min(tokens, 128)),
@@ -107,6 +115,7 @@ CALLS: dict[str, Callable[[int], Tensor]] = {
     "bias_gelu": lambda tokens: fastlm.bias_gelu(_rows(tokens), _vector()),
     "embedding_layer_norm": _embedding_layer_norm,
     "linear_cross_entropy": _linear_cross_entropy,
+    "adamw": _adamw,
     "layer_norm of other widths": lambda tokens: fastlm.layer_norm(_rows(4, columns=tokens), _vector(tokens)),
 }
 

@@ -155,5 +155,5 @@ class Model(nn.Module):
     ) -> None:
         """None, or integers of this shape and dtype on the model's device; on the CPU, in [0, end) or `ignore`."""
         model = type(self).__name__
-        _checks.integers(model, name, ids, next(self.parameters()), torch.Size(shape), dtype)
-        _checks.in_range(model, name, ids, 0, end, ignore=ignore)
+        _checks.check_integers(model, name, ids, next(self.parameters()), torch.Size(shape), dtype)
+        _checks.check_range(model, name, ids, 0, end, ignore=ignore)
