@@ -41,7 +41,7 @@ def test_the_likeliest_words_of_each_mask_in_order(bert):
     hidden = model(torch.tensor([ids])).hidden
     assert len(guesses) == len(places) == 2
     for place, found in zip(places, guesses, strict=True):
-        logits = model.mlm_logits(hidden, torch.tensor([[place]]))[0, 0]
+        logits = model.logits("mlm", hidden, torch.tensor([[place]]))[0, 0]
         best = logits.softmax(-1).topk(3)
         assert [guess.token for guess in found] == [WORDS.decode([i]) for i in best.indices.tolist()]
         assert [guess.probability for guess in found] == pytest.approx(best.values.tolist(), rel=1e-4)

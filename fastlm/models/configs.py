@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar, Self
 
+from fastlm._options import option
 from fastlm.keep import keep_count
-
-
-def _option(help: str, default: Any) -> Any:
-    return field(default=default, metadata={"help": help})
 
 
 @dataclass(frozen=True)
@@ -23,16 +20,16 @@ class ModelConfig:
     model_type: ClassVar[str]
 
     vocab_size: int
-    context: int = _option("longest sequence", 512)
-    layers: int = _option("blocks", 12)
-    hidden: int = _option("width of the hidden states", 768)
-    heads: int = _option("attention heads", 12)
-    intermediate: int = _option("width of the MLPs", 3072)
-    dropout: float = _option("dropout of the residual branches, and of all else that is not given", 0.1)
-    attention_dropout: float = _option("dropout of attention's weights", 0.1)
-    embedding_dropout: float = _option("dropout of the embedding sum", 0.1)
-    eps: float = _option("epsilon of the layer norms", 1e-5)
-    initializer_range: float = _option("standard deviation of a fresh matrix", 0.02)
+    context: int = option("longest sequence", 512)
+    layers: int = option("blocks", 12)
+    hidden: int = option("width of the hidden states", 768)
+    heads: int = option("attention heads", 12)
+    intermediate: int = option("width of the MLPs", 3072)
+    dropout: float = option("dropout of the residual branches, and of all else that is not given", 0.1)
+    attention_dropout: float = option("dropout of attention's weights", 0.1)
+    embedding_dropout: float = option("dropout of the embedding sum", 0.1)
+    eps: float = option("epsilon of the layer norms", 1e-5)
+    initializer_range: float = option("standard deviation of a fresh matrix", 0.02)
 
     def __post_init__(self) -> None:
         for f in fields(self):
@@ -101,9 +98,9 @@ class BERTConfig(ModelConfig):
     model_type: ClassVar[str] = "bert"
 
     vocab_size: int = 30522
-    eps: float = _option("epsilon of the layer norms", 1e-12)
-    segments: int = _option("kinds of segment", 2)
-    gelu: str = _option('"tanh", or "none" for the exact erf form', "tanh")
+    eps: float = option("epsilon of the layer norms", 1e-12)
+    segments: int = option("kinds of segment", 2)
+    gelu: str = option('"tanh", or "none" for the exact erf form', "tanh")
 
     def __post_init__(self) -> None:
         super().__post_init__()
