@@ -1,6 +1,7 @@
 """What a run of pretraining records and reports, what it refuses, and how its plan is made."""
 
 import json
+import os
 from dataclasses import replace
 
 import numpy as np
@@ -182,6 +183,105 @@ def test_a_run_without_an_update_gives_way_to_another(tmp_path, text):
         run(configuration(text, phases=((1.0, 100),), vocab_size=300), folder)
     run(configuration(text, vocab_size=400), folder)
     assert load_trained(folder, "cpu")[1].vocab_size == 400
+
+
+def write_pages(path, pages):
+    path.write_text("".join(json.dumps({"text": page}) + "\n" for page in pages))
+
+
+def test_a_start_on_corrected_data_makes_its_tokenizer_and_shards_anew(tmp_path, text):
+    data_file, folder, notes = tmp_path / "text.jsonl", tmp_path / "run", []
+    write_pages(data_file, ["One."])
+    with pytest.raises(DataError, match="at least two sentences expected"):
+        run(configuration(data_file), folder)
+    assert (folder / "tokenizer.json").is_file()
+    data_file.write_bytes(text.read_bytes())
+    run(configuration(data_file), folder, notes)
+    run(configuration(text), tmp_path / "fresh")
+    assert notes[0] == f"{folder} has a tokenizer or shards of other data or options; they are made anew"
+    assert losses(folder) == losses(tmp_path / "fresh")
+
+
+@pytest.fixture
+def prepared(tmp_path, text, monkeypatch):
+    """A copy of the text, and a run folder with its tokenizer and shards, stopped before the first update."""
+    data_file, folder = tmp_path / "text.jsonl", tmp_path / "run"
+    data_file.write_bytes(text.read_bytes())
+
+    def stop():
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        before_update(patch, 0, stop)
+        with pytest.raises(KeyboardInterrupt):
+            run(configuration(data_file), folder)
+    return data_file, folder
+
+
+def made_anew(config, folder):
+    """Whether opening the folder removes its tokenizer and shards, and says so."""
+    notes, opened = [], RunFolder(folder)
+    opened.open(config, notes.append)
+    opened.close()
+    removed = {not opened.tokenizer_file.exists(), not opened.data.exists(), bool(notes)}
+    assert len(removed) == 1
+    return removed.pop()
+
+
+def test_a_tokenizer_and_shards_of_the_same_data_are_kept(prepared):
+    data_file, folder = prepared
+    os.utime(data_file, (0, 0))  # another time is not other text
+    assert not made_anew(configuration(data_file), folder)
+
+
+def other_text_of_the_same_size_and_time(data_file, monkeypatch):
+    times = data_file.stat()
+    data_file.write_bytes(data_file.read_bytes().replace(b"the", b"hte"))
+    os.utime(data_file, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert data_file.stat().st_size == times.st_size and data_file.stat().st_mtime_ns == times.st_mtime_ns
+    return {}
+
+
+OTHER = {
+    "text": other_text_of_the_same_size_and_time,
+    "vocab_size": lambda *_: {"vocab_size": 400},
+    "validation_fraction": lambda *_: {"validation_fraction": 0.3},
+    "document": lambda *_: {"document": "file"},
+    "format": lambda _, monkeypatch: monkeypatch.setattr(data.shards, "FORMAT", 99) or {},
+    "numerics": lambda _, monkeypatch: monkeypatch.setattr("fastlm.train.run.NUMERICS", 99) or {},
+}
+
+
+@pytest.mark.parametrize("other", OTHER)
+def test_a_tokenizer_and_shards_of_other_data_or_options_are_not_kept(prepared, monkeypatch, other):
+    data_file, folder = prepared
+    options = OTHER[other](data_file, monkeypatch)
+    assert made_anew(configuration(data_file, **options), folder)
+
+
+@pytest.mark.parametrize(
+    ("pages", "options", "sentence"),
+    [
+        (
+            60,
+            {"phases": ((1.0, 64),)},
+            r"has \d+ validation tokens; windows of sequence_length 64 need 128, .*or a larger ",
+        ),
+        (60, {"phases": ((0.9, 8), (0.1, 64))}, "validation tokens; windows of sequence_length 64"),
+        (
+            2,
+            {"phases": ((1.0, 64),), "validation_fraction": 0.9},
+            "train tokens; windows of sequence_length 64 need 128",
+        ),
+        (3, {"model": "bert_tiny"}, "has one validation document; sentence pairs need two or more, .*or a larger "),
+    ],
+)
+def test_too_little_data_is_found_before_an_update(tmp_path, text, monkeypatch, pages, options, sentence):
+    write_pages(tmp_path / "text.jsonl", [f"Page {n} is short. It ends here." for n in range(pages)])
+    before_update(monkeypatch, 0, lambda: pytest.fail("an update was made"))
+    config = configuration(tmp_path / "text.jsonl", **{"validation_fraction": 0.05, "validate_every": 1000, **options})
+    with pytest.raises(DataError, match=sentence):
+        run(config.with_length(epochs=1.0), tmp_path / "run")
 
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path, text):

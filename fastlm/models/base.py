@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fastlm.dropout import draw_seeds
+from fastlm.files import named_tensors
 from fastlm.models import files
 from fastlm.models.configs import ModelConfig
 from fastlm.nn.heads import Head
@@ -179,7 +180,7 @@ class Model(nn.Module):
 
         Raises OSError where the disk is full or the folder cannot be written.
         """
-        files.write(folder, self.config.to_json(), dict(self.named_parameters()))
+        files.write(folder, self.config.to_json(), named_tensors(self))
 
     @classmethod
     def load(cls, folder: str | Path, heads: Mapping[str, Head] | None = None, *, backend: str = "auto") -> Self:
@@ -217,11 +218,7 @@ class Model(nn.Module):
         """
         with torch.device("meta"):
             model = cls(config, heads, backend=backend)
-        expected = dict(model.named_parameters())
-        if heads is not None:
-            weights = _with_heads(model, weights)
-        files.check_names(weights, expected, what)
-        model.load_state_dict(weights, assign=True)
+        files.assign_weights(model, weights if heads is None else _with_heads(model, weights), what)
         return model
 
     # Checks ------------------------------------------------------------------------------------------------------
