@@ -35,10 +35,12 @@ class Task(ABC):
     """What a run learns.
 
     loss_names: the names of what `losses` returns; the first is minimised.
-    figure_names: how a figure of `evaluate` or `report` is called in the report, and the format it is written in.
+    data_version: raised when `prepare` makes something else of the same files.
+    figure_names: how a figure of `evaluate` or `report` is called in the report and how it is written, in the order of the table.
     """
 
     loss_names: ClassVar[tuple[str, ...]] = ("loss",)
+    data_version: ClassVar[int] = 1
     figure_names: ClassVar[dict[str, tuple[str, str]]] = {"loss": ("loss", ".3f")}
 
     # Data --------------------------------------------------------------------------------------------------------
@@ -49,7 +51,14 @@ class Task(ABC):
 
     @abstractmethod
     def prepare(self, folder: Path, notify: Notify) -> None:
-        """Makes, in a run's folder, what the task reads while it trains; what is there already is taken as it is."""
+        """Makes, in a run's folder, what the task reads while it trains; what is there already is taken as it is.
+
+        It is kept in `data/` and `tokenizer.json`, which a run folder removes when they were made from something else.
+        """
+
+    def is_prepared(self, folder: Path) -> bool:
+        """Whether all that `prepare` would make is in a run's folder."""
+        return True
 
     def identity(self) -> dict[str, Any]:
         """What a prepared task is, as JSON: a checkpoint is only used for a task of the same identity."""

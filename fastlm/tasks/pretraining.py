@@ -14,7 +14,7 @@ from torch import nn
 from fastlm import models
 from fastlm.data import corpus, tokenizer
 from fastlm.data.config import CorpusConfig
-from fastlm.data.shards import Shards, Split, prepare
+from fastlm.data.shards import FORMAT, Shards, Split, prepare
 from fastlm.data.tokenizer import Tokenizer
 from fastlm.models import ModelConfig
 from fastlm.run_folder import RunFolder
@@ -25,6 +25,8 @@ EXAMPLES = 4  # of the report
 
 class Pretraining(Task):
     """A task on raw text: a tokenizer trained on it, shards, and a model of the tokenizer's size."""
+
+    data_version = FORMAT
 
     def __init__(self, model: ModelConfig, corpus: CorpusConfig):
         self.model, self.corpus = model, corpus
@@ -38,6 +40,10 @@ class Pretraining(Task):
     def sources(self) -> list[Path]:
         """Raises DataError for a file that is not there or not of a known kind."""
         return self._documents().paths
+
+    def is_prepared(self, folder: Path) -> bool:
+        run = RunFolder(folder)
+        return run.tokenizer_file.is_file() and run.data.is_dir()
 
     def prepare(self, folder: Path, notify: Notify) -> None:
         run, config = RunFolder(folder), self.corpus
