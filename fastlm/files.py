@@ -94,7 +94,7 @@ def named_tensors(module: nn.Module) -> dict[str, Tensor]:
 
 
 def is_unfinished(name: str) -> bool:
-    """Whether a name is that of a file or folder that was being written."""
+    """Says whether a name is that of a file or folder that was being written."""
     return _UNFINISHED.fullmatch(name) is not None
 
 
@@ -123,7 +123,7 @@ def sync_tree(folder: Path) -> None:
 
 
 def disk_is_full(error: OSError) -> bool:
-    """Whether more room would help: no space left, a quota reached, or a file at its largest size."""
+    """Says whether more room would help: no space left, a quota reached, or a file at its largest size."""
     return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 

@@ -19,11 +19,11 @@ _CHECKPOINT = re.compile(r"step-(\d+)")
 
 
 class RunError(ValueError):
-    """A run that cannot be started, resumed, gone on with or read; the sentence says why and what would help."""
+    """Reports a run that cannot be started, resumed or read; the sentence says why and what would help."""
 
 
 class RunFolder:
-    """Where a run's files are. Nothing is read or made until it is asked for."""
+    """Names the files of a run's folder. It reads and makes nothing until it is asked to."""
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
@@ -38,15 +38,16 @@ class RunFolder:
         self.report_text = self.path / "report.md"
 
     def exists(self) -> bool:
+        """Says whether there is a run, begun or not."""
         return self.config_file.is_file()
 
     def begun(self) -> bool:
-        """Whether it holds a run that has made an update."""
+        """Says whether there is a run that has made an update."""
         updated = self.metrics_file.is_file() and self.metrics_file.stat().st_size > 0
         return self.exists() and (updated or self.report.is_file() or bool(find_checkpoints(self.checkpoints)))
 
     def recorded(self) -> dict[str, Any]:
-        """config.json. Raises RunError if it is not one of fastlm's."""
+        """Returns config.json. Raises RunError if it is not one of fastlm's."""
         if not self.exists():
             raise RunError(f"run: {self.path} is not a run folder (it has no config.json)")
         try:
@@ -56,10 +57,13 @@ class RunFolder:
         if not isinstance(content, dict) or content.get("format") not in FORMATS:
             known = " or ".join(map(str, FORMATS))
             raise RunError(f"run: {self.config_file} is not the configuration of a fastlm run of format {known}")
+        missing = {"plan", "made_from"} - content.keys()
+        if content["format"] == FORMATS[-1] and missing:
+            raise RunError(f"run: {self.config_file} is damaged: it has no {min(missing)!r}")
         return content
 
     def newest_model(self) -> Path:
-        """The folder of the trained model, or while it trains that of the last checkpoint's.
+        """Returns the folder of the trained model, or while it trains that of the last checkpoint's.
 
         Raises RunError where there is neither.
         """
@@ -73,7 +77,7 @@ class RunFolder:
 
 
 def find_checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints of a folder, oldest first. Those being written when a process died are not among them."""
+    """Returns the checkpoints of a folder, oldest first, without those that a process died writing."""
     entries = folder.iterdir() if folder.is_dir() else ()
     found = {int(match[1]): path for path in entries if (match := _CHECKPOINT.fullmatch(path.name))}
     return [found[step] for step in sorted(found)]

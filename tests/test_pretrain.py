@@ -2,7 +2,9 @@
 
 import json
 import os
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ from fastlm.data import DataError, ngrams
 from fastlm.train import checkpoint, pretrain, trainer
 from fastlm.train.objectives import CausalLM, _masked_pairs, objective_of
 from fastlm.train.pretrain import _make_plan, _precision, _steps
-from fastlm.train.run import RunError, RunFolder, load_trained
+from fastlm.train.run import NUMERICS, RunError, RunFolder, load_trained
 from fastlm.train.schedule import learning_rate
 from fastlm.train.trainer import Plan
 
@@ -138,6 +140,22 @@ def test_a_finished_run_is_reported_again_and_not_trained(finished, monkeypatch)
     notes = []
     assert run(config, folder, notes) == result
     assert notes == [f"{folder} is finished; this is its report"]
+
+
+def test_a_finished_run_of_other_numerics_is_reported_too(finished, monkeypatch):
+    config, folder, result = finished
+    monkeypatch.setattr("fastlm.train.run.NUMERICS", 99)
+    assert run(config, folder) == result
+
+
+def test_a_damaged_report_is_named_and_written_again_once_it_is_removed(finished, tmp_path):
+    config, finished_folder, result = finished
+    folder = Path(shutil.copytree(finished_folder, tmp_path / "run"))
+    (folder / "report.json").write_text("{")
+    with pytest.raises(ValueError, match=r"report\.json: damaged, .*; remove it, and the command that trained"):
+        run(config, folder)
+    (folder / "report.json").unlink()
+    assert run(config, folder) == result
 
 
 def test_masked_pairs_are_shown_the_true_token_before():
@@ -295,7 +313,13 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path, text):
 
 @pytest.mark.parametrize(
     ("content", "sentence"),
-    [("{", "is not JSON"), ("[]", "is not the configuration"), ('{"format": 1, "config": {}}', "another version")],
+    [
+        ("{", "is not JSON"),
+        ("[]", "is not the configuration"),
+        ('{"format": 1, "config": {}}', f"numerics version 0, and this fastlm computes with version {NUMERICS}"),
+        (f'{{"format": 1, "numerics": {NUMERICS}, "config": {{}}, "plan": null}}', "damaged: it has no 'made_from'"),
+        (f'{{"format": 1, "numerics": {NUMERICS}, "config": {{}}, "plan": 0, "made_from": 0}}', "another version"),
+    ],
 )
 def test_a_foreign_config_is_refused(tmp_path, text, content, sentence):
     (tmp_path / "config.json").write_text(content)

@@ -52,14 +52,14 @@ def stop():
 
 
 KILLED = """
-    import os, signal, sys
+    import json, os, signal, sys
     from dataclasses import replace
     from pathlib import Path
     import torch, runs
     from fastlm import files
 
     torch.set_num_threads(1)
-    text, model, folder, where, step = sys.argv[1:]
+    text, model, folder, where, step, options = sys.argv[1:]
     die = lambda *ignored: os.kill(os.getpid(), signal.SIGKILL)
     if where == "update":
         update = runs.trainer.Trainer.update
@@ -67,13 +67,13 @@ KILLED = """
     else:  # within the writing of a checkpoint, before or after it gets its name
         original = getattr(files, where)
         setattr(files, where, lambda path: die() if f"{step}" in str(path) else original(path))
-    runs.run(runs.configuration(Path(text), model), Path(folder))
+    runs.run(runs.configuration(Path(text), model, **json.loads(options)), Path(folder))
 """
 
 
-def run_and_kill(text, model, folder, where, step):
+def run_and_kill(text, model, folder, where, step, **options):
     path = os.pathsep.join([os.path.dirname(__file__), *sys.path])
-    command = [sys.executable, "-c", textwrap.dedent(KILLED), text, model, folder, where, step]
+    command = [sys.executable, "-c", textwrap.dedent(KILLED), text, model, folder, where, step, json.dumps(options)]
     child = subprocess.run(
         list(map(str, command)), env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=False
     )

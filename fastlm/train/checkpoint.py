@@ -32,7 +32,7 @@ _MODEL, _OPTIMIZER, _RNG = "model/model.safetensors", "optimizer.safetensors", "
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that is truncated, damaged, foreign or not there; the sentence says which."""
+    """Reports a checkpoint that is truncated, damaged, foreign or not there, or that could not be read back."""
 
 
 def save(

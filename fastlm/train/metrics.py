@@ -1,4 +1,4 @@
-"""The record of every update, metrics.jsonl, and the loss curve that is kept of it; memory does not grow with a run."""
+"""metrics.jsonl, with a record per update, and the loss curve kept from it in memory that does not grow with a run."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SHOWN = 20  # updates that the progress bar averages over
 
 
 class Bin(NamedTuple):
-    """The smallest, mean and largest of some values that follow each other, and the mean of their steps."""
+    """Holds the smallest, mean and largest of neighbouring values, and the mean of their steps."""
 
     count: int
     step: float
@@ -25,9 +25,9 @@ class Bin(NamedTuple):
 
 
 class Series:
-    """A series of values in at most `most` bins, whatever its length.
+    """Keeps a series of any length in at most `most` bins.
 
-    Bins hold `width` values each, at first one. When there are `most`, neighbours are merged and the width doubles.
+    Each bin has `width` values, at first 1. When all `most` bins are full, neighbours are merged and the width doubles.
     """
 
     def __init__(self, most: int = 2000):
@@ -49,7 +49,7 @@ class Series:
 
 
 class Curve:
-    """The losses of a run's updates and validations, to be drawn."""
+    """Keeps the losses of a run's updates and validations for the plot."""
 
     def __init__(self):
         self.training, self.validation = Series(), Series()
@@ -62,7 +62,7 @@ class Curve:
 
 
 class Metrics:
-    """metrics.jsonl, open for the updates after `step`; records of later ones, which will be made again, are cut off.
+    """Opens metrics.jsonl to append the updates after `step`; cuts off records of later ones, which come again.
 
     last: the last SHOWN records. curve: what `report.plot` draws. Raises RunError if one of the records 1 to `step` is
     missing.
@@ -98,6 +98,7 @@ class Metrics:
         os.fsync(self._descriptor)
 
     def close(self) -> None:
+        """Closes the file; `last` and `curve` stay."""
         os.close(self._descriptor)
 
     def _note(self, record: dict[str, Any]) -> None:

@@ -18,8 +18,8 @@ from fastlm.tasks.base import Task
 from fastlm.train.config import TrainConfig
 from fastlm.train.trainer import Plan
 
-# The version of all that decides a run's numbers: sampling, tokenizers, models, optimizers. It is raised by every
-# change after which the same command gives other losses. Folders written before there were versions have version 0.
+# Every change after which the same command gives other losses adds 1: in tokenizers, sampling, models, ops of the CPU,
+# optimizers or schedules. An unfinished run of another version is refused. Folders without a version have version 0.
 NUMERICS = 1
 
 Notify = Callable[[str], None]
@@ -31,7 +31,7 @@ _KEPT = ("format", "numerics", "made_from", "plan", "versions")  # of config.jso
 
 
 class TrainingFolder(RunFolder):
-    """A run's folder, held by one process at a time (the lock goes with the process, kill -9 included)."""
+    """Lets one process at a time hold a run's folder, until it ends, be it by kill -9."""
 
     def __init__(self, path: str | Path):
         super().__init__(path)
@@ -56,9 +56,10 @@ class TrainingFolder(RunFolder):
             raise RunError(f"run: {self.path} is not empty and holds no run of fastlm; name another folder")
         self.path.mkdir(parents=True, exist_ok=True)
         self._acquire()
-        recorded = self.recorded() if self.exists() else {}
-        if recorded:
+        recorded = {}
+        if self.exists():
             remove_unfinished(self.path)
+            recorded = self.recorded()
         if not self.begun():
             self._start(task, record, recorded, notify)
             return
@@ -71,10 +72,10 @@ class TrainingFolder(RunFolder):
                 "give the same options to resume it, or another --run"
             )
         if not self.report.is_file():
-            self._check_data(task, recorded, notify)
+            self._check_data_files(task, recorded, notify)
 
     def close(self) -> None:
-        """Lets go of the folder."""
+        """Lets other processes have the folder."""
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
@@ -98,6 +99,7 @@ class TrainingFolder(RunFolder):
         self.record(record, None)
 
     def _check_numerics(self, recorded: dict[str, Any]) -> None:
+        """Raises RunError if the run was begun with another numerics version."""
         version, began = recorded.get("numerics", 0), recorded.get("versions", {}).get("fastlm")
         if (recorded["format"], version) != (FORMATS[-1], NUMERICS):
             raise RunError(
@@ -106,7 +108,7 @@ class TrainingFolder(RunFolder):
                 f"{f' (version {began})' if began else ''}, or give another --run"
             )
 
-    def _check_data(self, task: Task, recorded: dict[str, Any], notify: Notify) -> None:
+    def _check_data_files(self, task: Task, recorded: dict[str, Any], notify: Notify) -> None:
         """Says which data files have changed. Raises RunError if data would have to be made from such files."""
         complete = task.is_prepared(self.path)
         changes = [
@@ -132,7 +134,7 @@ class TrainingFolder(RunFolder):
 
 
 def differences(record: Record, recorded: dict[str, Any]) -> list[str]:
-    """The fields in which two runs differ, each with both values; those that change no loss do not count."""
+    """Lists the fields in which two runs differ, each with both values; those that change no loss do not count."""
     now, there = _bound(record), _bound(recorded)
     missing = object()
     return [
@@ -143,13 +145,13 @@ def differences(record: Record, recorded: dict[str, Any]) -> list[str]:
 
 
 def run_hash(record: Record, plan: Plan) -> str:
-    """sha256 of all that makes a run what it is; its checkpoints carry it."""
+    """Returns the SHA-256 of all that makes a run what it is; its checkpoints carry it."""
     bound = {"record": _bound(record), "plan": asdict(plan)}
     return hashlib.sha256(json.dumps(bound, sort_keys=True).encode()).hexdigest()
 
 
 def _bound(record: Record) -> dict[str, Any]:
-    """The fields of a record's sections, those that change a loss, by name (as JSON has them)."""
+    """Returns the fields of a record's sections that change a loss, by name, as JSON has them."""
     found: dict[str, Any] = {}
     for section, values in json.loads(json.dumps(record)).items():
         if section not in _KEPT:
@@ -162,7 +164,7 @@ def _shown(values: dict[str, Any], name: str) -> str:
 
 
 def _identity(path: Path) -> dict[str, Any]:
-    """A data file's size, time of change and SHA-256.
+    """Returns a data file's size, time of change and SHA-256.
 
     The SHA-256 decides whether a file is the same: `cp -p`, `rsync -t` or an unpacked archive may bring other text of
     the same size and time, and a copy of the same text has another time. Reading a file takes far less time than
@@ -175,12 +177,12 @@ def _identity(path: Path) -> dict[str, Any]:
 
 
 def _contents(made_from: dict[str, Any] | None) -> tuple[int, list[str]] | None:
-    """What decides whether a task's data is used again; the paths are in the record."""
+    """Returns what decides if a task's data is used again; the paths are compared with the record."""
     return made_from and (made_from["version"], [file["sha256"] for file in made_from["files"]])
 
 
 def _change(before: dict[str, Any], *, read: bool) -> str | None:
-    """How a data file differs from what it was; without `read`, one of the same size and time is taken for the same."""
+    """Says how a data file differs from what it was; without `read`, the same size and time count as no difference."""
     path = Path(before["path"])
     if not path.is_file():
         return "is gone"
