@@ -28,7 +28,7 @@ class Placement:
 
 
 def find_device(name: str) -> torch.device:
-    """ "cpu", "cuda", or "auto": CUDA if there is one. Raises DeviceError for a CUDA device that torch does not find."""
+    """Returns the device "cpu" or "cuda"; "auto" is CUDA if there is one. Raises DeviceError if torch finds no CUDA."""
     import torch
 
     if name == "auto":

@@ -369,7 +369,12 @@ def results(model: BERT, function, data: dict[str, Tensor], seeds: Tensor) -> li
     model.zero_grad()
     output = function(**data, seeds=seeds)
     output.loss.backward()
-    return [output.loss.detach(), *(t.detach() for t in output.losses.values()), output.hidden.detach(), *(p.grad.clone() for p in model.parameters())]
+    return [
+        output.loss.detach(),
+        *(t.detach() for t in output.losses.values()),
+        output.hidden.detach(),
+        *(p.grad.clone() for p in model.parameters()),
+    ]
 
 
 def test_twelve_layers_compile_whole_and_give_the_same_bits():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import torch
@@ -9,6 +10,8 @@ from torch import Tensor
 
 from fastlm.data.tokenizer import Tokenizer
 from fastlm.inference.load import load_trained
+
+SMALLEST_TEMPERATURE = 1e-6  # logits divided by less would leave float32
 
 
 def filter_logits(logits: Tensor, *, temperature: float, top_k: int | None, top_p: float | None) -> Tensor:
@@ -63,8 +66,11 @@ def continue_tokens(
 
 
 def check_sampling(*, temperature: float, top_k: int | None, top_p: float | None) -> None:
-    if not temperature >= 0:
-        raise ValueError(f"temperature: at least 0 expected (0 takes the likeliest token), got {temperature}")
+    if temperature != 0 and not SMALLEST_TEMPERATURE <= temperature < math.inf:
+        raise ValueError(
+            f"temperature: 0 (which takes the likeliest token) or at least {SMALLEST_TEMPERATURE:g} expected, "
+            f"got {temperature}"
+        )
     if top_k is not None and top_k < 1:
         raise ValueError(f"top_k: at least 1 expected, got {top_k}")
     if top_p is not None and not 0 < top_p <= 1:

@@ -1,4 +1,4 @@
-"""The models' configurations and the papers' sizes. Imports no torch, so that recipes and the command line need none."""
+"""The models' configurations and the papers' sizes. Imports no torch: recipes and the command line need none."""
 
 from __future__ import annotations
 

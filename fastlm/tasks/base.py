@@ -36,7 +36,7 @@ class Task(ABC):
 
     loss_names: the names of what `losses` returns; the first is minimised.
     data_version: raised when `prepare` makes something else of the same files.
-    figure_names: how a figure of `evaluate` or `report` is called in the report and how it is written, in the order of the table.
+    figure_names: the report's name of each figure and how it is written, in the order of the table.
     """
 
     loss_names: ClassVar[tuple[str, ...]] = ("loss",)
@@ -104,4 +104,3 @@ class Task(ABC):
     def try_command(self, folder: Path) -> str | None:
         """A command that uses the finished run, or None."""
         return None
-

@@ -99,9 +99,7 @@ def _plan(
     return plan
 
 
-def _make_updates(
-    trainer: Trainer, run: TrainingFolder, run_hash: str, name: str, notify: Notify
-) -> dict[str, Any]:
+def _make_updates(trainer: Trainer, run: TrainingFolder, run_hash: str, name: str, notify: Notify) -> dict[str, Any]:
     """Makes the updates that are left; returns the tokens that all of them read and the seconds that they took."""
     state = checkpoint.restore(run.checkpoints, trainer.model, trainer.optimizer, run_hash=run_hash, notify=notify)
     start = state["step"] if state else 0
@@ -130,9 +128,7 @@ def _make_updates(
     return {"tokens": recorder.tokens, "training_seconds": round(recorder.seconds, 1)}
 
 
-def _finish(
-    trainer: Trainer, run: TrainingFolder, totals: dict[str, Any], name: str, notify: Notify
-) -> dict[str, Any]:
+def _finish(trainer: Trainer, run: TrainingFolder, totals: dict[str, Any], name: str, notify: Notify) -> dict[str, Any]:
     """Writes model/ and the report."""
     with new_folder(run.model) as folder:
         trainer.model.save(folder)

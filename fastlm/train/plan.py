@@ -59,9 +59,7 @@ def choose_precision(task: Task, config: TrainConfig, placement: Placement, plan
         return "fp32", "the CPU has no avx512_bf16 or amx_bf16"
     # Other work on the machine only adds to a time, so the shortest ones are compared.
     seconds = {
-        precision: min(
-            update_seconds(task, config, placement, replace(plan, precision=precision), config.longest, 0.0)
-        )
+        precision: min(update_seconds(task, config, placement, replace(plan, precision=precision), config.longest, 0.0))
         for precision in ("fp32", "bf16")
     }
     faster = min(seconds, key=seconds.get)
