@@ -60,7 +60,7 @@ class Heads(Saved):
 def make(kind="adamw", seed=0, width=3):
     torch.manual_seed(seed)
     model = Model(width)
-    return model, build_optimizer(model, kind=kind, **RECIPE)
+    return model, build_optimizer([(model.parameters(), 1.0)], bias_correction=kind == "adamw", **RECIPE)
 
 
 def train(model, optimizer, updates):
