@@ -117,11 +117,11 @@ USAGE = [
     (["pretrain", "--seed", "9" * 20], "seed: at least 0 and below 2^63 expected, got 99999999999999999999"),
     (
         ["generate", "GPT", "--prompt", "a", "--seed", "9" * 20],
-        "argument --seed: an integer of at least 0 and below 2^63",
+        "argument --seed: an integer of at least 0",
     ),
     (
         ["generate", "GPT", "--prompt", "a", "--temperature", "1e-42"],
-        "temperature: 0 (which takes the likeliest token) or",
+        "temperature: 0 (which takes the likeliest",
     ),
     (["generate", "GPT", "--prompt", "a\udcff"], "prompt: text in UTF-8 expected, got 'a\\udcff'"),
     (["fill-mask", "BERT", "[MASK] \udc80"], "text: text in UTF-8 expected, got '[MASK] \\udc80'"),

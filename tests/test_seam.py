@@ -1,4 +1,4 @@
-"""What may know what: the trainer and the command line name no model, inference nothing of training, recipes no torch."""
+"""What may know what: training and the command line name no model, inference knows no training, recipes no torch."""
 
 import ast
 import re
@@ -49,7 +49,9 @@ def test_no_model_is_named(path):
 
 
 def test_a_name_would_be_seen():
-    source = '"""GPT-1 is fine."""\n# BERT too\ndef f():\n    "BERT."\n    return use_bert(kind="GPT1"), x.bert, f"{a} gpt1"\n'
+    source = (
+        '"""GPT-1 is fine."""\n# BERT too\ndef f():\n    "BERT."\n    return use_bert("GPT1"), x.bert, f"{a} gpt1"\n'
+    )
     assert sorted(word for word in spoken(source) if MODELS.search(word)) == [" gpt1", "GPT1", "bert", "use_bert"]
 
 

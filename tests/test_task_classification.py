@@ -103,7 +103,7 @@ def trunk(tmp_path_factory):
     return folder
 
 
-CONFIG = TrainConfig(steps=30, phases=((1.0, 12),), batch_size=8, learning_rate=3e-3, warmup=3, checkpoint_every=10)
+CONFIG = TrainConfig(steps=80, phases=((1.0, 12),), batch_size=8, learning_rate=3e-2, warmup=3, checkpoint_every=10)
 
 
 def fine_tune(task: Task, folder: Path, config: TrainConfig = CONFIG) -> dict:
@@ -122,7 +122,7 @@ def test_it_learns_and_reports(trunk, tmp_path):
 def test_the_body_moves_at_a_tenth_of_the_heads_rate(trunk):
     """Adam's first update moves every parameter by its rate."""
     task = Classification(trunk)
-    plan = trainer.Plan(30, 3, "cpu", "fp32", {})
+    plan = trainer.Plan(80, 3, "cpu", "fp32", {})
     with trainer.Trainer(task, CONFIG, plan) as made:
         before = {name: p.clone() for name, p in made.model.named_parameters()}
         rate = made.update(0).learning_rate
@@ -183,7 +183,7 @@ def test_it_resumes_exactly(trunk, tmp_path, monkeypatch, kind):
         with pytest.raises(Stopped):
             fine_tune(TASKS[kind](trunk), folder)
     result = fine_tune(TASKS[kind](trunk), folder)
-    assert losses(folder) == losses(whole) and len(losses(folder)) == 30
+    assert losses(folder) == losses(whole) and len(losses(folder)) == CONFIG.steps
     assert (folder / "model" / "model.safetensors").read_bytes() == (whole / "model" / "model.safetensors").read_bytes()
     assert result["scores"] == expected["scores"]
 

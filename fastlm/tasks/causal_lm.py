@@ -76,6 +76,8 @@ class CausalLM(Pretraining):
         examples = []
         for sentence in held_out_sentences(self.shards.split("validation")):
             begun = " ".join(as_line(self.tokenizer, sentence).translate(QUOTES).split()[:GIVEN])
+            if not begun:  # a sentence of nothing but quotes
+                continue
             text = generate_text(trainer.model, self.tokenizer, begun, WRITTEN, **sampling)
             examples.append(_emphasised(begun, " ".join(text.split())))
         return examples
