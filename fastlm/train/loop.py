@@ -134,7 +134,8 @@ def _finish(trainer: Trainer, run: TrainingFolder, totals: dict[str, Any], name:
         trainer.model.save(folder)
     notify("validating on all of the held-out text")
     result = {"model": name, "parameters": sum(p.numel() for p in trainer.model.parameters())}
-    result |= {"steps": trainer.plan.steps, **totals, "figures": trainer.task.figure_names}
+    figures = {name: list(style) for name, style in trainer.task.figure_names.items()}
+    result |= {"steps": trainer.plan.steps, **totals, "figures": figures}
     result |= trainer.task.report(trainer, name)
     write_bytes(run.report_text, report.markdown(result).encode())
     write_json(run.report, result)
