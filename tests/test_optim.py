@@ -1,5 +1,7 @@
 """The optimizers against torch's and against the papers' formulas computed in float64."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -402,6 +404,19 @@ def test_a_captured_step_is_replayed_with_new_rates(backend):
         torch.cuda.set_sync_debug_mode("default")
         assert graph is None or torch.equal(norm, captured_norm)
         assert all(torch.equal(p, q) for p, q in zip(model.parameters(), other.parameters(), strict=True))
+
+
+def test_a_copied_optimizer_goes_on():
+    options = {"lr": 1e-2, "bias_correction": True, "backend": "reference"}
+    model = make()
+    optimizer = FusedAdam(groups_of(model, 0.1), **options)
+    set_gradients(model, 0)
+    optimizer.step()
+    model_copy, copied = copy.deepcopy((model, optimizer))
+    for m, o in ((model, optimizer), (model_copy, copied)):
+        set_gradients(m, 1)
+        o.step()
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), model_copy.parameters(), strict=True))
 
 
 def test_betas_and_eps_are_the_same_in_all_groups():

@@ -207,6 +207,11 @@ class FusedAdam(torch.optim.Optimizer):
         self._given: list[tuple[Tensor, dict]] = []  # the parameters of the prepared update, each with its group
         self._numbers: Tensor | None = None  # rates (n,), decays (n,), corrections (n, 2) if any, max_norm
 
+    def __getstate__(self) -> dict:
+        """What a copy starts from: all but the numbers of a prepared update."""
+        own = {"bias_correction": self.bias_correction, "backend": self.backend, "_given": [], "_numbers": None}
+        return super().__getstate__() | own
+
     def step(self, closure=None, *, max_norm: float = math.inf) -> Tensor:
         """Updates the parameters that have gradients; returns the norm of those, before clipping to max_norm."""
         if closure is not None:
@@ -236,7 +241,6 @@ class FusedAdam(torch.optim.Optimizer):
             self._numbers = torch.empty_like(numbers, device=device)
         self._numbers.copy_(numbers, non_blocking=True)
 
-    @torch.no_grad()
     def update(self) -> Tensor:
         """Makes the prepared update; returns the gradients' norm before clipping, on the device."""
         parameters = [p for p, _ in self._given]
@@ -245,7 +249,7 @@ class FusedAdam(torch.optim.Optimizer):
         rates, decays, corrections, max_norm = self._numbers.split([n, n, 2 * n * self.bias_correction, 1])
         betas, eps = self._shared("betas"), self._shared("eps")
         return ops.adamw(
-            [p.detach() for p in parameters],
+            parameters,
             [p.grad for p in parameters],
             [state["exp_avg"] for state in states],
             [state["exp_avg_sq"] for state in states],
