@@ -17,6 +17,7 @@ SLICE = 8192  # elements of a tensor that a CTA takes in a turn (csrc/adamw.cu, 
 TENSORS = 480  # that one launch of csrc/adamw.cu takes
 
 
+@torch.no_grad()
 def gradient_squares(gradients: Sequence[Tensor], *, backend: str = "auto") -> Tensor:
     """Sums the squares of all gradients together, in one launch.
 
@@ -49,6 +50,7 @@ def gradient_squares(gradients: Sequence[Tensor], *, backend: str = "auto") -> T
     return squares
 
 
+@torch.no_grad()
 def adamw(
     parameters: Sequence[Tensor],
     gradients: Sequence[Tensor],
