@@ -78,7 +78,7 @@ def train(model, optimizer, updates):
 def make_heads(kind="adamw", seed=0, **options):
     torch.manual_seed(seed)
     model = Heads(**options)
-    return model, build_optimizer(model, kind=kind, **RECIPE)
+    return model, build_optimizer([(model.parameters(), 1.0)], bias_correction=kind == "adamw", **RECIPE)
 
 
 def train_heads(model, optimizer, steps, late=4):
