@@ -99,6 +99,21 @@ def test_more_tensors_than_a_launch_takes(case):
         assert (a.double() - b).abs().max() <= 2 * torch.finfo(a.dtype).eps * b.abs().max()
 
 
+@pytest.mark.parametrize("case", cases(OP))
+def test_parameters_may_require_gradients(case):
+    plain, leaves = tensors(case.dtype, case.device), tensors(case.dtype, case.device)
+    leaves = ([torch.nn.Parameter(p) for p in leaves[0]], *leaves[1:])
+    norm = update(leaves, case.backend, max_norm=1.0)
+    assert torch.equal(norm, update(plain, case.backend, max_norm=1.0)) and not norm.requires_grad
+    assert all(torch.equal(a, b) for a, b in zip(leaves[0], plain[0], strict=True))
+
+
+def test_shapes_come_out_of_meta_tensors():
+    lists = tuple([torch.empty(s, device="meta") for s in SHAPES] for _ in range(4))
+    norm = update(lists, max_norm=1.0, corrections=[(0.3, 0.2)] * len(SHAPES))
+    assert norm.is_meta and norm.shape == () and norm.dtype == torch.float32
+
+
 def test_is_torchs_adamw():
     parameters, gradients, *_ = widened(tensors(torch.float32, "cpu"))
     moments = [[torch.zeros_like(p) for p in parameters] for _ in range(2)]

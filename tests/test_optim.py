@@ -1,5 +1,7 @@
 """The optimizers against torch's and against the papers' formulas computed in float64."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -110,6 +112,24 @@ def test_uncorrected_adam_skips_parameters_without_gradient_and_takes_a_closure(
 
     assert optimizer.step(closure).item() == 2.0
     assert (used < 1).all() and (unused == 1).all() and unused not in optimizer.state
+
+
+@pytest.mark.parametrize("strided", [False, True])
+def test_uncorrected_adam_is_the_same_in_slices_that_fit_the_cache(strided):
+    """A matrix of more than one slice per thread, bit for bit the ops on the whole of it."""
+    torch.manual_seed(0)
+    rows = 65536 * torch.get_num_threads() // 100
+    start = torch.randn(211, rows).t() if strided else torch.randn(rows, 211)
+    weight = nn.Parameter(start.clone(memory_format=torch.preserve_format))
+    optimizer = UncorrectedAdam([weight], lr=1e-2, betas=(0.9, 0.99), eps=1e-6, weight_decay=0.1)
+    p, m, v = start.clone(), torch.zeros_like(start), torch.zeros_like(start)
+    for _ in range(3):
+        weight.grad = torch.randn_like(start)
+        optimizer.step()
+        m.lerp_(weight.grad, 1 - 0.9)
+        v.mul_(0.99).addcmul_(weight.grad, weight.grad, value=1 - 0.99)
+        p.mul_(1 - 1e-2 * 0.1).addcdiv_(m, v.sqrt().add_(1e-6), value=-1e-2)
+    assert torch.equal(weight, p)
 
 
 def test_an_optimizer_needs_something_to_train():
@@ -384,6 +404,19 @@ def test_a_captured_step_is_replayed_with_new_rates(backend):
         torch.cuda.set_sync_debug_mode("default")
         assert graph is None or torch.equal(norm, captured_norm)
         assert all(torch.equal(p, q) for p, q in zip(model.parameters(), other.parameters(), strict=True))
+
+
+def test_a_copied_optimizer_goes_on():
+    options = {"lr": 1e-2, "bias_correction": True, "backend": "reference"}
+    model = make()
+    optimizer = FusedAdam(groups_of(model, 0.1), **options)
+    set_gradients(model, 0)
+    optimizer.step()
+    model_copy, copied = copy.deepcopy((model, optimizer))
+    for m, o in ((model, optimizer), (model_copy, copied)):
+        set_gradients(m, 1)
+        o.step()
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), model_copy.parameters(), strict=True))
 
 
 def test_betas_and_eps_are_the_same_in_all_groups():

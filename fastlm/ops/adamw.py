@@ -41,6 +41,7 @@ SPEC = Spec(
 )
 
 
+@torch.no_grad()
 def gradient_squares(gradients: Sequence[Tensor], *, backend: str = "auto") -> Tensor:
     """Sums the squares of all gradients together, in one launch.
 
@@ -76,6 +77,7 @@ def _launch_squares(launchers: Any, gradients: Sequence[Tensor]) -> Tensor:
     return squares
 
 
+@torch.no_grad()
 def adamw(
     parameters: Sequence[Tensor],
     gradients: Sequence[Tensor],
