@@ -3,26 +3,37 @@
 A document is a str whose paragraphs are separated by one newline; inside a paragraph every run of white space is one
 space, so hard-wrapped text is unwrapped. In a .txt file
 
-- document="blank-line": a blank line ends a document, which so is one paragraph (the format of BERT's original code);
-- document="file": the file is one document, and a blank line ends a paragraph (a book or an article a file).
+- document="blank-line": a blank line ends a document, so a document is one paragraph (as in BERT's original code);
+- document="file": the file is one document, and a blank line ends a paragraph (for a book or an article per file).
 
 In a .jsonl file each line is an object whose "text" is one document, in which a blank line ends a paragraph. Both kinds
-may be compressed: .txt.xz, .txt.gz, .jsonl.xz, .jsonl.gz. Text is UTF-8.
+may be compressed: .txt.xz, .txt.gz, .jsonl.xz, .jsonl.gz. Text is UTF-8. Lines end in \n, \r\n or \r; form feeds and
+Unicode's line separators are white space like any other. Byte order marks are left out wherever they stand.
+
+A text of any size and shape takes linear time. `Documents.streams` also takes bounded memory, but for one .jsonl line.
 """
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import importlib.resources
+import io
 import json
 import lzma
+import re
 import zlib
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from itertools import chain, groupby
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 ENDINGS = tuple(kind + packing for kind in (".txt", ".jsonl") for packing in ("", ".xz", ".gz"))
 DOCUMENT = ("blank-line", "file")
+BLOCK = 1 << 16  # bytes or characters that are read at a time
+_SPACES = re.compile(r"\s{2,}|[^\S ]")  # white space, unless it is one space already
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class DataError(ValueError):
@@ -37,8 +48,18 @@ def novels() -> Path:
     return Path(str(importlib.resources.files("fastlm.data") / "novels.jsonl.xz"))
 
 
+class Fragment(NamedTuple):
+    """A part of a paragraph of a few BLOCKs at most. It cuts no word, unless the word is longer than a BLOCK.
+
+    The paragraph is its fragments joined; `ends` marks its last one, which may be empty.
+    """
+
+    text: str
+    ends: bool
+
+
 class Documents:
-    """The documents of some files, read anew by each iteration; holds one document in memory at a time."""
+    """The documents of some files, read anew by each iteration."""
 
     def __init__(self, paths: Iterable[str | Path], document: str = "blank-line"):
         if isinstance(paths, (str, Path)):
@@ -56,20 +77,30 @@ class Documents:
                 raise DataError(f"{path}: {'a file expected, got a folder' if path.is_dir() else 'no such file'}")
 
     def __iter__(self) -> Iterator[str]:
+        """Each document as one str."""
+        for fragments in self.streams():
+            yield "".join(text + "\n" if ends else text for text, ends in fragments)[:-1]
+
+    def streams(self) -> Iterator[Iterator[Fragment]]:
+        """Each document as an iterator of its fragments, which is void once the next document is asked for."""
         empty = True
         for path in self.paths:
-            for text in self._texts(path):
-                if text:
-                    empty = False
-                    yield text
+            for _, numbered in groupby(self._fragments(path), key=lambda pair: pair[0]):
+                empty = False
+                yield (fragment for _, fragment in numbered)
         if empty:
             raise DataError(f"{', '.join(map(str, self.paths))}: no text in it")
 
-    def _texts(self, path: Path) -> Iterator[str]:
+    def _fragments(self, path: Path) -> Iterator[tuple[int, Fragment]]:
+        """The fragments of a file, each with its document's number."""
         if ".jsonl" in (path.suffix, Path(path.stem).suffix):
-            return _json_documents(path)
-        paragraphs = _paragraphs(_lines(path))
-        return iter(["\n".join(paragraphs)]) if self.document == "file" else paragraphs
+            for number, text in enumerate(_json_texts(path)):
+                yield from ((number, fragment) for fragment in unwrap(text))
+            return
+        number = 0
+        for fragment in _unwrap(_blocks(path)):
+            yield number, fragment
+            number += fragment.ends and self.document == "blank-line"
 
 
 def read_documents(paths: str | Path | Iterable[str | Path], document: str = "blank-line") -> Documents:
@@ -81,51 +112,112 @@ def read_documents(paths: str | Path | Iterable[str | Path], document: str = "bl
     return Documents(paths, document)
 
 
-def _paragraphs(lines: Iterable[str]) -> Iterator[str]:
-    """Blocks of lines between blank lines, each unwrapped to one line."""
-    words: list[str] = []
-    for line in lines:
-        found = line.split()
-        if not found and words:
-            yield " ".join(words)
-            words = []
-        words += found
-    if words:
-        yield " ".join(words)
+def unwrap(text: str) -> Iterator[Fragment]:
+    """The paragraphs of a text, in which a blank line ends a paragraph, as fragments."""
+    return _unwrap(text[start : start + BLOCK] for start in range(0, len(text), BLOCK))
 
 
-def _json_documents(path: Path) -> Iterator[str]:
+def _unwrap(blocks: Iterable[str]) -> Iterator[Fragment]:
+    """The same of a text that comes in blocks, cut anywhere."""
+    newlines = io.IncrementalNewlineDecoder(None, translate=True)
+    rest, inside = "\n\n", False
+    for block in chain(blocks, ["\n\n"]):
+        text = newlines.decode(block).replace("\ufeff", "")
+        text, rest = _whole_words(_SPACES.sub(_one_space, rest + text))
+        *ended, going_on = text.split("\n\n")
+        for paragraph in ended:
+            if inside or paragraph:
+                yield Fragment(paragraph.replace("\n", " "), True)
+            inside = False
+        if going_on:
+            yield Fragment(going_on.replace("\n", " "), False)
+            inside = True
+    if inside:
+        yield Fragment("", True)
+
+
+def _one_space(spaces: re.Match[str]) -> str:
+    """What a run of white space is replaced by: a space, a line's end, or two line ends, which end a paragraph."""
+    return (" ", "\n", "\n\n")[min(2, spaces[0].count("\n"))]
+
+
+def _whole_words(text: str) -> tuple[str, str]:
+    """A text without its last word and the white space before or after that, and those; a word of a block is cut."""
+    end = len(text.rstrip())
+    if end == len(text):
+        end = max(text.rfind(" "), text.rfind("\n"), 0)
+        end -= text[end - 1 : end + 1] == "\n\n"
+        if end == 0 and len(text) >= BLOCK:
+            end = len(text)
+    return text[:end], text[end:]
+
+
+def _json_texts(path: Path) -> Iterator[str]:
     for number, line in enumerate(_lines(path), start=1):
+        line = line.lstrip("\ufeff")  # of files that were joined
         if not line.strip():
             continue
         try:
             record = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(f"{path}: line {number} is not JSON ({error})") from None
         if not isinstance(record, dict) or not isinstance(record.get("text"), str):
             raise DataError(f'{path}: line {number}: an object such as {{"text": "..."}} expected, got {line[:60]!r}')
-        yield "\n".join(_paragraphs(record["text"].splitlines()))
+        if half := _SURROGATE.search(record["text"]):
+            raise DataError(
+                f'{path}: line {number}: "text" holds \\u{ord(half[0]):04x} without the other half of its surrogate '
+                f"pair (character {half.start()}); both expected, or neither"
+            )
+        yield record["text"]
+
+
+def _blocks(path: Path) -> Iterator[str]:
+    """The text of a file, decompressed as its name says, in blocks that are cut anywhere."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    offset = 0
+    with _reading(path) as file:
+        for block in chain(iter(lambda: file.read(BLOCK), b""), [b""]):
+            begin = offset - len(decoder.getstate()[0])
+            offset += len(block)
+            with _utf8(path, begin):
+                text = decoder.decode(block, final=not block)
+            if "\0" in text:
+                zero = offset - len(block) + block.index(b"\0")
+                raise DataError(f"{path}: UTF-8 text expected, got the byte 0x00 {_at(path, zero)} (is it UTF-16?)")
+            yield text
 
 
 def _lines(path: Path) -> Iterator[str]:
-    """The lines of a text file, which is decompressed as its name says."""
+    """The lines of a file, decompressed as its name says."""
     offset = 0
-    opener = {".xz": lzma.open, ".gz": gzip.open}.get(path.suffix, open)
-    with opener(path, "rb") as file:
-        for line in _raw_lines(path, file):
-            try:
-                text = line.decode()
-            except UnicodeDecodeError as error:
-                raise DataError(
-                    f"{path}: UTF-8 text expected, got the byte 0x{line[error.start]:02x} at offset "
-                    f"{offset + error.start}{' of the decompressed text' if opener is not open else ''}"
-                ) from None
-            yield text.removeprefix("\ufeff") if offset == 0 else text  # without a byte order mark
+    with _reading(path) as file:
+        for line in file:
+            with _utf8(path, offset):
+                yield line.decode()
             offset += len(line)
 
 
-def _raw_lines(path: Path, file: BinaryIO) -> Iterator[bytes]:
+@contextmanager
+def _reading(path: Path) -> Iterator[BinaryIO]:
+    """A file, decompressed as its name says; DataError if it is damaged."""
+    with {".xz": lzma.open, ".gz": gzip.open}.get(path.suffix, open)(path, "rb") as file:
+        try:
+            yield file
+        except (EOFError, lzma.LZMAError, gzip.BadGzipFile, zlib.error) as error:
+            raise DataError(f"{path}: damaged or cut short, it cannot be decompressed ({error})") from error
+
+
+@contextmanager
+def _utf8(path: Path, offset: int) -> Iterator[None]:
+    """DataError if bytes that begin at `offset` are not UTF-8."""
     try:
-        yield from file
-    except (EOFError, lzma.LZMAError, gzip.BadGzipFile, zlib.error) as error:
-        raise DataError(f"{path}: damaged or cut short, it cannot be decompressed ({error})") from error
+        yield
+    except UnicodeDecodeError as error:
+        found = error.object[error.start]
+        raise DataError(
+            f"{path}: UTF-8 text expected, got the byte 0x{found:02x} {_at(path, offset + error.start)}"
+        ) from None
+
+
+def _at(path: Path, offset: int) -> str:
+    return f"at offset {offset}{' of the decompressed text' if path.suffix in ('.xz', '.gz') else ''}"

@@ -31,7 +31,7 @@ class SentencePairs:
     Lengths are drawn without knowing the label: a random B has exactly as many tokens as the part that it replaces, so
     A's, B's and the pair's length tell nothing about the label. A random B starts at a sentence's start, and ends at a
     sentence's end if one of 64 sentences from the random place on starts a run of whole sentences of that size. If none
-    does, B ends before a sentence's end in pairs of either label: one of label 0 loses a token, or up to an eighth of B.
+    does, B ends before a sentence's end in pairs of either label: that of label 0 loses a token to an eighth of it.
 
     The original code (create_pretraining_data.py) differs in two ways. After a random B it goes back, to use the
     passage's second part in the next pair. Here that part waits for an epoch in which the coin falls the other way,
