@@ -335,6 +335,24 @@ def test_real_text(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("corpus", "warned"),
+    [
+        ([[9]] * 271 + [[9, 9]] * 14, "271 of 285 train documents (91% of the tokens) are one sentence"),
+        ([[9]] * 6 + [[99, 99]] * 5, "6 of 11 train documents (5% of the tokens) are one sentence"),
+        ([[40]] + [[9, 9]] * 10, "1 of 11 train documents (18% of the tokens) are one sentence"),
+        ([[9]] * 5 + [[99, 99]] * 5, None),
+        ([[9, 9]] * 5, None),
+    ],
+)
+def test_lone_sentences_are_warned_of(corpus, warned):
+    pairs = SentencePairs(InMemory(*corpus), "train", 32, 2, 0)
+    assert len(pairs.warnings) == (warned is not None)
+    for sentence in pairs.warnings:
+        assert sentence.startswith(f"memory: {warned}, which gives no pair") and "--document file" in sentence
+        assert f"; {pairs.pairs} pairs are left" in sentence
+
+
+@pytest.mark.parametrize(
     ("corpus", "arguments", "message"),
     [
         (

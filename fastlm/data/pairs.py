@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,6 +18,9 @@ SHORT = 0.1  # of the pairs are shortened, so that fine-tuning's short inputs ar
 MASKED, RANDOM = 0.8, 0.1  # of the predicted positions; the others keep their token
 _SCALARS = 5  # uniform numbers per example, before those for its positions
 _CANDIDATES = 64  # places that a random B may begin at; one that holds whole sentences of its size is taken
+
+_LONE_DOCUMENTS, _LONE_TOKENS = 0.5, 0.1  # in documents of one sentence, above which the user is warned
+_JOIN = "if a blank line ends only a paragraph there, give --document file; else join a document's sentences"
 
 
 class SentencePairs:
@@ -45,7 +49,8 @@ class SentencePairs:
     evenly from the whole vocabulary (specials too, as in the original), 10% stay. All draws are new each epoch.
     `batch(step)` depends on (seed, step) alone.
 
-    pairs: number an epoch. batches_per_epoch: whole batches among them, at least 1. predictions: P, positions a pair.
+    pairs: number per epoch. batches_per_epoch: whole batches among them, at least 1. predictions: P, positions per
+    pair. warnings: sentences that tell what about the documents a user should know before training.
     """
 
     def __init__(
@@ -81,8 +86,11 @@ class SentencePairs:
         self._by_size = _DocumentsBySize(self._split)
         self.pairs = len(self._passages)
         if not self.pairs:
-            raise DataError(f"split: no {split} document of {shards.path} has two sentences, which a pair needs")
+            raise DataError(
+                f"split: no {split} document of {shards.path} has two sentences, which a pair needs; {_JOIN}"
+            )
         self.batches_per_epoch = max(1, self.pairs // batch_size)
+        self.warnings = _lone_sentence_warnings(self._split, shards.path, self.pairs)
 
     def batch(self, step: int) -> dict[str, Tensor]:
         """The batch of a step (from 0), named as BERT.forward's arguments.
@@ -236,6 +244,20 @@ def _cut(spans: _Spans, size: np.ndarray, streams: list[np.random.Generator]) ->
     excess = spans.size - size
     front = np.array([s.binomial(e, 0.5) if e else 0 for s, e in zip(streams, excess.tolist(), strict=True)], np.int64)
     return _Spans(spans.begin + front, size)
+
+
+def _lone_sentence_warnings(split: Split, path: Path, pairs: int) -> list[str]:
+    """One sentence if much of the text is in documents of one sentence, else none."""
+    lone = np.flatnonzero(np.diff(split.documents) == 1)
+    first = split.documents[lone]
+    documents = len(lone) / (len(split.documents) - 1)
+    tokens = int((split.sentences[first + 1] - split.sentences[first]).sum()) / len(split.tokens)
+    if documents <= _LONE_DOCUMENTS and tokens <= _LONE_TOKENS:
+        return []
+    return [
+        f"{path}: {len(lone)} of {len(split.documents) - 1} {split.name} documents ({tokens:.0%} of the tokens) are "
+        f"one sentence, which gives no pair, for A and B come from one document; {pairs} pairs are left: {_JOIN}"
+    ]
 
 
 def _passages(split: Split, tokens: int) -> np.ndarray:
