@@ -205,6 +205,28 @@ def copy(prepared, tmp_path):
     return Path(shutil.copytree(prepared.path, tmp_path / "copy"))
 
 
+@pytest.mark.parametrize("kind", ["bpe", "wordpiece"])
+def test_unknown_text_is_counted_and_warned_of(tmp_path, kind):
+    tokenizer = corpora.tokenizer(kind)
+    known, unknown = "It was late and she slept. ", "หมา 我。"  # the latter of 3 words, characters: 3 and 2
+    result = prepare(text(tmp_path, [known + unknown * 9] * 2 + [known]), tmp_path / "a", tokenizer)
+    counts = [result.manifest["splits"][name] for name in shards.SPLITS]
+    total = {key: sum(split[key] for split in counts) for key in counts[0]}
+    documents = 2 * (len(known) + 9 * len(unknown)) + len(known)
+    assert total["unknown_characters"] == 18 * 5 and documents <= total["characters"] <= documents + 3
+    assert total["unknown_tokens"] == 18 * {"bpe": 5, "wordpiece": 3}[kind]
+    (warning,) = result.warnings
+    assert f"{90 / total['characters']:.1%} of the text's characters are unknown to its tokenizer of 600" in warning
+    assert f"{total['unknown_tokens'] / total['tokens']:.1%} of the tokens" in warning and "--vocab-size" in warning
+    few = prepare(text(tmp_path, [known * 60 + unknown, known]), tmp_path / "b", tokenizer)
+    assert (
+        few.manifest["splits"]["train"]["unknown_characters"]
+        + few.manifest["splits"]["validation"]["unknown_characters"]
+        == 5
+    )
+    assert few.warnings == [] and Shards.open(few.path).warnings == []
+
+
 def test_text_that_changes_meanwhile(tmp_path, monkeypatch):
     path = text(tmp_path)
     write = shards._write

@@ -35,6 +35,7 @@ from fastlm.data.tokenizer import Tokenizer
 
 FORMAT = 1
 SPLITS = ("train", "validation")
+UNKNOWN = 0.01  # of the characters or tokens of a text, above which the user is warned
 PARTS = ("tokens", "sentences", "documents")
 _BATCH, _BATCH_CHARACTERS = 4096, 1 << 20  # sentences that are tokenised at a time, and all their characters
 _OFFSET = np.dtype("<i8")
@@ -58,7 +59,8 @@ class Shards:
     """An opened folder of shards.
 
     kind: the tokenizer's, "bpe" or "wordpiece". vocab_size, specials, tokenizer_hash: the tokenizer's.
-    manifest: all of manifest.json. `split(name)` maps a split's files.
+    manifest: all of manifest.json. `split(name)` maps a split's files. warnings: sentences that tell what about the
+    text a user should know before training.
     """
 
     def __init__(self, path: Path, manifest: dict[str, Any]):
@@ -70,6 +72,7 @@ class Shards:
         self.specials: dict[str, int] = made_with["specials"]
         self.tokenizer_hash: str = made_with["hash"]
         self._splits = {name: self._map(name) for name in SPLITS}
+        self.warnings = self._unknown_warnings()
 
     @classmethod
     def open(cls, path: str | Path, tokenizer: Tokenizer | None = None) -> Shards:
@@ -95,6 +98,24 @@ class Shards:
         if name not in self._splits:
             raise ValueError(f"split: one of {', '.join(SPLITS)} expected, got {name!r}")
         return self._splits[name]
+
+    def _unknown_warnings(self) -> list[str]:
+        """One sentence if more than UNKNOWN of the text cannot be learnt, else none."""
+        characters, tokens = self._unknown_share("characters"), self._unknown_share("tokens")
+        if max(characters, tokens) <= UNKNOWN:
+            return []
+        return [
+            f"{self.path}: {characters:.1%} of the text's characters are unknown to its tokenizer of {self.vocab_size} "
+            f"entries, and {tokens:.1%} of the tokens are its unknown one; a model learns nothing from those: train a "
+            "tokenizer on this text, with more entries (--vocab-size)"
+        ]
+
+    def _unknown_share(self, kind: str) -> float:
+        """Of both splits' characters or tokens; 0 in shards that did not count them yet."""
+        splits = self.manifest["splits"].values()
+        return sum(split.get(f"unknown_{kind}", 0) for split in splits) / max(
+            1, sum(split.get(kind, 0) for split in splits)
+        )
 
     def _map(self, name: str) -> Split:
         counts = self.manifest["splits"][name]
@@ -233,16 +254,22 @@ def _digest(fragments: Iterable[Fragment]) -> tuple[bytes, int]:
 class _Writer:
     """Appends to the three files of a split: tokens, sentences, documents."""
 
-    def __init__(self, files: list[BinaryIO], token: np.dtype):
+    def __init__(self, files: list[BinaryIO], token: np.dtype, tokenizer: Tokenizer):
+        self._tokenizer = tokenizer
         self._files = dict(zip(PARTS, files, strict=True))
         self._dtypes = dict(zip(PARTS, (token, _OFFSET, _OFFSET), strict=True))
         self._new: dict[str, list[int]] = {"tokens": [], "sentences": [0], "documents": [0]}
         self._in_document = False
-        self.counts = {"documents": 0, "sentences": 0, "tokens": 0, "bytes": 0}
+        counted = ("documents", "sentences", "tokens", "bytes", "characters", "unknown_tokens", "unknown_characters")
+        self.counts = dict.fromkeys(counted, 0)
 
     def add(self, sentence: str, ids: list[int]) -> None:
         """A sentence, or "" at a document's end."""
         self.counts["bytes"] += len(sentence.encode())
+        self.counts["characters"] += len(sentence)
+        if self._tokenizer.unknown in ids:
+            self.counts["unknown_tokens"] += ids.count(self._tokenizer.unknown)
+            self.counts["unknown_characters"] += self._tokenizer.count_unknown(sentence)
         if ids:  # control characters alone are no token
             self._new["tokens"] += ids
             self.counts["tokens"] += len(ids)
@@ -271,7 +298,7 @@ def _write(folder: Path, survey: _Survey, tokenizer: Tokenizer, source: dict[str
         writers = {}
         for name in SPLITS:
             files = [stack.enter_context(open(folder / f"{name}.{part}", "wb")) for part in PARTS]
-            writers[name] = _Writer(files, token)
+            writers[name] = _Writer(files, token, tokenizer)
         for batch in _batches(survey.sentences()):
             _write_batch(batch, writers, tokenizer)
         for writer in writers.values():
