@@ -24,18 +24,18 @@ namespace {
 constexpr int kThreads = 256;
 constexpr int kLane = 8;                      // elements of a thread's vector
 constexpr int kChunk = kThreads * kLane * 4;  // elements that a block takes in a turn
-constexpr int kTensors = 480;                 // of a launch, whose arguments may have 32,764 bytes
+constexpr int kTensors = 420;                 // of a launch, whose arguments may have 32,764 bytes
 
 struct Tensor {
-  void* parameter;       // (count,)
-  const void* gradient;  // (count,)
-  float* first_moment;   // (count,)
-  float* second_moment;  // (count,)
-  int64_t count;
-  int first_chunk;
-  float rate, decay;
-  DType dtype;
-  bool wide;  // all four are aligned to 16 bytes
+  void* parameter = nullptr;       // (count,), or null in the norm
+  const void* gradient = nullptr;  // (count,)
+  float* first_moment = nullptr;   // (count,), or null in the norm
+  float* second_moment = nullptr;  // (count,), or null in the norm
+  int64_t count = 0;
+  int first_chunk = 0;
+  float rate = 0.0f, decay = 0.0f, correction1 = 1.0f, correction2 = 1.0f;
+  DType dtype = DType::kFloat32;
+  bool wide = false;  // all that are given are aligned to 16 bytes
 };
 
 struct Table {
@@ -58,7 +58,7 @@ struct Update {
   const float* partials;  // (count,), or null: no clipping
   int count;
   float* norm;  // (1,), or null
-  float scale, max_norm, beta1, beta2, eps, correction1, correction2;
+  float scale, max_norm, beta1, beta2, eps;
 };
 
 template <typename T>
@@ -144,8 +144,8 @@ __global__ void __launch_bounds__(kThreads, 3) update_kernel(const __grid_consta
   }
   for (int chunk = blockIdx.x; chunk < table.chunks; chunk += gridDim.x) {
     const Tensor& t = table.of_chunk(chunk);
-    const float kept = 1.0f - t.rate * t.decay, step = t.rate / u.correction1;
-    const float root = rsqrtf(u.correction2);
+    const float kept = 1.0f - t.rate * t.decay, step = t.rate / t.correction1;
+    const float root = rsqrtf(t.correction2);
     for_vectors(t, chunk, [&](auto type, int64_t at) {
       using T = typename decltype(type)::type;
       float p[kLane], g[kLane], m[kLane], v[kLane];
@@ -208,7 +208,7 @@ void adamw_norm(const std::vector<Array>& gradients, const Array& partials, Stre
   for (size_t first = 0; first < gradients.size(); first += kTensors) {
     const Table table = make_table(first, gradients.size(), [&](size_t i, Tensor& t) {
       const Array& g = gradients[i];
-      t = {nullptr, g.data, nullptr, nullptr, checked_count("gradients", g), 0, 0.0f, 0.0f, g.dtype, aligned16({g})};
+      t = {.gradient = g.data, .count = checked_count("gradients", g), .dtype = g.dtype, .wide = aligned16({g})};
     });
     launch(norm_kernel, blocks(P, 1), kThreads, 0, stream, table, partials.as<float>() + first / kTensors * P);
   }
@@ -216,20 +216,26 @@ void adamw_norm(const std::vector<Array>& gradients, const Array& partials, Stre
 
 void adamw_update(const std::vector<Array>& parameters, const std::vector<Array>& gradients,
                   const std::vector<Array>& first_moments, const std::vector<Array>& second_moments,
-                  const std::vector<float>& rates, const std::vector<float>& decays, const Array& partials,
-                  const Array& norm, float scale, float max_norm, float beta1, float beta2, float eps,
-                  float correction1, float correction2, Stream stream) {
+                  const std::vector<float>& rates, const std::vector<float>& decays,
+                  const std::vector<float>& corrections1, const std::vector<float>& corrections2, const Array& partials,
+                  const Array& norm, float scale, float max_norm, float beta1, float beta2, float eps, Stream stream) {
   const size_t all = parameters.size();
-  for (const size_t count :
-       {gradients.size(), first_moments.size(), second_moments.size(), rates.size(), decays.size()}) {
+  for (const size_t count : {gradients.size(), first_moments.size(), second_moments.size(), rates.size(), decays.size(),
+                             corrections1.size(), corrections2.size()}) {
     check(count == all, "there must be as many of each as parameters, ", all, ", got ", count);
   }
-  Update u{nullptr, 0, nullptr, scale, max_norm, beta1, beta2, eps, correction1, correction2};
   check(partials.rank == 2, "partials must have shape (launches, P), got ", partials.rank, " dimensions");
   const int64_t P = partials.shape[1];
   partials.expect("partials", DType::kFloat32, {launches(all), P});
   norm.expect("norm", DType::kFloat32, {1});
-  u.partials = partials.as<float>(), u.count = static_cast<int>(launches(all) * P), u.norm = norm.as<float>();
+  const Update u{.partials = partials.as<float>(),
+                 .count = static_cast<int>(launches(all) * P),
+                 .norm = norm.as<float>(),
+                 .scale = scale,
+                 .max_norm = max_norm,
+                 .beta1 = beta1,
+                 .beta2 = beta2,
+                 .eps = eps};
   for (size_t first = 0; first < all; first += kTensors) {
     const Table table = make_table(first, all, [&](size_t i, Tensor& t) {
       const Array &p = parameters[i], &g = gradients[i], &m = first_moments[i], &v = second_moments[i];
@@ -240,8 +246,17 @@ void adamw_update(const std::vector<Array>& parameters, const std::vector<Array>
         const int64_t given = checked_count(what, array);
         check(given == count, what, " must have their parameter's ", count, " elements, got ", given);
       }
-      t = {p.data, g.data,   m.as<float>(), v.as<float>(), count,
-           0,      rates[i], decays[i],     p.dtype,       aligned16({p, g, m, v})};
+      t = {.parameter = p.data,
+           .gradient = g.data,
+           .first_moment = m.as<float>(),
+           .second_moment = v.as<float>(),
+           .count = count,
+           .rate = rates[i],
+           .decay = decays[i],
+           .correction1 = corrections1[i],
+           .correction2 = corrections2[i],
+           .dtype = p.dtype,
+           .wide = aligned16({p, g, m, v})};
     });
     launch(update_kernel, blocks(P, 1), kThreads, 0, stream, table, u);
   }

@@ -158,6 +158,8 @@ def _reason_against(op: str, name: str, dtype: torch.dtype, device: str) -> str 
         return f"there is no {name} kernel for {op} yet"
     if dtype not in supported:
         return f"it takes {', '.join(_short(d) for d in supported)}, not {_short(dtype)}"
+    if device == "meta":
+        return None  # shapes alone: no kernel runs
     if name == "triton":
         return _reason_against_triton(STEMS.get(op, op), dtype, device)
     if name == "cuda":

@@ -226,14 +226,15 @@ def attention_forward(
 ) -> tuple[Tensor, Tensor]:
     """dropout(softmax(scale * q k^T + mask)) v: o (B, S, H, D), lse (B, H, S).
 
-    Keys at or past a row's length take no part; queries there give rows of zeros and an lse of +inf, so that
-    exp(score - lse) is 0 in the backward as it is here.
+    Keys at or past a sequence's length take no part, whatever stands there, NaN included; queries there give rows of
+    zeros and an lse of +inf, so that exp(score - lse) is 0 in the backward as it is here.
     """
-    scores, allowed = _scores(q, k, lengths, causal, scale)
+    q_, k_, v_ = _heads_first(lengths, q, k, v)
+    scores, allowed = _scores(q_, k_, lengths, causal, scale)
     lse = torch.logsumexp(scores.masked_fill(~allowed, -torch.inf), dim=-1)
     lse = torch.where(lse == -torch.inf, torch.inf, lse)
     p = torch.exp(scores - lse[..., None]).masked_fill(~allowed, 0.0)
-    o = _drop_scores(p, _score_mask(p, seed, keep), keep) @ _heads_first(v)
+    o = _drop_scores(p, _score_mask(p, seed, keep), keep) @ v_
     return o.transpose(1, 2).to(q.dtype).contiguous(), lse
 
 
@@ -251,9 +252,9 @@ def attention_backward(
     keep: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """With z the scaled keep mask: dv = (z p)^T do, ds = p * (z * (do v^T) - rowsum(do * o)), dq = scale * ds k."""
-    scores, allowed = _scores(q, k, lengths, causal, scale)
+    q_, k_, v_, o_, do_ = _heads_first(lengths, q, k, v, o, do)
+    scores, allowed = _scores(q_, k_, lengths, causal, scale)
     p = torch.exp(scores - lse[..., None]).masked_fill(~allowed, 0.0)
-    q_, k_, v_, o_, do_ = (_heads_first(t) for t in (q, k, v, o, do))
     mask = _score_mask(p, seed, keep)
     dv = _drop_scores(p, mask, keep).transpose(-1, -2) @ do_
     dp = _drop_scores(do_ @ v_.transpose(-1, -2), mask, keep)
@@ -263,14 +264,22 @@ def attention_backward(
     return tuple(g.transpose(1, 2).to(q.dtype).contiguous() for g in gradients)
 
 
-def _heads_first(x: Tensor) -> Tensor:
-    return _wide(x).transpose(1, 2)
+def _heads_first(lengths: Tensor | None, *tensors: Tensor) -> list[Tensor]:
+    """Each (B, S, H, D) as wide (B, H, S, D), zeros past a sequence's length: products would turn 0 * NaN to NaN."""
+    if lengths is None:
+        return [_wide(x).transpose(1, 2) for x in tensors]
+    past = _positions(tensors[0], 1) >= lengths[:, None]
+    return [_wide(x).masked_fill(past[:, :, None, None], 0.0).transpose(1, 2) for x in tensors]
+
+
+def _positions(x: Tensor, dim: int) -> Tensor:
+    return torch.arange(x.shape[dim], device=x.device)
 
 
 def _scores(q: Tensor, k: Tensor, lengths: Tensor | None, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
-    """Scaled scores (B, H, S, S), and which of them count, of a shape that broadcasts to theirs."""
-    scores = (_heads_first(q) * scale) @ _heads_first(k).transpose(-1, -2)
-    position = torch.arange(q.shape[1], device=q.device)
+    """Scaled scores (B, H, S, S) of q, k (B, H, S, D), and which of them count (broadcasts to their shape)."""
+    scores = (q * scale) @ k.transpose(-1, -2)
+    position = _positions(q, 2)
     allowed = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=q.device)
     if causal:
         allowed = allowed & (position[None, :] <= position[:, None])
@@ -302,12 +311,13 @@ def cross_entropy_rows(
 ) -> tuple[Tensor, Tensor]:
     """Losses (n,) and lse (n,) of logits (n, V); the logits become their own gradient if it is needed.
 
-    loss = w * ((1 - e) * (lse - x_t) + e * (lse - mean(x)) + z * lse^2); it and lse are 0 where the target is ignored;
+    loss = w * ((1 - e) * (lse - x_t) + e * (lse - mean(x)) + z * lse^2). Loss, lse and gradient are 0 where the target
+    is ignored, whatever the row's weight and logits are, NaN included;
     dlogits = w * (softmax * (1 + 2 * z * lse) - (1 - e) * onehot - e / V).
     """
     x = _wide(logits)
     counted = targets != ignore_index
-    weight = counted.to(x.dtype) if row_weights is None else row_weights.to(x.dtype) * counted
+    weight = counted.to(x.dtype) if row_weights is None else row_weights.to(x.dtype).where(counted, 0.0)
     target = targets.where(counted, 0)[:, None]
     # Relative to the row's maximum: beside a logit of 30, lse is rounded at 10^-6, and so every probability would be.
     top = x.amax(-1, keepdim=True)
@@ -322,7 +332,7 @@ def cross_entropy_rows(
         gradient = p / total * (1 + 2 * z_loss * lse[:, None])
         gradient -= label_smoothing / x.shape[1]
         gradient.scatter_add_(1, target, gradient.new_full(target.shape, label_smoothing - 1))
-        logits.copy_(gradient * weight[:, None])
+        logits.copy_(gradient * weight[:, None]).masked_fill_(~counted[:, None], 0.0)
     return loss.where(counted, 0.0), lse.where(counted, 0.0)
 
 
@@ -338,20 +348,20 @@ def adamw(
     decays: Sequence[float],
     betas: tuple[float, float],
     eps: float,
-    corrections: tuple[float, float],
+    corrections: Sequence[tuple[float, float]],
     max_norm: float,
     scale: float,
 ) -> Tensor:
     """One update in place, as `fastlm.ops.adamw` defines it; the norm of the scaled gradients, before clipping."""
     norm = scale * torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(_wide(g)) for g in gradients]))
     factor = scale * torch.where(norm <= max_norm, 1.0, max_norm / norm)
-    tensors = zip(parameters, gradients, first_moments, second_moments, rates, decays, strict=True)
-    for p, g, m, v, rate, decay in tensors:
+    tensors = zip(parameters, gradients, first_moments, second_moments, rates, decays, corrections, strict=True)
+    for p, g, m, v, rate, decay, (c1, c2) in tensors:
         scaled = _wide(g) * factor
         m.lerp_(scaled, 1 - betas[0])
         v.mul_(betas[1]).addcmul_(scaled, scaled, value=1 - betas[1])
-        denominator = (v / corrections[1]).sqrt_().add_(eps)
-        p.copy_(_wide(p) * (1 - rate * decay) - (rate / corrections[0]) * m / denominator)
+        denominator = (v / c2).sqrt_().add_(eps)
+        p.copy_(_wide(p) * (1 - rate * decay) - (rate / c1) * m / denominator)
     return norm
 
 
@@ -362,6 +372,8 @@ def pad(rows: Tensor, cu_seqlens: Tensor, longest: int) -> Tensor:
     """(T, ...) to (B, longest, ...), with some row of the batch where a sequence has ended."""
     start = cu_seqlens[:-1, None].long()
     index = start + torch.arange(longest, device=rows.device)
+    if rows.shape[0] == 0:
+        return rows.new_zeros(*index.shape, *rows.shape[1:])
     return rows[index.clamp(max=rows.shape[0] - 1)]
 
 

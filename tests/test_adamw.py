@@ -34,9 +34,10 @@ def rates_and_decays(count: int) -> dict[str, list[float]]:
 
 @pytest.mark.parametrize("case", cases(OP))
 @pytest.mark.parametrize("max_norm", [3.0, 1e9], ids=["clipped", "unclipped"])
-@pytest.mark.parametrize("corrections", [(1.0, 1.0), (0.3, 0.2)], ids=["bert", "corrected"])
-def test_accuracy(case, max_norm, corrections):
+@pytest.mark.parametrize("corrected", [False, True], ids=["uncorrected", "corrected"])
+def test_accuracy(case, max_norm, corrected):
     """Against float64 within the float32 reference's own error, twice, and one rounding of the parameters."""
+    corrections = [(0.3 / i, 0.2 / i) for i in range(1, len(SHAPES) + 1)] if corrected else None
     options = rates_and_decays(len(SHAPES)) | HYPER | {"corrections": corrections, "max_norm": max_norm, "scale": 0.5}
     actual = tensors(case.dtype, case.device)
     exact, yardstick = widened(actual), tuple([x.float() for x in xs] for xs in actual)
@@ -100,7 +101,7 @@ def test_is_torchs_adamw():
             leaf.grad = gradient.clone()
         torch.nn.utils.clip_grad_norm_(leaves, 2.0)
         optimizer.step()
-        corrections = tuple(1 - beta**step for beta in HYPER["betas"])
+        corrections = [tuple(1 - beta**step for beta in HYPER["betas"])] * len(leaves)
         equal = {"rates": [1e-2] * len(leaves), "decays": [0.1] * len(leaves)}
         fastlm.adamw(parameters, gradients, *moments, **equal, **HYPER, corrections=corrections, max_norm=2.0)
     for p, leaf in zip(parameters, leaves, strict=True):
@@ -124,6 +125,8 @@ P = [torch.zeros(3), torch.zeros(2, 2)]
         ({"second_moments": [P[0], P[1].t()[:, :1].expand(2, 2)]}, ValueError, r"second_moments\[1\] must be contig"),
         ({"max_norm": 0.0}, ValueError, "max_norm must be above 0, got 0.0"),
         ({"betas": (1.0, 0.9)}, ValueError, r"betas in \[0, 1\)"),
+        ({"corrections": [(0.1, 0.1)]}, ValueError, "corrections must have an entry a parameter, 2, got 1"),
+        ({"corrections": [(0.1, 0.1), (1.0, 0.0)]}, ValueError, r"corrections must lie in \(0, 1\]"),
         ({"backend": "triton"}, RuntimeError, "no triton kernel for adamw"),
     ],
 )

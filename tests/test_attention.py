@@ -211,26 +211,49 @@ def test_padding_has_no_effect(case):
     assert torch.equal(fastlm.attention(**t, lengths=lengths, backend=case.backend), clean)
 
 
-@pytest.mark.parametrize("case", KERNEL_CASES)
+def outputs(case: Case, t: dict[str, torch.Tensor], do: torch.Tensor, **options) -> tuple[torch.Tensor, ...]:
+    """o, dq, dk, dv of q, k, v in `t`, with dropout."""
+    leaves = [x.clone().requires_grad_() for x in t.values()]
+    seed = torch.tensor([7], device=case.device)
+    o = fastlm.attention(*leaves, dropout_p=0.1, seed=seed, **options, backend=case.backend)
+    return o, *torch.autograd.grad(o, leaves, do)
+
+
+@pytest.mark.parametrize("case", cases("attention"))
+@pytest.mark.parametrize("causal", [False, True], ids=["bidirectional", "causal"])
 @pytest.mark.parametrize("sequence", [24, 150])
-def test_padding_may_be_anything(case, sequence):
-    """The kernels load nothing past a length: were it not a number, no result and no gradient would show it."""
+def test_padding_may_be_anything(case, causal, sequence):
+    """What stands past a length shows in no result and no gradient, were it not a number."""
     t = tensors(case, 2, sequence, 1, 64)
-    lengths = torch.tensor([11, sequence], dtype=torch.int32, device=case.device)
-    options = {"lengths": lengths, "dropout_p": 0.1, "seed": torch.tensor([7], device=case.device)}
-
-    def outputs() -> tuple[torch.Tensor, ...]:
-        leaves = [x.clone().requires_grad_() for x in t.values()]
-        o = fastlm.attention(*leaves, **options, backend=case.backend)
-        return o, *torch.autograd.grad(o, leaves, do)
-
+    options = {"causal": causal, "lengths": torch.tensor([11, sequence], dtype=torch.int32, device=case.device)}
     do = tensors(case, 2, sequence, 1, 64)["q"]
-    clean = outputs()
+    clean = outputs(case, t, do, **options)
     for x in (*t.values(), do):
-        x[0, 11:] = torch.nan
-    for expected, actual in zip(clean, outputs(), strict=True):
+        x[0, 11:17], x[0, 17:] = torch.nan, torch.inf
+    for expected, actual in zip(clean, outputs(case, t, do, **options), strict=True):
         assert torch.equal(expected, actual)
         assert not actual[0, 11:].any()
+
+
+@pytest.mark.parametrize("case", cases("attention"))
+@pytest.mark.parametrize("causal", [False, True], ids=["bidirectional", "causal"])
+@pytest.mark.parametrize("bad", [1, 3])
+def test_packed_sequences_do_not_reach_into_each_other(case, causal, bad):
+    """What stands in one sequence shows in no result and no gradient of the others, were it not a number."""
+    offsets = [0, 19, 30, 30, 160]
+    t = {name: x[0] for name, x in tensors(case, 1, offsets[-1], 1, 64).items()}
+    cu_seqlens = torch.tensor(offsets, dtype=torch.int32, device=case.device)
+    options = {"causal": causal, "cu_seqlens": cu_seqlens, "max_seqlen": 130}
+    do = t["q"].flip(0)
+    clean = outputs(case, t, do, **options)
+    inside = slice(offsets[bad], offsets[bad + 1])
+    others = torch.ones(offsets[-1], dtype=torch.bool, device=case.device)
+    others[inside] = False
+    for x in (*t.values(), do):
+        x[inside] = torch.nan
+    for expected, actual in zip(clean, outputs(case, t, do, **options), strict=True):
+        assert torch.equal(expected[others], actual[others])
+        assert actual[inside].isnan().all()
 
 
 @pytest.mark.parametrize("case", KERNEL_CASES)

@@ -202,6 +202,31 @@ def test_nothing_counts(case):
 
 
 @pytest.mark.parametrize("case", cases(OP))
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_ignored_rows_may_be_anything(case, reduction):
+    """What stands in an ignored row, its weight and its gradient shows in no result, were it not a number."""
+    targets = targets_of(case, 10, 70)
+    ignored = targets == -100
+    t = tensors(case, 10, 16, 70)
+    weights, dlosses = torch.rand(10, device=case.device), torch.rand(10, device=case.device)
+
+    def outputs() -> tuple[torch.Tensor, ...]:
+        leaves = {name: x.clone().requires_grad_() for name, x in t.items()}
+        options = {"row_weights": weights, "reduction": reduction, "label_smoothing": 0.1, "z_loss": 0.1}
+        loss = fastlm.linear_cross_entropy(**leaves, targets=targets, **options, backend=case.backend)
+        dloss = dlosses if reduction == "none" else torch.ones_like(loss)
+        return loss, *torch.autograd.grad(loss, tuple(leaves.values()), dloss)
+
+    clean = outputs()
+    junk = torch.tensor([torch.nan, torch.inf], device=case.device).repeat(2)[: ignored.sum()]
+    t["x"][ignored], weights[ignored], dlosses[ignored] = junk.to(case.dtype)[:, None], junk, junk
+    for expected, actual in zip(clean, outputs(), strict=True):
+        assert torch.isfinite(expected).all()
+        assert torch.equal(expected, actual)
+    assert not clean[1][ignored].any()
+
+
+@pytest.mark.parametrize("case", cases(OP))
 def test_leading_dimensions_and_strides(case):
     t = tensors(case, 12, 8, 11)
     targets = targets_of(case, 12, 11)

@@ -36,7 +36,7 @@ def make(seed=0):
 def set_gradients(model, step):
     generator = torch.Generator().manual_seed(step)
     for p in model.parameters():
-        p.grad = torch.randn(p.shape, generator=generator, dtype=p.dtype)
+        p.grad = torch.randn(p.shape, generator=generator, dtype=torch.float64).to(p.dtype)
 
 
 def test_decay_is_on_every_matrix_and_nothing_else():
@@ -144,6 +144,39 @@ def test_clipping_shows_a_gradient_that_is_not_finite():
     assert not clip_global_norm([weight], 1.0).isfinite()
 
 
+@pytest.mark.parametrize("kind", ["adamw", "bert", "fused reference", "fused cuda"])
+def test_an_infinite_max_norm_clips_nothing(kind):
+    """The update is that of the optimizer alone, and the norm is reported."""
+    options = {"lr": 1e-2, "betas": (0.9, 0.99), "eps": 1e-6}
+
+    def build(model):
+        if kind.startswith("fused"):
+            groups, backend = decay_groups(model, 0.1), kind.split()[1]
+            return FusedAdam(groups, **options, bias_correction=True, backend=backend)
+        return build_optimizer(model, kind=kind, weight_decay=0.1, **options)
+
+    ours, other = make().float(), make().float()
+    set_gradients(ours, 1), set_gradients(other, 1)
+    norm = clip_and_step(build(ours), float("inf"))
+    build(other).step()
+    gradients = torch.cat([p.grad.flatten() for p in other.parameters()])
+    assert norm.item() == pytest.approx(gradients.norm().item(), rel=1e-6)
+    assert all(torch.equal(p, q) for p, q in zip(ours.parameters(), other.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("max_norm", [1.0, float("inf")])
+@pytest.mark.parametrize("backend", [None, "reference", "cuda"])
+def test_an_infinite_norm_is_reported(backend, max_norm):
+    weight = nn.Parameter(torch.ones(3))
+    weight.grad = torch.tensor([1.0, float("inf"), 2.0])
+    if backend is None:
+        norm = clip_global_norm([weight], max_norm)
+    else:
+        options = {"betas": (0.9, 0.99), "eps": 1e-6, "bias_correction": True, "backend": backend}
+        norm = FusedAdam([weight], lr=1e-2, **options).step(max_norm=max_norm)
+    assert norm.item() == float("inf")
+
+
 def test_clipping_without_gradients_is_an_error():
     with pytest.raises(ValueError, match="params: none of them has a gradient"):
         clip_global_norm([nn.Parameter(torch.ones(3))], 1.0)
@@ -171,6 +204,73 @@ def test_fused_adam_makes_the_same_updates_and_the_same_state(kind, backend):
             if step == 2:
                 fused.state[p] = {name: x.clone() for name, x in states[1].items()}
     assert bias_corrected(fused) == bias_corrected(expected) == (kind == "adamw")
+
+
+WITH_GRADIENT = {  # the updates in which a parameter has a gradient
+    "embedding.weight": {0, 1, 2, 3, 4, 5},
+    "linear.weight": {3, 4, 5},
+    "linear.bias": {0, 2, 5},
+    "norm.weight": {1},
+    "norm.bias": set(),
+    "head.bias": {0, 1, 4},
+}
+
+
+def set_some_gradients(model, step):
+    set_gradients(model, step)
+    for name, p in model.named_parameters():
+        if step not in WITH_GRADIENT[name]:
+            p.grad = None
+
+
+@pytest.mark.parametrize("resumed", [False, True], ids=["whole", "resumed"])
+@pytest.mark.parametrize(
+    ("backend", "dtype", "tolerance"),
+    [("reference", torch.float64, 1e-12), ("reference", torch.float32, 1e-5), ("cuda", torch.float32, 1e-5)],
+)
+def test_each_parameter_is_corrected_by_its_own_number_of_updates(backend, dtype, tolerance, resumed):
+    """Late, missing and intermittent gradients, against torch's AdamW in float64."""
+    options = {"lr": 1e-2, "betas": (0.9, 0.99), "eps": 1e-8}
+    model, other = make().to(dtype), make()
+    before = {name: p.detach().clone() for name, p in other.named_parameters()}
+    expected = torch.optim.AdamW(decay_groups(other, 0.1), **options)
+
+    def fresh():
+        return FusedAdam(decay_groups(model, 0.1), **options, bias_correction=True, backend=backend)
+
+    optimizer = fresh()
+    for step in range(6):
+        if resumed and step == 3:
+            state = optimizer.state_dict()
+            optimizer = fresh()
+            optimizer.load_state_dict(state)
+        for m, o in ((model, optimizer), (other, expected)):
+            set_some_gradients(m, step)
+            o.step()
+    for (name, p), q in zip(model.named_parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(p.double(), q, rtol=tolerance, atol=tolerance * 1e-2)
+        assert torch.equal(q, before[name]) == (not WITH_GRADIENT[name])
+        assert (p in optimizer.state) == bool(WITH_GRADIENT[name])
+        if WITH_GRADIENT[name]:
+            assert optimizer.state[p]["step"].item() == len(WITH_GRADIENT[name])
+
+
+def test_each_group_has_its_own_rate_and_decay():
+    options = {"lr": 1e-2, "betas": (0.9, 0.99), "eps": 1e-8}
+    updated = []
+    for build in (
+        lambda groups: FusedAdam(groups, **options, bias_correction=True, backend="reference"),
+        lambda groups: torch.optim.AdamW(groups, **options),
+    ):
+        model = make()
+        matrices, others = decay_groups(model, 0.1)
+        optimizer = build([matrices | {"lr": 3e-2}, others | {"weight_decay": 0.3}])
+        for step in range(3):
+            set_gradients(model, step)
+            optimizer.step()
+        updated.append(list(model.parameters()))
+    for p, q in zip(*updated, strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-12, atol=1e-14)
 
 
 def test_fused_adam_needs_a_gradient():

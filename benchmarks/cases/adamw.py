@@ -73,7 +73,7 @@ class AdamW(Case):
     def ours(self, t: Inputs, backend: str) -> Tensor:
         lists = self.lists(t)
         each = {"rates": [LR] * len(lists[0]), "decays": [DECAY] * len(lists[0])}
-        options = {"betas": BETAS, "eps": EPS, "corrections": CORRECTIONS, "max_norm": MAX_NORM}
+        options = {"betas": BETAS, "eps": EPS, "corrections": [CORRECTIONS] * len(lists[0]), "max_norm": MAX_NORM}
         return fastlm.adamw(*lists, **each, **options, backend=backend)
 
     def peers(self) -> list[Peer]:

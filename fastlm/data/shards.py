@@ -17,8 +17,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
 from array import array
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
@@ -29,9 +27,9 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from fastlm.data.corpus import DataError, Documents, Fragment, read_documents
-from fastlm.data.files import explain_full_disk, sync_folder
 from fastlm.data.sentences import sentences
 from fastlm.data.tokenizer import Tokenizer
+from fastlm.files import explain_full_disk, new_folder
 
 FORMAT = 1
 SPLITS = ("train", "validation")
@@ -168,19 +166,9 @@ def prepare(
         if shards.manifest["source"] != source:
             raise DataError(f"out: {out} holds shards of other text or options; give a new folder, or remove this one")
         return shards
-    partial = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
-    out.parent.mkdir(parents=True, exist_ok=True)
     needed = f"about {_mebibytes(2 * survey.bytes)} MiB are needed; the unfinished shards were removed"
-    with explain_full_disk(out, needed):
-        try:
-            partial.mkdir()
-            _write(partial, survey, tokenizer, source)
-            os.replace(partial, out)
-        except BaseException:
-            shutil.rmtree(partial, ignore_errors=True)
-            raise
-        sync_folder(out.parent)
+    with explain_full_disk(out, needed), new_folder(out) as partial:
+        _write(partial, survey, tokenizer, source)
     return Shards.open(out, tokenizer)
 
 
@@ -286,11 +274,6 @@ class _Writer:
             self._files[part].write(np.array(values, self._dtypes[part]).tobytes())
             values.clear()
 
-    def sync(self) -> None:
-        for file in self._files.values():
-            file.flush()
-            os.fsync(file.fileno())
-
 
 def _write(folder: Path, survey: _Survey, tokenizer: Tokenizer, source: dict[str, Any]) -> None:
     token = np.dtype("<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4")
@@ -301,8 +284,6 @@ def _write(folder: Path, survey: _Survey, tokenizer: Tokenizer, source: dict[str
             writers[name] = _Writer(files, token, tokenizer)
         for batch in _batches(survey.sentences()):
             _write_batch(batch, writers, tokenizer)
-        for writer in writers.values():
-            writer.sync()
     manifest = {
         "format": FORMAT,
         "dtype": token.str,
@@ -320,11 +301,7 @@ def _write(folder: Path, survey: _Survey, tokenizer: Tokenizer, source: dict[str
             raise DataError(f"paths: the tokenizer finds no token in the {name} text; more text is needed")
     if survey.bytes != sum(counts["bytes"] for counts in manifest["splits"].values()):
         raise DataError("paths: the text has changed while it was read; prepare it again")
-    with open(folder / "manifest.json", "w", encoding="utf-8") as file:
-        json.dump(manifest, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    sync_folder(folder)
+    (folder / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
 
 
 def _batches(sentences: Iterable[tuple[str, str]]) -> Iterator[list[tuple[str, str]]]:

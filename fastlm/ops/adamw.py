@@ -14,7 +14,7 @@ from fastlm.ops import _checks
 from fastlm.ops._register import programs
 
 OP = "adamw"
-CHUNK, TENSORS = 8192, 480  # what a program of the kernels takes in a turn, and a launch (csrc/adamw.cu)
+CHUNK, TENSORS = 8192, 420  # what a program of the kernels takes in a turn, and a launch (csrc/adamw.cu)
 
 
 def adamw(
@@ -27,7 +27,7 @@ def adamw(
     decays: Sequence[float],
     betas: tuple[float, float],
     eps: float,
-    corrections: tuple[float, float] = (1.0, 1.0),
+    corrections: Sequence[tuple[float, float]] | None = None,
     max_norm: float = math.inf,
     scale: float = 1.0,
     backend: str = "auto",
@@ -42,7 +42,8 @@ def adamw(
             float16 or bfloat16 (float64 on the reference backend), which may differ from parameter to parameter.
         first_moments, second_moments: of the parameters' shapes, float32 (float64 for float64).
         rates, decays: a learning rate and a weight decay for each parameter.
-        corrections: c1 and c2, which are 1 - b1^step and 1 - b2^step, or (1, 1) as in BERT's original code.
+        corrections: c1 and c2 for each parameter, which are 1 - b1^step and 1 - b2^step after its own number of steps;
+            without them (1, 1), as in BERT's original code.
         max_norm: what the norm is clipped to. scale: what the gradients are multiplied by first.
         backend: "auto", "reference" or "cuda".
 
@@ -57,13 +58,14 @@ def adamw(
     Rates, corrections and the other numbers are constants of a CUDA graph that captures the call.
     Half-precision parameters are rounded to nearest; updates under half a unit in their last place are lost.
     """
-    _check(parameters, gradients, first_moments, second_moments, rates, decays)
+    corrections = [(1.0, 1.0)] * len(parameters) if corrections is None else corrections
+    _check(parameters, gradients, first_moments, second_moments, rates, decays, corrections)
     if not max_norm > 0:
         raise ValueError(f"{OP}: max_norm must be above 0, got {max_norm}")
-    if not all(0 <= b < 1 for b in betas) or not all(0 < c <= 1 for c in corrections) or not eps >= 0:
-        raise ValueError(
-            f"{OP}: betas in [0, 1), corrections in (0, 1] and eps >= 0 expected, got {betas}, {corrections}, {eps}"
-        )
+    if not all(0 <= b < 1 for b in betas) or not eps >= 0:
+        raise ValueError(f"{OP}: betas in [0, 1) and eps >= 0 expected, got {betas} and {eps}")
+    if not all(0 < c <= 1 for pair in corrections for c in pair):
+        raise ValueError(f"{OP}: corrections must lie in (0, 1], got {corrections}")
     widest = max((p.dtype for p in parameters), key=lambda dtype: torch.finfo(dtype).bits)
     device = parameters[0].device
     backend = backends.resolve(OP, backend, widest, device.type)
@@ -78,9 +80,9 @@ def adamw(
         partials = torch.empty(launches, programs(chunks, device), dtype=torch.float32, device=device)
         norm = partials.new_empty(1)
         kernels.adamw_norm(list(gradients), partials)
-        kernels.adamw_update(
-            *map(list, tensors), list(rates), list(decays), partials, norm, scale, max_norm, *betas, eps, *corrections
-        )
+        first, second = ([pair[i] for pair in corrections] for i in range(2))
+        numbers = (list(rates), list(decays), first, second)
+        kernels.adamw_update(*map(list, tensors), *numbers, partials, norm, scale, max_norm, *betas, eps)
     return norm.view(())
 
 
@@ -91,11 +93,12 @@ def _check(
     second_moments: Sequence[Tensor],
     rates: Sequence[float],
     decays: Sequence[float],
+    corrections: Sequence[tuple[float, float]],
 ) -> None:
     if not parameters:
         raise ValueError(f"{OP}: at least one parameter expected, got none")
     lists = {"gradients": gradients, "first_moments": first_moments, "second_moments": second_moments}
-    for name, given in {**lists, "rates": rates, "decays": decays}.items():
+    for name, given in {**lists, "rates": rates, "decays": decays, "corrections": corrections}.items():
         if len(given) != len(parameters):
             raise ValueError(f"{OP}: {name} must have an entry a parameter, {len(parameters)}, got {len(given)}")
     for i, p in enumerate(parameters):

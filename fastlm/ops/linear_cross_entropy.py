@@ -52,7 +52,8 @@ def linear_cross_entropy(
     Args:
         x: (..., E) float32, float16, bfloat16 or float64.
         weight: (V, E), the dtype of x or float32; `bias` (V,) likewise.
-        targets: (...) int64 in [0, V), or equal to `ignore_index`.
+        targets: (...) int64 in [0, V), or equal to `ignore_index`: such a row takes no part, whatever stands in its x,
+            its weight and its incoming gradient, NaN included.
         row_weights: (...) float32 w, without gradient.
         reduction: "mean" divides by the sum of the weights of the rows that count (and is 0 if that is 0),
             "sum", or "none".
@@ -70,6 +71,10 @@ def linear_cross_entropy(
         RuntimeError: the backend asked for cannot serve the call.
     """
     (x,) = autocast(x)
+    ignore_index = _checks.integer(OP, "ignore_index", ignore_index)
+    label_smoothing, z_loss = (
+        _checks.number(OP, name, value) for name, value in (("label_smoothing", label_smoothing), ("z_loss", z_loss))
+    )
     _check(x, weight, targets, bias, row_weights, ignore_index, label_smoothing, z_loss)
     if reduction not in REDUCTIONS:
         raise ValueError(f"{OP}: reduction must be one of {', '.join(REDUCTIONS)}, got {reduction!r}")
@@ -106,6 +111,7 @@ def _check(
     z_loss: float,
 ) -> None:
     _checks.activation(OP, "x", x)
+    _checks.tensor(OP, "weight", weight, "a tensor of shape (V, E)")
     if weight.ndim != 2:
         raise ValueError(f"{OP}: weight must have shape (V, E), got {tuple(weight.shape)}")
     _checks.parameter(OP, "weight", weight, x, weight.shape[0], x.shape[-1])
@@ -156,8 +162,8 @@ def _divisor(targets: Tensor, row_weights: Tensor | None, ignore_index: int, red
     """What the sum of the losses, and so of the gradients, is to be divided by."""
     if reduction != "mean":
         return losses.new_ones(())
-    counted = (targets != ignore_index).to(losses.dtype)
-    total = (counted if row_weights is None else counted * row_weights.to(losses.dtype)).sum()
+    counted = targets != ignore_index
+    total = (counted.to(losses.dtype) if row_weights is None else row_weights.to(losses.dtype).where(counted, 0)).sum()
     return torch.where(total == 0, torch.inf, total)
 
 
@@ -185,14 +191,16 @@ def _over_chunks(
     for start in range(0, rows, size):
         chunk = slice(start, min(start + size, rows))
         logits = room[: chunk.stop - start]
+        # A gradient of 0 times an ignored row's NaN would be NaN in dw.
+        x_chunk = x[chunk].masked_fill((targets[chunk] == row[0])[:, None], 0.0)
         if b is None:
-            torch.mm(x[chunk], w.t(), out=logits)
+            torch.mm(x_chunk, w.t(), out=logits)
         else:
-            torch.addmm(b, x[chunk], w.t(), out=logits)
+            torch.addmm(b, x_chunk, w.t(), out=logits)
         launch(
             logits,
-            targets[chunk].contiguous(),
-            None if row_weights is None else row_weights[chunk].contiguous(),
+            targets[chunk],
+            None if row_weights is None else row_weights[chunk],
             losses[chunk],
             lse[chunk],
             vocabulary,
@@ -202,7 +210,7 @@ def _over_chunks(
         if need_dx:
             torch.mm(logits, w, out=dx[chunk])
         if need_dw:
-            _add_product(dw, logits.t(), x[chunk])
+            _add_product(dw, logits.t(), x_chunk)
         if need_dbias:
             dbias += logits.sum(0, dtype=dbias.dtype)
     return losses, lse, dx, dw[:vocabulary], dbias[:vocabulary]
@@ -356,6 +364,7 @@ define(
     _fake_forward,
     backward=_autograd,
     setup_context=_setup_context,
+    strided=("main_grad",),
 )
 define(
     "linear_cross_entropy_backward(Tensor dlosses, Tensor x, Tensor weight, Tensor? bias, Tensor targets, "
@@ -368,6 +377,7 @@ define(
     "linear_cross_entropy_accumulate(Tensor(a!) main_grad, Tensor dw, Tensor factor) -> ()",
     _accumulate,
     lambda main_grad, dw, factor: None,
+    strided=("main_grad",),
 )
 define(
     "linear_cross_entropy_scale(Tensor factor, Tensor dx, Tensor dw, Tensor dbias, ScalarType weight_dtype, "

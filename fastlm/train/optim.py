@@ -86,10 +86,6 @@ class FusedAdam(torch.optim.Optimizer):
         if not given:
             raise ValueError("params: none of them has a gradient; call backward() before a step")
         states = [self._advanced(p) for p, _ in given]
-        corrections = (1.0, 1.0)
-        if self.bias_correction:
-            step = int(states[0]["step"])
-            corrections = tuple(1 - beta**step for beta in self.betas)
         return ops.adamw(
             [p.detach() for p, _ in given],
             [p.grad for p, _ in given],
@@ -99,7 +95,7 @@ class FusedAdam(torch.optim.Optimizer):
             decays=[group["weight_decay"] for _, group in given],
             betas=self.betas,
             eps=self.eps,
-            corrections=corrections,
+            corrections=[self._corrections(state) for state in states],
             max_norm=max_norm,
             backend=self.backend,
         )
@@ -110,8 +106,15 @@ class FusedAdam(torch.optim.Optimizer):
             if moment not in state:
                 state[moment] = torch.zeros_like(p, dtype=wide, memory_format=torch.contiguous_format)
         if self.bias_correction:
-            state["step"] = state.get("step", torch.zeros(())) + 1  # on the host
+            state["step"] = state.get("step", torch.zeros(())).cpu() + 1  # moved to the host once, after a resume
         return state
+
+    def _corrections(self, state: dict[str, Tensor]) -> tuple[float, float]:
+        """The divisors of a parameter's moments after its own number of updates; (1, 1) without bias correction."""
+        if not self.bias_correction:
+            return (1.0, 1.0)
+        step = int(state["step"])
+        return tuple(1 - beta**step for beta in self.betas)
 
 
 def decay_groups(model: nn.Module, weight_decay: float) -> list[dict]:
@@ -158,12 +161,14 @@ def clip_global_norm(params: Iterable[Tensor], max_norm: float) -> Tensor:
     """Scales the gradients in place by max_norm / max(norm, max_norm) and returns their global 2-norm before that.
 
     The norm is a 0-dim tensor (fp32; fp64 for fp64) on the gradients' device: nothing waits for it here. If it is not
-    finite, the gradients are not either: whoever reads the norm has to look.
+    finite, the gradients are worthless: whoever reads the norm has to look. An infinite max_norm leaves them as they
+    are.
     """
     grads = [p.grad for p in params if p.grad is not None]
     if not grads:
         raise ValueError("params: none of them has a gradient; call backward() before clipping")
     wide = torch.promote_types(grads[0].dtype, torch.float32)
     norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads, 2, dtype=wide)))
-    torch._foreach_mul_(grads, max_norm / norm.clamp(min=max_norm))
+    if max_norm < float("inf"):
+        torch._foreach_mul_(grads, max_norm / norm.clamp(min=max_norm))
     return norm

@@ -70,8 +70,8 @@ void adamw() {
   HeapArray<float> m1{9000}, m2{7, 3}, v1{9000}, v2{7, 3}, partials{1, 2}, norm{1};
   p1.fill_normal(1), p2.fill_normal(2), g1.fill_normal(3), g2.fill_normal(4);
   adamw_norm({g1, g2}, partials, 0);
-  adamw_update({p1, p2}, {g1, g2}, {m1, m2}, {v1, v2}, {0.1f, 0.1f}, {0.01f, 0.0f}, partials, norm, 1.0f, 1.0f, 0.9f,
-               0.999f, 1e-8f, 0.1f, 0.001f, 0);
+  adamw_update({p1, p2}, {g1, g2}, {m1, m2}, {v1, v2}, {0.1f, 0.1f}, {0.01f, 0.0f}, {0.1f, 0.19f}, {0.001f, 0.002f},
+               partials, norm, 1.0f, 1.0f, 0.9f, 0.999f, 1e-8f, 0);
   EXPECT(norm[0] > 0.0f && p1.finite() && p2.finite() && v1.finite());
 }
 
