@@ -116,7 +116,7 @@ def test_predictions_a_pair_are_the_originals():
 
 
 def test_no_text_is_left_out():
-    """A token is in A half of the time and in its own chunk's B a quarter, but for truncation and shortening."""
+    """A token is in A half of the time and in its own passage's B a quarter, but for truncation and shortening."""
     generator = np.random.default_rng(0)
     corpus = InMemory(*[generator.integers(1, 9, 40).tolist() for _ in range(30)])
     pairs = SentencePairs(corpus, "train", 128, 1, 0)
@@ -139,7 +139,7 @@ def test_labels_are_a_fair_coin_and_new_each_epoch():
 
 
 def test_an_example_changes_from_epoch_to_epoch():
-    """A document of two sentences has one chunk: what is left to chance is the label, a random B, and the masks."""
+    """A document of two sentences has one passage: what is left to chance is the label, a random B, and the masks."""
     corpus = InMemory([20, 20], [20, 20], [20, 20])
     pairs = SentencePairs(corpus, "train", 48, 1, 0)
     assert pairs.pairs == 3

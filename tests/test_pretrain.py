@@ -12,7 +12,8 @@ import torch
 from runs import STEPS, before_update, configuration, losses, one_thread, run, text
 
 from fastlm import data, models
-from fastlm.data import DataError, ngrams
+from fastlm.data import DataError
+from fastlm.evaluate import ngrams
 from fastlm.train import checkpoint, pretrain, trainer
 from fastlm.train.objectives import CausalLM, _masked_pairs, objective_of
 from fastlm.train.pretrain import _make_plan, _precision, _steps

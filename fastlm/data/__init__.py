@@ -1,11 +1,15 @@
 """Text to batches: corpora, tokenizers, memory-mapped shards, GPT-1's windows and BERT's sentence pairs."""
 
-from fastlm.data.corpus import DataError, novels, read_documents
-from fastlm.data.ngrams import ngram_scores
-from fastlm.data.pairs import SentencePairs
-from fastlm.data.shards import Shards, prepare
-from fastlm.data.tokenizer import Tokenizer, train_bpe, train_wordpiece
-from fastlm.data.windows import Windows
+from typing import TYPE_CHECKING
+
+from fastlm._lazy import attach
+
+if TYPE_CHECKING:
+    from fastlm.data.corpus import DataError, novels, read_documents
+    from fastlm.data.pairs import SentencePairs
+    from fastlm.data.shards import Shards, prepare
+    from fastlm.data.tokenizer import Tokenizer, train_bpe, train_wordpiece
+    from fastlm.data.windows import Windows
 
 __all__ = [
     "DataError",
@@ -13,10 +17,20 @@ __all__ = [
     "Shards",
     "Tokenizer",
     "Windows",
-    "ngram_scores",
     "novels",
     "prepare",
     "read_documents",
     "train_bpe",
     "train_wordpiece",
 ]
+
+# Text is read without numpy, and shards are made without torch.
+_NAMES = {
+    "corpus": ("DataError", "novels", "read_documents"),
+    "pairs": ("SentencePairs",),
+    "shards": ("Shards", "prepare"),
+    "tokenizer": ("Tokenizer", "train_bpe", "train_wordpiece"),
+    "windows": ("Windows",),
+}
+
+__getattr__, __dir__ = attach(__name__, _NAMES)

@@ -13,11 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastlm import models
-from fastlm.data import corpus, ngrams, tokenizer
+from fastlm.data import corpus, tokenizer
 from fastlm.data.pairs import SentencePairs
 from fastlm.data.shards import Shards, Split, prepare
 from fastlm.data.tokenizer import Tokenizer
 from fastlm.data.windows import Windows
+from fastlm.evaluate import ngrams
 from fastlm.fill_mask import fill
 from fastlm.generate import generate_text
 from fastlm.train.config import PretrainConfig
