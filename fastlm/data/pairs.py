@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fastlm.data.corpus import DataError
-from fastlm.data.sampling import EXAMPLE, check_seed, generator, shuffled
+from fastlm.data.sampling import CUT, EXAMPLE, check_seed, generators, shuffled
 from fastlm.data.shards import Shards, Split
 
 SHORT = 0.1  # of the pairs are shortened, so that fine-tuning's short inputs are no surprise
@@ -100,11 +101,13 @@ class SentencePairs:
         """
         start = step * self.batch_size
         _, items = shuffled(start, self.batch_size, self.pairs, self.seed)
-        streams = [generator(self.seed, EXAMPLE, start + i) for i in range(self.batch_size)]
-        uniform = np.stack([s.random(_SCALARS + self.sequence_length + 2 * self.predictions) for s in streams])
+        positions = range(start, start + self.batch_size)
+        uniform = np.empty((self.batch_size, _SCALARS + self.sequence_length + 2 * self.predictions))
+        for stream, row in zip(generators(self.seed, EXAMPLE, positions), uniform, strict=True):
+            stream.random(out=row)
         scalars, per_token, per_prediction = np.split(uniform, [_SCALARS, _SCALARS + self.sequence_length], axis=1)
         first, second, labels = self._pair(items, scalars)
-        first, second = _truncate(first, second, self.sequence_length - 3, streams)
+        first, second = _truncate(first, second, self.sequence_length - 3, generators(self.seed, CUT, positions))
         tokens, segments, lengths = self._layout(first, second)
         positions, targets = self._mask(tokens, first.size, lengths, per_token, per_prediction)
         arrays = {
@@ -232,18 +235,17 @@ class _DocumentsBySize:
         return self._first[home] + drawn - self._before[rank], home
 
 
-def _truncate(first: _Spans, second: _Spans, most: int, streams: list[np.random.Generator]) -> tuple[_Spans, _Spans]:
+def _truncate(
+    first: _Spans, second: _Spans, most: int, streams: Iterable[np.random.Generator]
+) -> tuple[_Spans, _Spans]:
     """What is left of A and B when the longer (B if equal) loses a token until both together hold at most `most`."""
     half_a, half_b = most - most // 2, most // 2
     size_a = np.minimum(first.size, np.maximum(half_a, most - second.size))
     size_b = np.minimum(second.size, np.maximum(half_b, most - first.size))
-    return _cut(first, size_a, streams), _cut(second, size_b, streams)
-
-
-def _cut(spans: _Spans, size: np.ndarray, streams: list[np.random.Generator]) -> _Spans:
-    excess = spans.size - size
-    front = np.array([s.binomial(e, 0.5) if e else 0 for s, e in zip(streams, excess.tolist(), strict=True)], np.int64)
-    return _Spans(spans.begin + front, size)
+    excess = np.stack([first.size - size_a, second.size - size_b], axis=1).tolist()
+    front = [[s.binomial(e, 0.5) if e else 0 for e in row] for s, row in zip(streams, excess, strict=True)]
+    front_a, front_b = np.array(front, np.int64).T
+    return _Spans(first.begin + front_a, size_a), _Spans(second.begin + front_b, size_b)
 
 
 def _lone_sentence_warnings(split: Split, path: Path, pairs: int) -> list[str]:
