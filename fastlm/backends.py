@@ -33,7 +33,7 @@ DTYPES: dict[str, dict[str, tuple[torch.dtype, ...]]] = {
     "bias_gelu": {"reference": _ANY, "triton": _KERNEL, "cuda": _KERNEL},
     "embedding_layer_norm": {"reference": _ANY, "triton": _KERNEL, "cuda": _KERNEL},
     "linear_cross_entropy": {"reference": _ANY, "triton": _KERNEL, "cuda": _KERNEL},
-    "adamw": {"reference": _ANY, "cuda": _KERNEL},
+    "adamw": {"reference": _ANY, "triton": _KERNEL, "cuda": _KERNEL},
 }
 
 # The file, in kernels/ and csrc/, that holds an op's launchers, where it is not named after the op.

@@ -289,10 +289,10 @@ def test_offsets_of_other_shards(copy, name):
 @pytest.mark.parametrize(
     ("manifest", "message"),
     [
-        ('{"format": 2}', r"the manifest of shards of format 1 expected"),
-        ("[]", r"the manifest of shards of format 1 expected"),
-        ('{"format": 1', r"manifest\.json: not the manifest of shards"),
-        ('{"format": 1}', r"manifest\.json: not the manifest of shards \(KeyError\('tokenizer'\)\)"),
+        ('{"format": 1}', r"the manifest of shards of format 2 expected, got .*; prepare them again$"),
+        ("[]", r"the manifest of shards of format 2 expected"),
+        ('{"format": 2', r"manifest\.json: not the manifest of shards"),
+        ('{"format": 2}', r"manifest\.json: not the manifest of shards \(KeyError\('tokenizer'\)\)"),
         ("\0\1", r"manifest\.json: not the manifest of shards"),
         (None, r"a folder of shards expected, but there is no manifest\.json in it"),
     ],

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from fastlm._lazy import attach
 
 if TYPE_CHECKING:
+    from fastlm.data.config import CorpusConfig
     from fastlm.data.corpus import DataError, novels, read_documents
     from fastlm.data.pairs import SentencePairs
     from fastlm.data.shards import Shards, prepare
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     from fastlm.data.windows import Windows
 
 __all__ = [
+    "CorpusConfig",
     "DataError",
     "SentencePairs",
     "Shards",
@@ -26,11 +28,11 @@ __all__ = [
 
 # Text is read without numpy, and shards are made without torch.
 _NAMES = {
+    "config": ("CorpusConfig",),
     "corpus": ("DataError", "novels", "read_documents"),
     "pairs": ("SentencePairs",),
     "shards": ("Shards", "prepare"),
     "tokenizer": ("Tokenizer", "train_bpe", "train_wordpiece"),
     "windows": ("Windows",),
 }
-
 __getattr__, __dir__ = attach(__name__, _NAMES)

@@ -37,21 +37,21 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class DataError(ValueError):
-    """Text, a tokenizer or shards that cannot be used; the sentence says where, why and what would be right."""
+    """Says that text, a tokenizer or shards cannot be used: where, why, and what would be right."""
 
 
 def novels() -> Path:
-    """The bundled corpus: Jane Austen's six novels (public domain), 4 MB, each of their 269 chapters a document.
+    """Returns the path of the bundled corpus: Jane Austen's six novels (public domain), 4 MB.
 
-    The text is that of the R package janeaustenr, without an editor's note.
+    Each of their 269 chapters is a document. The text is that of the R package janeaustenr, without an editor's note.
     """
     return Path(str(importlib.resources.files("fastlm.data") / "novels.jsonl.xz"))
 
 
 class Fragment(NamedTuple):
-    """A part of a paragraph of a few BLOCKs at most. It cuts no word, unless the word is longer than a BLOCK.
+    """Holds a part of a paragraph, at most three BLOCKs of it. Only a word longer than a BLOCK is ever cut.
 
-    The paragraph is its fragments joined; `ends` marks its last one, which may be empty.
+    A paragraph is its fragments joined. `ends` marks the last one, which may be empty.
     """
 
     text: str
@@ -59,7 +59,7 @@ class Fragment(NamedTuple):
 
 
 class Documents:
-    """The documents of some files, read anew by each iteration."""
+    """Reads the documents of some files; each iteration reads them again."""
 
     def __init__(self, paths: Iterable[str | Path], document: str = "blank-line"):
         if isinstance(paths, (str, Path)):
@@ -77,12 +77,12 @@ class Documents:
                 raise DataError(f"{path}: {'a file expected, got a folder' if path.is_dir() else 'no such file'}")
 
     def __iter__(self) -> Iterator[str]:
-        """Each document as one str."""
+        """Yields each document as one str."""
         for fragments in self.streams():
             yield "".join(text + "\n" if ends else text for text, ends in fragments)[:-1]
 
     def streams(self) -> Iterator[Iterator[Fragment]]:
-        """Each document as an iterator of its fragments, which is void once the next document is asked for."""
+        """Yields each document as an iterator of its fragments, to be read before the next document is asked for."""
         empty = True
         for path in self.paths:
             for _, numbered in groupby(self._fragments(path), key=lambda pair: pair[0]):
@@ -92,7 +92,7 @@ class Documents:
             raise DataError(f"{', '.join(map(str, self.paths))}: no text in it")
 
     def _fragments(self, path: Path) -> Iterator[tuple[int, Fragment]]:
-        """The fragments of a file, each with its document's number."""
+        """Yields the fragments of a file, each with the number of its document."""
         if ".jsonl" in (path.suffix, Path(path.stem).suffix):
             for number, text in enumerate(_json_texts(path)):
                 yield from ((number, fragment) for fragment in unwrap(text))
@@ -104,21 +104,23 @@ class Documents:
 
 
 def read_documents(paths: str | Path | Iterable[str | Path], document: str = "blank-line") -> Documents:
-    """The documents of text files, in order, as an iterable that can be read again and again.
+    """Returns the documents of text files, in order, as an iterable that can be read again and again.
 
-    Raises DataError while reading where a file is not UTF-8 (with the byte's offset), a line is not a JSON object with
-    a "text" (with its number), a compressed file is damaged, or there is no text at all.
+    Raises DataError while reading if a file is not UTF-8 or holds a NUL byte (with the byte's offset), a line is not a
+    JSON object with a "text" of whole characters (with its number), a compressed file is damaged, or there is no text.
     """
     return Documents(paths, document)
 
 
 def unwrap(text: str) -> Iterator[Fragment]:
-    """The paragraphs of a text, in which a blank line ends a paragraph, as fragments."""
+    """Yields the fragments of a text in which a blank line ends a paragraph."""
     return _unwrap(text[start : start + BLOCK] for start in range(0, len(text), BLOCK))
 
 
 def _unwrap(blocks: Iterable[str]) -> Iterator[Fragment]:
-    """The same of a text that comes in blocks, cut anywhere."""
+    """Yields the fragments of a text that comes in blocks, which may end anywhere."""
+    # Each run of white space becomes one space, or a newline, or two newlines, which end a paragraph. A block's last
+    # word and white space wait for the next block. The text begins as if a paragraph had ended before it.
     newlines = io.IncrementalNewlineDecoder(None, translate=True)
     rest, inside = "\n\n", False
     for block in chain(blocks, ["\n\n"]):
@@ -137,12 +139,15 @@ def _unwrap(blocks: Iterable[str]) -> Iterator[Fragment]:
 
 
 def _one_space(spaces: re.Match[str]) -> str:
-    """What a run of white space is replaced by: a space, a line's end, or two line ends, which end a paragraph."""
+    """Returns what replaces a run of white space: a space, one newline, or two if the run holds two or more."""
     return (" ", "\n", "\n\n")[min(2, spaces[0].count("\n"))]
 
 
 def _whole_words(text: str) -> tuple[str, str]:
-    """A text without its last word and the white space before or after that, and those; a word of a block is cut."""
+    """Splits off the end of a text: its last white space, or its last word and the white space before that.
+
+    A last word is not split off if it is the whole text and has BLOCK characters, so that no word grows without end.
+    """
     end = len(text.rstrip())
     if end == len(text):
         end = max(text.rfind(" "), text.rfind("\n"), 0)
@@ -153,8 +158,9 @@ def _whole_words(text: str) -> tuple[str, str]:
 
 
 def _json_texts(path: Path) -> Iterator[str]:
+    """Yields the "text" of each line of a .jsonl file."""
     for number, line in enumerate(_lines(path), start=1):
-        line = line.lstrip("\ufeff")  # of files that were joined
+        line = line.lstrip("\ufeff")  # joined files have byte order marks within
         if not line.strip():
             continue
         try:
@@ -172,7 +178,7 @@ def _json_texts(path: Path) -> Iterator[str]:
 
 
 def _blocks(path: Path) -> Iterator[str]:
-    """The text of a file, decompressed as its name says, in blocks that are cut anywhere."""
+    """Yields the text of a file, decompressed as its name says, in blocks that may end anywhere."""
     decoder = codecs.getincrementaldecoder("utf-8")()
     offset = 0
     with _reading(path) as file:
@@ -188,7 +194,7 @@ def _blocks(path: Path) -> Iterator[str]:
 
 
 def _lines(path: Path) -> Iterator[str]:
-    """The lines of a file, decompressed as its name says."""
+    """Yields the lines of a file, decompressed as its name says."""
     offset = 0
     with _reading(path) as file:
         for line in file:
@@ -199,7 +205,7 @@ def _lines(path: Path) -> Iterator[str]:
 
 @contextmanager
 def _reading(path: Path) -> Iterator[BinaryIO]:
-    """A file, decompressed as its name says; DataError if it is damaged."""
+    """Opens a file, to be decompressed as its name says. Raises DataError if it is damaged."""
     with {".xz": lzma.open, ".gz": gzip.open}.get(path.suffix, open)(path, "rb") as file:
         try:
             yield file
@@ -209,7 +215,7 @@ def _reading(path: Path) -> Iterator[BinaryIO]:
 
 @contextmanager
 def _utf8(path: Path, offset: int) -> Iterator[None]:
-    """DataError if bytes that begin at `offset` are not UTF-8."""
+    """Raises DataError for a UnicodeDecodeError in bytes that begin at `offset` of a file."""
     try:
         yield
     except UnicodeDecodeError as error:

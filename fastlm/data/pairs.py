@@ -121,7 +121,7 @@ class SentencePairs:
         return {name: torch.from_numpy(value) for name, value in arrays.items()}
 
     def _pair(self, items: np.ndarray, scalars: np.ndarray) -> tuple[_Spans, _Spans, np.ndarray]:
-        """The token spans of A and B before truncation, and the labels; no size depends on the label."""
+        """Draws the token spans of A and B before truncation, and the labels. No size depends on the label."""
         short, target, cut, coin, place = scalars.T
         offsets = self._split.sentences
         begin, end, document = self._passages[items].T
@@ -133,17 +133,18 @@ class SentencePairs:
         earliest = np.clip(earliest, begin + 1, end - 1)
         middle = earliest + (cut * (end - earliest)).astype(np.int64)
         size = np.minimum(offsets[end] - offsets[middle], self._by_size.second_largest)
+        # Where a random B must end within a sentence, a true one does so too.
         elsewhere, surplus = self._elsewhere(document, size, place)
-        size = np.maximum(size - np.minimum(surplus, size // 8 + 1), 1)  # no whole sentences there: none here
+        size = np.maximum(size - np.minimum(surplus, size // 8 + 1), 1)
         labels = (coin < 0.5).astype(np.int64)
         first = _Spans(offsets[begin], offsets[middle] - offsets[begin])
         return first, _Spans(np.where(labels, elsewhere, offsets[middle]), size), labels
 
     def _elsewhere(self, document: np.ndarray, size: np.ndarray, place: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Where `size` tokens of another document begin, and how many tokens before a sentence's end they end.
+        """Finds where `size` tokens of another document begin, and by how many tokens they miss a sentence's end.
 
-        The best of _CANDIDATES sentences from a random one on (after the last sentence comes the first), and of the
-        first sentence of the random one's document.
+        Takes the best of _CANDIDATES sentences from a random one on (the first sentence comes after the last one), and
+        of the first sentence in the random one's document.
         """
         offsets, documents = self._split.sentences, self._split.documents
         drawn, home = self._by_size.draw(document, size, place)
@@ -207,9 +208,9 @@ class _Spans:
 
 
 class _DocumentsBySize:
-    """The documents of a split, largest first, so that one that holds `size` tokens can be drawn directly.
+    """Draws from the documents of a split that hold a number of tokens, without trying others.
 
-    second_largest: tokens that, whichever document is left out, another one holds.
+    second_largest: tokens of the second largest document. If any document is left out, another one holds as many.
     """
 
     def __init__(self, split: Split):
@@ -224,7 +225,10 @@ class _DocumentsBySize:
         self.second_largest = int(sizes[self._order[1]])
 
     def draw(self, document: np.ndarray, size: np.ndarray, place: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """A sentence of another document that holds `size` tokens, drawn evenly by `place` in [0, 1); its document."""
+        """Draws a sentence evenly, by `place` in [0, 1), from the other documents that hold `size` tokens.
+
+        Returns the sentences and their documents.
+        """
         rank = self._rank[document]
         own_begin, own_end = self._before[rank], self._before[rank + 1]
         last = self._before[np.searchsorted(self._negative_sizes, -size, side="right")]
@@ -238,7 +242,7 @@ class _DocumentsBySize:
 def _truncate(
     first: _Spans, second: _Spans, most: int, streams: Iterable[np.random.Generator]
 ) -> tuple[_Spans, _Spans]:
-    """What is left of A and B when the longer (B if equal) loses a token until both together hold at most `most`."""
+    """Cuts tokens off the longer of A and B (B if equal), at either end by a coin, until both hold `most` in all."""
     half_a, half_b = most - most // 2, most // 2
     size_a = np.minimum(first.size, np.maximum(half_a, most - second.size))
     size_b = np.minimum(second.size, np.maximum(half_b, most - first.size))
@@ -249,7 +253,7 @@ def _truncate(
 
 
 def _lone_sentence_warnings(split: Split, path: Path, pairs: int) -> list[str]:
-    """One sentence if much of the text is in documents of one sentence, else none."""
+    """Returns one sentence if much of the text is in documents of one sentence, else none."""
     lone = np.flatnonzero(np.diff(split.documents) == 1)
     first = split.documents[lone]
     documents = len(lone) / (len(split.documents) - 1)

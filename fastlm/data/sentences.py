@@ -1,4 +1,4 @@
-"""A rule-based splitter of paragraphs into sentences, in linear time and bounded memory."""
+"""Splits paragraphs into sentences by rules, in linear time and bounded memory."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ _ABBREVIATION = re.compile(
 
 
 def split_sentences(paragraph: str) -> list[str]:
-    """The sentences of a paragraph, in order, without the white space between them.
+    """Returns the sentences of a paragraph, in order, without the white space between them.
 
-    It errs on the side of too few: "said he. yes" and text without capitals stay whole.
+    In doubt it does not split: "said he. yes" and text without capitals stay whole.
     """
     return [sentence.rstrip() for sentence in sentences([Fragment(paragraph, True)])]
 
 
 def sentences(fragments: Iterable[Fragment]) -> Iterator[str]:
-    """The sentences of a document, each with what follows it: a newline at a paragraph's end, else a space or nothing.
+    """Yields the sentences of a document, each with what follows it: a newline after a paragraph, else a space or "".
 
-    Joined they are the document and a newline. Each has at most LONGEST characters, and the newline.
+    Joined they are the document and a newline. Each has at most LONGEST characters, without its newline.
     """
     rest = ""
     for text, ends in fragments:
@@ -51,7 +51,7 @@ def sentences(fragments: Iterable[Fragment]) -> Iterator[str]:
 
 
 def _split(paragraph: str) -> list[str]:
-    """The sentences with the white space after them, and last what may go on in the next fragment."""
+    """Returns the sentences with the white space after them; the last one may go on in the next fragment."""
     found, start = [], 0
     for match in _POSSIBLE_END.finditer(paragraph):
         if _ends_sentence(match):
@@ -61,9 +61,9 @@ def _split(paragraph: str) -> list[str]:
 
 
 def _ends_sentence(match: re.Match[str]) -> bool:
-    """Whether what follows a possible end starts like a sentence: quotes or dashes, then a capital or the like.
+    """Says whether a sentence ends here: white space follows, then quotes or dashes, then a capital or the like.
 
-    After an ideographic full stop anything starts one; but not after a quotation's end, for its sentence may go on.
+    An ideographic full stop needs nothing after it. If it closes a quotation, the sentence may go on, and is not ended.
     """
     enders, closing, space, _ = match.groups()
     if not space:
@@ -74,7 +74,7 @@ def _ends_sentence(match: re.Match[str]) -> bool:
 
 
 def _cut(sentence: str) -> list[str]:
-    """A sentence in parts of at most LONGEST characters."""
+    """Returns a sentence in parts of at most LONGEST characters."""
     parts, start = [], 0
     while len(sentence) - start > LONGEST:
         end = sentence.rfind(" ", start, start + LONGEST) + 1 or start + LONGEST

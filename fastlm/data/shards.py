@@ -31,7 +31,7 @@ from fastlm.data.sentences import sentences
 from fastlm.data.tokenizer import Tokenizer
 from fastlm.files import explain_full_disk, new_folder
 
-FORMAT = 1
+FORMAT = 2  # raised when `prepare` makes something else of the same files; 2 counts what is unknown
 SPLITS = ("train", "validation")
 UNKNOWN = 0.01  # of the characters or tokens of a text, above which the user is warned
 PARTS = ("tokens", "sentences", "documents")
@@ -98,7 +98,7 @@ class Shards:
         return self._splits[name]
 
     def _unknown_warnings(self) -> list[str]:
-        """One sentence if more than UNKNOWN of the text cannot be learnt, else none."""
+        """Returns one sentence if more than UNKNOWN of the text cannot be learnt, else none."""
         characters, tokens = self._unknown_share("characters"), self._unknown_share("tokens")
         if max(characters, tokens) <= UNKNOWN:
             return []
@@ -109,11 +109,9 @@ class Shards:
         ]
 
     def _unknown_share(self, kind: str) -> float:
-        """Of both splits' characters or tokens; 0 in shards that did not count them yet."""
+        """Returns the share of the characters or tokens, of both splits, that are unknown."""
         splits = self.manifest["splits"].values()
-        return sum(split.get(f"unknown_{kind}", 0) for split in splits) / max(
-            1, sum(split.get(kind, 0) for split in splits)
-        )
+        return sum(split[f"unknown_{kind}"] for split in splits) / sum(split[kind] for split in splits)
 
     def _map(self, name: str) -> Split:
         counts = self.manifest["splits"][name]
@@ -173,7 +171,7 @@ def prepare(
 
 
 class _Survey:
-    """A first reading: what the text is, and which documents are held out.
+    """Reads the text a first time, to find its hash and which documents are held out.
 
     It keeps 16 bytes per document. A corpus that cannot be read is found here, before any work.
     """
@@ -193,7 +191,7 @@ class _Survey:
         self._train_sentences = 0 if self._held_out is not None else self._cut(fraction)
 
     def sentences(self) -> Iterator[tuple[str, str]]:
-        """The text again, as pairs of a split and a sentence with what follows it; "" ends a document of the split."""
+        """Reads the text again. Yields (split, sentence), and (split, "") after the last one of a document."""
         for number, fragments in enumerate(self._documents.streams()):
             split = SPLITS[self._is_held_out(number)]
             for position, sentence in enumerate(sentences(fragments)):
@@ -204,11 +202,11 @@ class _Survey:
             yield split, ""
 
     def _is_held_out(self, number: int) -> bool:
-        """Whether a document is; one that the first reading did not find is noticed when all is written."""
+        """Says whether a document is held out. Documents that came after the first reading are noticed at the end."""
         return self._held_out is not None and number < len(self._held_out) and bool(self._held_out[number])
 
     def _cut(self, fraction: float) -> int:
-        """The number of sentences of the only document (or of each copy of it) that are not held out."""
+        """Counts the sentences of the only document (or of each copy of it) that are not held out."""
         count = sum(1 for _ in sentences(next(self._documents.streams())))
         if count < 2:
             raise DataError("paths: at least two sentences expected, so that one can be held out for validation")
@@ -229,7 +227,7 @@ def _threshold(hashes: np.ndarray, sizes: np.ndarray, fraction: float) -> int | 
 
 
 def _digest(fragments: Iterable[Fragment]) -> tuple[bytes, int]:
-    """A hash of a document, and its UTF-8 bytes with a newline at the end."""
+    """Returns the hash of a document, and the number of its UTF-8 bytes with a newline at the end."""
     digest, size, newline = hashlib.blake2b(digest_size=16), 1, ""
     for text, ends in fragments:
         data = (newline + text).encode()
@@ -252,7 +250,7 @@ class _Writer:
         self.counts = dict.fromkeys(counted, 0)
 
     def add(self, sentence: str, ids: list[int]) -> None:
-        """A sentence, or "" at a document's end."""
+        """Takes a sentence and its ids, or "" and none at the end of a document."""
         self.counts["bytes"] += len(sentence.encode())
         self.counts["characters"] += len(sentence)
         if self._tokenizer.unknown in ids:
@@ -270,6 +268,7 @@ class _Writer:
             self._in_document = False
 
     def write(self) -> None:
+        """Writes what was added since the last time."""
         for part, values in self._new.items():
             self._files[part].write(np.array(values, self._dtypes[part]).tobytes())
             values.clear()
@@ -305,6 +304,7 @@ def _write(folder: Path, survey: _Survey, tokenizer: Tokenizer, source: dict[str
 
 
 def _batches(sentences: Iterable[tuple[str, str]]) -> Iterator[list[tuple[str, str]]]:
+    """Yields the pairs in lists of at most _BATCH sentences and about _BATCH_CHARACTERS."""
     batch, characters = [], 0
     for split, sentence in sentences:
         batch.append((split, sentence))
@@ -332,7 +332,9 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise DataError(f"{file}: not the manifest of shards ({error})") from None
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise DataError(f"{file}: the manifest of shards of format {FORMAT} expected, got {str(manifest)[:60]}")
+        raise DataError(
+            f"{file}: the manifest of shards of format {FORMAT} expected, got {str(manifest)[:60]}; prepare them again"
+        )
     return manifest
 
 

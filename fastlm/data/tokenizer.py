@@ -88,7 +88,7 @@ class Tokenizer:
     def encode(self, text: str) -> list[int]:
         """The ids of a text; nothing is added, but specials such as [MASK] in it are themselves.
 
-        Raises DataError for a text that is no UTF-8, as undecodable bytes of a command line are.
+        Raises DataError for a lone surrogate in the text, as Python reads undecodable bytes of a command line.
         """
         try:
             text.encode()
@@ -110,10 +110,11 @@ class Tokenizer:
             self._tokenizer.encode_special_tokens = False
 
     def count_unknown(self, text: str) -> int:
-        """The number of characters of a text that are in no entry, once they are normalised (lowercase, no accents)."""
+        """Counts the characters of a text that no entry has, even as lowercase letters without accents."""
         return sum(count for character, count in Counter(text).items() if not self._knows(character))
 
     def _knows(self, character: str) -> bool:
+        """Says whether all that a character is normalised to has entries, alone or within a word."""
         if character not in self._known:
             normalizer = self._tokenizer.normalizer
             parts = normalizer.normalize_str(character).split() if normalizer else [character]
@@ -206,16 +207,16 @@ def _train(
 
 
 def _texts(documents: Iterable[str]) -> Iterator[str]:
-    """The documents in parts of bounded size that cut no word."""
+    """Yields the documents in parts of bounded size that cut no word."""
     streams = documents.streams() if isinstance(documents, Documents) else map(unwrap, documents)
     return (text for fragments in streams for text, _ in fragments)
 
 
 def _alphabet(texts: Iterable[str], normalizer: Any, vocab_size: int) -> list[str]:
-    """All of ASCII and the corpus's most frequent other characters, normalised and sorted.
+    """Returns all of ASCII and the corpus's most frequent other characters, normalised and sorted.
 
-    They fill at most an eighth of the vocabulary (each has two entries, so a quarter), or, while more than _RARE of
-    the corpus would be unknown, a quarter (half).
+    Each character takes two entries. Together they take at most a quarter of the vocabulary, or up to half of it while
+    more than _RARE of the corpus would be unknown.
     """
     counts: Counter[str] = Counter()
     for text in texts:
