@@ -321,7 +321,8 @@ class _GivenBatches(Task):
 def _trainer_step(case: ModelCase, candidate: Candidate, source: nn.Module, bench: Bench) -> Callable[[Batch], None]:
     """Makes a function that makes the trainer's next update, on batches of its own; its argument is not used."""
     generator = torch.Generator().manual_seed(SEED)
-    task = _GivenBatches(lambda: candidate.build(case.config, source), [case.inputs(generator, case.batch) for _ in range(SETS)])
+    batches = [case.inputs(generator, case.batch) for _ in range(SETS)]
+    task = _GivenBatches(lambda: candidate.build(case.config, source), batches)
     epsilon, length = 1e-6 if case.is_bert else 1e-8, ((1.0, case.length),)
     config = TrainConfig(steps=1, phases=length, batch_size=case.batch, learning_rate=1e-4, epsilon=epsilon,
                          bias_correction=not case.is_bert)  # fmt: skip
