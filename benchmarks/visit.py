@@ -84,8 +84,9 @@ def _run(part: Part, limit: float, out: Path) -> Outcome:
         file.write(f"$ {shlex.join(command)}\n")
         file.flush()
         try:
+            environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
             process = subprocess.Popen(
-                command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, env=_environment(), start_new_session=True
+                command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, env=environment, start_new_session=True
             )
         except OSError as error:
             file.write(f"{error}\n")
@@ -107,17 +108,6 @@ def _end(process: subprocess.Popen) -> None:
             os.killpg(process.pid, number)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(patience)
-
-
-def _environment() -> dict[str, str]:
-    """Compiled for the GPU at hand alone, where it says what it is: all targets take five times as long."""
-    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
-    ask = ["nvidia-smi", "-i", "0", "--query-gpu=compute_cap", "--format=csv,noheader"]
-    with contextlib.suppress(OSError, subprocess.SubprocessError):
-        capability = subprocess.run(ask, capture_output=True, text=True, timeout=20, check=True).stdout.strip()
-        target = capability.replace(".", "")
-        environment.setdefault("FASTLM_CUDA_ARCHS", "90a" if target == "90" else target)
-    return environment
 
 
 def _write(out: Path, outcomes: Sequence[Outcome], to_come: Sequence[Part], minutes: float) -> None:

@@ -1,4 +1,9 @@
-"""Where the kernels run: on the GPU where there is one, else in Triton's interpreter and on the emulator."""
+"""Chooses where the kernels run and which tests run.
+
+Kernels run on the GPU where there is one, else in Triton's interpreter and on the emulator. Tests come in two tiers:
+`make test` runs the fast ones, `make test-all` (pytest --all) also those marked `slow`. A slow test has a fast twin: a
+faster parameter of the same test, or the test that `@pytest.mark.slow(twin="test_...")` names.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +11,7 @@ import os
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 from hypothesis import settings
 
@@ -24,10 +30,20 @@ settings.register_profile("fastlm", deadline=None, derandomize=True)
 settings.load_profile("fastlm")
 
 
-def pytest_report_header() -> str:
+SLOW_TESTS = "slow tests are deselected: make test-all (pytest --all) runs them"
+
+
+def pytest_addoption(parser) -> None:
+    parser.addoption("--all", action="store_true", help="run the tests marked slow, too")
+
+
+def pytest_report_header(config) -> list[str]:
+    tier = [] if _runs_slow_tests(config) else [f"fastlm: {SLOW_TESTS}"]
     if torch.cuda.is_available():
-        return f"fastlm: kernels run on {torch.cuda.get_device_name()}; cases on the CPU run the reference only"
-    return "fastlm: no CUDA device: Triton runs in its interpreter, CUDA C++ on the emulator; gpu tests are deselected"
+        device = torch.cuda.get_device_name()
+        return [f"fastlm: kernels run on {device}; cases on the CPU run the reference only", *tier]
+    where = "Triton runs in its interpreter, CUDA C++ on the emulator"
+    return [f"fastlm: no CUDA device: {where}; gpu tests are deselected", *tier]
 
 
 def pytest_runtest_setup(item) -> None:
@@ -35,9 +51,37 @@ def pytest_runtest_setup(item) -> None:
 
 
 def pytest_collection_modifyitems(config, items) -> None:
-    if torch.cuda.is_available():
-        return
-    on_gpu = [item for item in items if item.get_closest_marker("gpu")]
-    if on_gpu:
-        config.hook.pytest_deselected(items=on_gpu)
-        items[:] = [item for item in items if not item.get_closest_marker("gpu")]
+    for item in items:
+        _check_twin(item)
+    if not torch.cuda.is_available():
+        _deselect(config, items, "gpu")
+    if not _runs_slow_tests(config):
+        _deselect(config, items, "slow")
+
+
+def pytest_terminal_summary(terminalreporter, config) -> None:
+    if not _runs_slow_tests(config):
+        terminalreporter.write_line(f"fastlm: {SLOW_TESTS}")
+
+
+def _runs_slow_tests(config) -> bool:
+    return config.option.all or "slow" in config.option.markexpr
+
+
+def _deselect(config, items, mark: str) -> None:
+    deselected = [item for item in items if item.get_closest_marker(mark)]
+    if deselected:
+        config.hook.pytest_deselected(items=deselected)
+        items[:] = [item for item in items if not item.get_closest_marker(mark)]
+
+
+def _check_twin(item) -> None:
+    """Ends the run where a test is slow with all its parameters, and names no fast test that asserts the same."""
+    of_parameters = item.callspec.marks if hasattr(item, "callspec") else []
+    for mark in item.iter_markers("slow"):
+        twin = mark.kwargs.get("twin", "")
+        if mark not in of_parameters and not callable(getattr(item.module, twin, None)):
+            raise pytest.UsageError(
+                f"{item.nodeid}: a slow test names its fast twin in the same file, as in "
+                f'@pytest.mark.slow(twin="test_..."), got twin={twin!r}'
+            )

@@ -53,9 +53,10 @@ def test_any_tile_of_rows_is_right(tuning, fastest):
     assert len(tuning.timed) == 2  # forward and backward
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("fastest", range(13))
-@pytest.mark.parametrize("sequence", [70, 150])  # gradients in one kernel, and in two
+EVERY_TILE = [pytest.param(n, sequence, marks=pytest.mark.slow) for sequence in (70, 150) for n in range(13)]
+
+
+@pytest.mark.parametrize(("fastest", "sequence"), [(3, 70), *EVERY_TILE])  # 70: gradients in one kernel; 150: in two
 def test_any_tile_of_attention_is_right(tuning, fastest, sequence):
     tuning.fastest = fastest
     check(INTERPRETED, (1, sequence, 1, 64), causal=True, p=0.1)

@@ -439,7 +439,6 @@ def test_tables_are_of_the_newest_results_of_a_gpu(tmp_path):
     assert tables.write(readme, tmp_path) == 2
 
 
-@pytest.mark.slow
 def test_the_cases_of_pytest_benchmark_run():
     """Each once, without times."""
     environment = {k: v for k, v in os.environ.items() if k not in ("FASTLM_EMULATE", "TRITON_INTERPRET")}

@@ -43,16 +43,15 @@ FAULTS = {
 }
 
 
-@pytest.fixture(scope="session")
-def programs() -> Path:
-    """The folder of the built programs."""
+def built(program: str) -> Path:
+    """Builds a program, unless it is current, and returns its path."""
     cmake = shutil.which("cmake", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
-    command = [cmake, "--build", BUILD, "--target", "native"]
+    command = [cmake, "--build", BUILD, "--target", program]
     with (BUILD / ".native.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # two builds at once link each other's half-written files
-        built = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    assert built.returncode == 0, built.stdout
-    return BUILD / "tests" / "native"
+        build = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert build.returncode == 0, build.stdout
+    return BUILD / "tests" / "native" / program
 
 
 def run(program: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -60,22 +59,26 @@ def run(program: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize("kind", ["plain", "asan", "tsan", "portable_fibers"])
-def test_what_it_computes(programs, kind):
-    result = run(programs / f"emulator_{kind}")
+def test_what_it_computes(kind):
+    result = run(built(f"emulator_{kind}"))
     assert result.returncode == 0, result.stderr
 
 
-@pytest.mark.parametrize("kernel", ["layer_norm", "row_ops", "attention"])
+# All three kinds of the other files of csrc/ take ten times as long to build and run as those of layer_norm.cu.
+ALL_KERNELS = ["layer_norm", *(pytest.param(name, marks=pytest.mark.slow) for name in ("row_ops", "attention"))]
+
+
+@pytest.mark.parametrize("kernel", ALL_KERNELS)
 @pytest.mark.parametrize("kind", ["plain", "asan", "tsan"])
-def test_kernels_are_clean(programs, kernel, kind):
-    result = run(programs / f"{kernel}_{kind}")
+def test_kernels_are_clean(kernel, kind):
+    result = run(built(f"{kernel}_{kind}"))
     assert result.returncode == 0, result.stderr
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_fault_is_caught(programs, fault):
+def test_a_fault_is_caught(fault):
     kind, report = FAULTS[fault]
-    program = programs / f"faults_{kind}"
+    program = built(f"faults_{kind}")
     sound = run(program, fault, "sound")
     assert sound.returncode == 0, sound.stderr
     faulty = run(program, fault, "faulty")
@@ -84,7 +87,7 @@ def test_a_fault_is_caught(programs, fault):
 
 
 @pytest.mark.parametrize("kind", ["asan", "tsan"])
-def test_sound_kernels_are_clean(programs, kind):
+def test_sound_kernels_are_clean(kind):
     for fault in FAULTS:
-        result = run(programs / f"faults_{kind}", fault, "sound")
+        result = run(built(f"faults_{kind}"), fault, "sound")
         assert result.returncode == 0, f"{fault}: {result.stderr}"

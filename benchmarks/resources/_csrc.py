@@ -1,16 +1,16 @@
-"""What each CUDA C++ kernel of the built `fastlm._C` takes of each chip it was compiled for.
+"""Lists what each CUDA C++ kernel of a compiled `fastlm._C` takes of each chip it was compiled for.
 
-python -m benchmarks.resources._csrc [--json | --budget]
+python -m benchmarks.resources._csrc [LIBRARY] [--json | --budget]
 
-prints registers, spills, shared memory and the warps that fit on a multiprocessor; --budget writes csrc.tsv beside this
-file, the figures that tests/test_csrc_resources.py lets no kernel exceed.
+prints registers, spills, shared memory and the warps that fit on a multiprocessor. LIBRARY must hold PTX, where the
+threads of a block are read; by default it is what `make resources` compiles. --budget writes csrc.tsv beside this file,
+the figures that tests/test_csrc_resources.py lets no kernel exceed.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import importlib.util
 import json
 import re
 import subprocess
@@ -21,6 +21,7 @@ from pathlib import Path
 from benchmarks.resources._compile import CUOBJDUMP, resources_in
 
 BUDGET = Path(__file__).parent / "csrc.tsv"
+COMPILED = Path(__file__).parent.parent.parent / "build" / "nvcc"  # see the Makefile's nvcc-90a and nvcc-all
 
 
 @dataclass(frozen=True)
@@ -60,18 +61,17 @@ class Usage:
         return warps * min(chip.blocks, chip.warps // warps, by_registers, chip.shared // (self.shared + 1024))
 
 
-def extension() -> Path | None:
-    """Where `fastlm._C` lies, or None where it was not compiled."""
-    spec = importlib.util.find_spec("fastlm._C")
-    return Path(spec.origin) if spec and spec.origin else None
+def library(targets: str) -> Path | None:
+    """Returns the `_C` that `make nvcc-90a` or `make nvcc-all` compiled (targets "90a" or "all"), or None."""
+    return next((COMPILED / targets / "fastlm").glob("_C.*.so"), None)
 
 
-def usages(library: Path) -> Iterator[Usage]:
-    """Of all kernels in the library on all chips, by the name that the source gives them."""
-    threads = dict(re.findall(r"\.entry (\w+)\([^)]*\)\s*\.maxntid (\d+)", _dump("-ptx", library)))
+def usages(compiled: Path) -> Iterator[Usage]:
+    """Yields the usage of all kernels in a library on all its chips, by the name that the source gives them."""
+    threads = dict(re.findall(r"\.entry (\w+)\([^)]*\)\s*\.maxntid (\d+)", _dump("-ptx", compiled)))
     names = dict(zip(threads, _demangled(threads), strict=True))
     arch = ""
-    for line in _dump("--dump-resource-usage", library).splitlines():
+    for line in _dump("--dump-resource-usage", compiled).splitlines():
         if found := re.match(r"arch = sm_(\w+)", line):
             arch = found[1]
         elif found := re.match(r" Function (\w+):", line):
@@ -82,8 +82,8 @@ def usages(library: Path) -> Iterator[Usage]:
             yield Usage(names[mangled], arch, int(threads[mangled]), use["REG"], spills, use["SHARED"])
 
 
-def _dump(option: str, library: Path) -> str:
-    return subprocess.run([CUOBJDUMP, option, library], check=True, capture_output=True, text=True).stdout
+def _dump(option: str, compiled: Path) -> str:
+    return subprocess.run([CUOBJDUMP, option, compiled], check=True, capture_output=True, text=True).stdout
 
 
 def _demangled(names: dict[str, str]) -> list[str]:
@@ -118,14 +118,14 @@ def table(found: list[Usage]) -> Iterator[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.resources._csrc", description=__doc__.split("\n")[0])
+    parser.add_argument("library", nargs="?", type=Path, default=library("all"), metavar="LIBRARY", help="a `_C.*.so`")
     parser.add_argument("--json", action="store_true", help="a JSON object a line")
     parser.add_argument("--budget", action="store_true", help=f"write {BUDGET.name}")
     arguments = parser.parse_args()
-    library = extension()
-    if library is None:
-        print("fastlm._C is not compiled: there is no nvcc, or the build was told to leave it out")
+    if arguments.library is None:
+        print("csrc/ is not compiled: `make resources` compiles it where there is an nvcc")
         return
-    found = sorted(usages(library), key=lambda usage: (usage.kernel, usage.arch))
+    found = sorted(usages(arguments.library), key=lambda usage: (usage.kernel, usage.arch))
     if arguments.budget:
         BUDGET.write_text("\n".join(table(found)) + "\n")
     elif arguments.json:

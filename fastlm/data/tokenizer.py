@@ -18,21 +18,25 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from fastlm.data.corpus import DataError
+from fastlm.data.corpus import DataError, Documents, unwrap
 from fastlm.files import explain_full_disk, write_bytes
 
 BERT_SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 _KINDS = {"BPE": "bpe", "WordPiece": "wordpiece"}
 _ASCII = sorted(set(string.printable.lower()) - set(string.whitespace))
 _USER_CHOSE_CORES = "TOKENIZERS_PARALLELISM" in os.environ
-_MOST_CHARACTERS = 1000  # of a corpus; rarer ones become unknown, as in BERT's vocabulary
+_MOST_CHARACTERS = 1000  # of a corpus; rarer ones become unknown, as in BERT's vocabulary ...
+_RARE = 0.001  # ... if together they are at most this share of the corpus
+_LONGEST_WORD = 200  # characters; BERT's code makes a longer word [UNK]
+_TOO_LONG = re.compile(rf"(?<![a-zA-Z0-9])[a-zA-Z0-9]{{{_LONGEST_WORD + 1}}}[a-zA-Z0-9]*")  # not learnt from
 
 
 class Tokenizer:
     """A tokenizer.json in use: text to token ids and back.
 
     kind: "bpe" or "wordpiece". vocab_size: entries. specials: name to id of BERT's five, empty for "bpe". hash: SHA-256
-    of the canonical JSON, by which shards and runs know their tokenizer.
+    of the canonical JSON, by which shards and runs know their tokenizer. unknown: id of "<unk>" or "[UNK]", None if a
+    foreign vocabulary has no such entry.
     """
 
     def __init__(self, text: str, source: str = "tokenizer"):
@@ -44,14 +48,16 @@ class Tokenizer:
             raise DataError(f"{source}: a tokenizer.json of Hugging Face's tokenizers expected ({error})") from None
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
-        model = json.loads(text)["model"].get("type")
-        if model not in _KINDS:
-            raise DataError(f"{source}: a BPE or WordPiece tokenizer expected, got {model}")
-        self.kind = _KINDS[model]
+        model = json.loads(text)["model"]
+        if model.get("type") not in _KINDS:
+            raise DataError(f"{source}: a BPE or WordPiece tokenizer expected, got {model.get('type')}")
+        self.kind = _KINDS[model["type"]]
         self.json = _canonical(json.loads(text))
         self.hash = hashlib.sha256(self.json.encode()).hexdigest()
         self.vocab_size = self._tokenizer.get_vocab_size()
         self.specials = {name: self.id(name) for name in BERT_SPECIALS} if self.kind == "wordpiece" else {}
+        self.unknown: int | None = self._tokenizer.token_to_id(model.get("unk_token") or "")
+        self._known: dict[str, bool] = {}
 
     @classmethod
     def load(cls, path: str | Path) -> Tokenizer:
@@ -80,7 +86,18 @@ class Tokenizer:
         return found
 
     def encode(self, text: str) -> list[int]:
-        """The ids of a text; nothing is added, but specials such as [MASK] in it are themselves."""
+        """The ids of a text; nothing is added, but specials such as [MASK] in it are themselves.
+
+        Raises DataError for a lone surrogate in the text, as Python reads undecodable bytes of a command line.
+        """
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            found = ord(text[error.start])
+            byte = f" (the byte 0x{found - 0xDC00:02x} of a command line)" if 0xDC80 <= found <= 0xDCFF else ""
+            raise DataError(
+                f"text: valid Unicode expected, got the lone surrogate \\u{found:04x} at character {error.start}{byte}"
+            ) from None
         return self._tokenizer.encode(text, add_special_tokens=False).ids
 
     def encode_corpus(self, texts: list[str]) -> list[list[int]]:
@@ -91,6 +108,20 @@ class Tokenizer:
                 return [e.ids for e in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
         finally:
             self._tokenizer.encode_special_tokens = False
+
+    def count_unknown(self, text: str) -> int:
+        """Counts the characters of a text that no entry has, even as lowercase letters without accents."""
+        return sum(count for character, count in Counter(text).items() if not self._knows(character))
+
+    def _knows(self, character: str) -> bool:
+        """Says whether all that a character is normalised to has entries, alone or within a word."""
+        if character not in self._known:
+            normalizer = self._tokenizer.normalizer
+            parts = normalizer.normalize_str(character).split() if normalizer else [character]
+            forms = [(part, f"{part}</w>", f"##{part}") for whole in parts for part in whole]
+            entries = [[self._tokenizer.token_to_id(form) for form in several] for several in forms]
+            self._known[character] = all(any(i is not None for i in several) for several in entries)
+        return self._known[character]
 
     def decode(self, ids: Iterable[int]) -> str:
         """Readable text: words joined, punctuation attached; [PAD], [CLS] and [SEP] are left out."""
@@ -125,7 +156,9 @@ def train_wordpiece(documents: Iterable[str], vocab_size: int) -> Tokenizer:
     character at the start of and within a word, then merges by frequency. The paper's has 30,522.
     """
     t = _tokenizers()
-    untrained = t.Tokenizer(t.models.WordPiece(unk_token="[UNK]", continuing_subword_prefix="##"))
+    untrained = t.Tokenizer(
+        t.models.WordPiece(unk_token="[UNK]", continuing_subword_prefix="##", max_input_chars_per_word=_LONGEST_WORD)
+    )
     untrained.decoder = t.decoders.WordPiece(prefix="##", cleanup=False)
     trained = _train(untrained, t.trainers.WordPieceTrainer, documents, vocab_size, BERT_SPECIALS, "##{}")
     return Tokenizer(_canonical(trained))
@@ -151,13 +184,13 @@ def _train(
         raise TypeError("documents: a list or another iterable that can be read twice expected, got an iterator")
     untrained.normalizer = t.normalizers.BertNormalizer(lowercase=True)
     untrained.pre_tokenizer = t.pre_tokenizers.BertPreTokenizer()
-    alphabet = _alphabet(documents, untrained.normalizer, vocab_size // 8)
+    alphabet = _alphabet(_texts(documents), untrained.normalizer, vocab_size)
     named = [*specials, *(form for c in alphabet for form in (c, marked.format(c)))]
     if vocab_size < len(named):
         raise ValueError(f"vocab_size: at least {len(named)} expected (specials and alphabet), got {vocab_size}")
     with _all_cores():
         untrained.train_from_iterator(
-            documents,
+            (_TOO_LONG.sub(" ", text) for text in _texts(documents)),
             trainer(
                 vocab_size=vocab_size,
                 special_tokens=named,
@@ -173,17 +206,34 @@ def _train(
     return trained
 
 
-def _alphabet(documents: Iterable[str], normalizer: Any, most: int) -> list[str]:
-    """ASCII and the corpus's most frequent other characters, normalised: at most `most` (but all of ASCII), sorted."""
+def _texts(documents: Iterable[str]) -> Iterator[str]:
+    """Yields the documents in parts of bounded size that cut no word."""
+    streams = documents.streams() if isinstance(documents, Documents) else map(unwrap, documents)
+    return (text for fragments in streams for text, _ in fragments)
+
+
+def _alphabet(texts: Iterable[str], normalizer: Any, vocab_size: int) -> list[str]:
+    """Returns all of ASCII and the corpus's most frequent other characters, normalised and sorted.
+
+    Each character takes two entries. Together they take at most a quarter of the vocabulary, or up to half of it while
+    more than _RARE of the corpus would be unknown.
+    """
     counts: Counter[str] = Counter()
-    for document in documents:
-        counts.update(document)
+    for text in texts:
+        counts.update(text)
     normalised: Counter[str] = Counter()
     for character, count in counts.items():
         for part in set(normalizer.normalize_str(character)) - set(string.whitespace):
             normalised[part] += count
     others = sorted((c for c in normalised if c not in _ASCII), key=lambda c: (-normalised[c], c))
-    return sorted(_ASCII + others[: max(0, min(most, _MOST_CHARACTERS) - len(_ASCII))])
+    taken = max(0, min(vocab_size // 8, _MOST_CHARACTERS) - len(_ASCII))
+    unknown = sum(normalised[c] for c in others[taken:])
+    for character in others[taken : max(taken, vocab_size // 4 - len(_ASCII))]:
+        if unknown <= _RARE * normalised.total():
+            break
+        unknown -= normalised[character]
+        taken += 1
+    return sorted(_ASCII + others[:taken])
 
 
 # Spaces that the split at punctuation put in, taken out again (and one that <unk>, ending no word, lacks).

@@ -17,7 +17,10 @@ Notify = Callable[[str], None]
 
 
 class Dataset(Protocol):
-    """Batches of one split at one sequence length; `batch(step)` depends on (seed, step) alone."""
+    """Batches of one split at one sequence length; `batch(step)` depends on (seed, step) alone.
+
+    `warnings`, where a dataset has it, lists sentences on the data that are said before training.
+    """
 
     batches_per_epoch: int
 

@@ -12,9 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fastlm.data import ngrams, tokenizer
+from fastlm.data import tokenizer
 from fastlm.data.tokenizer import Tokenizer
 from fastlm.data.windows import Windows
+from fastlm.evaluate import ngrams
 from fastlm.inference.generate import generate_text
 from fastlm.tasks.base import Batch
 from fastlm.tasks.pretraining import Pretraining, as_line, held_out_sentences

@@ -12,9 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastlm.data import ngrams, tokenizer
+from fastlm.data import tokenizer
 from fastlm.data.pairs import SentencePairs
 from fastlm.data.tokenizer import Tokenizer
+from fastlm.evaluate import ngrams
 from fastlm.inference.fill_mask import fill
 from fastlm.nn.heads import IGNORED
 from fastlm.tasks.base import Batch

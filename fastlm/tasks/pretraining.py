@@ -60,6 +60,8 @@ class Pretraining(Task):
             options = {"validation_fraction": config.validation_fraction, "document": config.document}
             prepare(self._documents().paths, run.data, self.tokenizer, **options)
         self.shards = Shards.open(run.data, self.tokenizer)
+        for warning in self.shards.warnings:
+            notify(warning)
 
     def identity(self) -> dict[str, Any]:
         return {"vocab_size": self.tokenizer.vocab_size, "tokenizer_hash": self.tokenizer.hash}

@@ -77,7 +77,7 @@ def _train(
     notify: Notify,
 ) -> dict[str, Any]:
     task.prepare(run.path, notify)
-    check_data(task, config)
+    check_data(task, config, notify)
     plan = _plan(task, config, placement, run, record, notify)
     with _deterministic(plan.device), Trainer(task, config, plan, placement.backend) as trainer:
         totals = _make_updates(trainer, run, run_hash(record, plan), name, notify)

@@ -10,13 +10,13 @@ import numpy as np
 
 from fastlm.data.shards import Shards
 
-_CHUNK = 1 << 22  # tokens counted at a time
+_SLICE = 1 << 22  # tokens counted at a time
 _HELD_OUT, _MOST_HELD_OUT = 0.05, 1 << 20  # of the training text, its end, to fit the interpolation on
 _ITERATIONS = 100
 
 
 class Score(NamedTuple):
-    """loss: nats a token. perplexity: e^loss. bits_per_byte: bits a UTF-8 byte of the text."""
+    """loss: nats per token. perplexity: e^loss. bits_per_byte: bits per UTF-8 byte of the text."""
 
     loss: float
     perplexity: float
@@ -24,7 +24,7 @@ class Score(NamedTuple):
 
 
 def score(loss: float, tokens: int, text_bytes: int) -> Score:
-    """A mean loss in nats a token, of a text of so many tokens and UTF-8 bytes, as a Score."""
+    """A mean loss in nats per token, of a text of so many tokens and UTF-8 bytes, as a Score."""
     perplexity = math.exp(loss) if loss < math.log(sys.float_info.max) else math.inf
     return Score(loss, perplexity, loss / math.log(2) * tokens / text_bytes)
 
@@ -38,7 +38,7 @@ def ngram_scores(shards: Shards) -> dict[str, Score]:
 
 
 def ngram_losses(train: np.ndarray, before: np.ndarray, after: np.ndarray, vocab_size: int) -> dict[str, float]:
-    """Mean loss, in nats a token, of the tokens `after` where the tokens `before` precede them, by models of `train`.
+    """Mean loss, in nats per token, of the tokens `after` where the tokens `before` precede them, by models of `train`.
 
     `before` and `after` are integers of one shape, such as the tokens and targets of a batch.
 
@@ -61,13 +61,13 @@ def ngram_losses(train: np.ndarray, before: np.ndarray, after: np.ndarray, vocab
 def most_frequent(train: np.ndarray, vocab_size: int) -> int:
     """The token that `train` has most often, the smallest of several."""
     counts = np.zeros(vocab_size, np.int64)
-    for start in range(0, len(train), _CHUNK):
-        counts += np.bincount(train[start : start + _CHUNK], minlength=vocab_size)
+    for start in range(0, len(train), _SLICE):
+        counts += np.bincount(train[start : start + _SLICE], minlength=vocab_size)
     return int(counts.argmax())
 
 
 class _Counts:
-    """For each pair of tokens, under the counts of `train`, taken a chunk at a time.
+    """For each pair of tokens, under the counts of `train`, taken a slice at a time.
 
     unigram: p(b). conditional: c(a b) / c(a), and 0 if a was never seen. bucket: 1 + floor(log2 c(a)), or 0.
     """
@@ -75,10 +75,10 @@ class _Counts:
     def __init__(self, train: np.ndarray, before: np.ndarray, after: np.ndarray, vocab_size: int):
         pairs, pair = np.unique(before * vocab_size + after, return_inverse=True)
         single, double = np.zeros(vocab_size, np.int64), np.zeros(len(pairs), np.int64)
-        for start in range(0, len(train), _CHUNK):
-            chunk = np.asarray(train[start : start + _CHUNK + 1], np.int64)  # with the token that the last one precedes
-            single += np.bincount(chunk[:_CHUNK], minlength=vocab_size)
-            codes = chunk[:-1] * vocab_size + chunk[1:]
+        for start in range(0, len(train), _SLICE):
+            part = np.asarray(train[start : start + _SLICE + 1], np.int64)  # with the token that the last one precedes
+            single += np.bincount(part[:_SLICE], minlength=vocab_size)
+            codes = part[:-1] * vocab_size + part[1:]
             found = np.minimum(np.searchsorted(pairs, codes), len(pairs) - 1)
             double += np.bincount(found[pairs[found] == codes], minlength=len(pairs))
         contexts = single.copy()
