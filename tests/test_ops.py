@@ -14,7 +14,8 @@ from torch.autograd import forward_ad
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastlm
-from fastlm import backends
+from fastlm import backends, ops
+from fastlm.ops import SPECS
 
 B, S, H, D, E, V = 3, 5, 2, 8, 16, 11
 Tensors = dict[str, Tensor]
@@ -179,12 +180,12 @@ class Relaid(TorchDispatchMode):
 
     def __init__(self, lay: Callable[[Tensor], Tensor]):
         super().__init__()
-        self.lay, self.seen = lay, 0
+        self.lay, self.seen = lay, []
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         if function.namespace == "fastlm":
             args = [self.lay(a) if isinstance(a, Tensor) and a.ndim > 0 else a for a in args]
-            self.seen += 1
+            self.seen.append((function, args))
         return function(*args, **(kwargs or {}))
 
 
@@ -198,8 +199,30 @@ def _assert_same(actual: Tensors, expected: Tensors) -> None:
 def test_the_layout_of_a_tensor_changes_nothing(call, case, lay):
     with Relaid(lay) as mode:
         actual = _evaluate(call, case, _tensors())
-    assert mode.seen >= 2  # a forward and a backward
+    assert len(mode.seen) >= 2  # a forward and a backward
     _assert_same(actual, _expected(call, case))
+
+
+def test_every_op_is_public_and_is_called_here():
+    """All but adamw, which takes lists of tensors, works in place and has no derivative."""
+    assert {call.partition(",")[0] for call in CALLS} == SPECS.keys() - {"adamw"}
+    for op in SPECS:
+        assert getattr(fastlm, op) is getattr(ops, op)
+        assert op in fastlm.__all__
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_opcheck(call):
+    """Schema, fake and derivative agree with what runs, for every operator of a forward."""
+    names, function = CALLS[call]
+    tensors = _tensors()
+    leaves = [tensors[n].requires_grad_(tensors[n].is_floating_point() and n not in WITHOUT_GRADIENT) for n in names]
+    with Relaid(lambda t: t) as mode:
+        function(*leaves, backend="reference")
+    assert mode.seen
+    for operator, arguments in mode.seen:
+        again = [a.clone().requires_grad_(a.is_floating_point()) if isinstance(a, Tensor) else a for a in arguments]
+        torch.library.opcheck(operator, again, rtol=0, atol=0)
 
 
 # What a kernel reads by index beside the activations; cu_seqlens rises, so that it cannot be one number expanded.
