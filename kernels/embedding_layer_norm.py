@@ -5,7 +5,7 @@ word table for each token and writes y, 2bNE, or 3bNE with the sum. The backward
 3bNE; the gradient of a table of V rows reads ds in the order of the ids and writes each row once, in fp32, bNE + 4VE.
 For BERT-base, N = 32768 and E = 768 in bf16, V = 30522, at the 3.0 TB/s that a copy reaches on an H100: forward 34 us
 (50 with the sum), backward 50 us, word table 48 us. Instructions an element, of the 57 that an H100 issues in 50 us,
-counted in the machine code for sm_90, with dropout: forward 38, GPT-1's 22; a turn of the backward's loop 27.
+counted in the machine code for sm_90, with dropout: forward 40, GPT-1's 22; a turn of the backward's loop 27.
 
 The gradient of row v is the sum of ds over the places of v in the sorted ids, [starts[v], starts[v + 1]), and one
 program adds them, so that nothing depends on who comes first. A token may stand in a tenth of all places, and each of

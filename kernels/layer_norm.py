@@ -6,7 +6,7 @@ For 32768 x 768 in bf16, at the 3.0 TB/s that a copy reaches on an H100, 50 or 6
 same kernels without the parts that it has not: 2bE forward, 3bE backward.
 
 Both make one pass with the row in registers (rows.py). Instructions matter beside the bytes: an H100 issues about 57 an
-element in 50 us. Counted in the machine code for sm_90, E = 768, bf16: forward 19, with dropout 27; a turn of the
+element in 50 us. Counted in the machine code for sm_90, E = 768, bf16: forward 21, with dropout 29; a turn of the
 backward's loop 22, with dropout 31, and 38 where it reads y instead of the sum.
 """
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import torch
@@ -12,9 +13,11 @@ from checks import (
     Case,
     assert_accurate,
     assert_differentiable_once,
+    assert_normalises_constant_rows,
     assert_passes_opcheck,
     assert_repeats,
     cases,
+    constant_rows,
     evaluate,
     inputs,
 )
@@ -29,11 +32,11 @@ OP = "add_layer_norm"
 SHAPES = [(37, 768), (5, 1024), (3, 1000), (64, 16), (17, 100), (9, 7), (1, 3), (2, 8192), (33, 2), (8, 48)]
 
 
-def naive(x, residual, gamma, beta=None, bias=None, mask=None, keep=256):
+def naive(x, residual, gamma, beta=None, bias=None, mask=None, keep=256, eps=1e-5):
     h = x if bias is None else x + bias
     h = h if mask is None else h * mask.to(x.dtype) * (256 / keep)
     s = residual + h
-    return F.layer_norm(s, s.shape[-1:], gamma, beta, 1e-5), s
+    return F.layer_norm(s, s.shape[-1:], gamma, beta, eps), s
 
 
 def tensors(case: Case, rows: int, columns: int) -> dict[str, torch.Tensor]:
@@ -91,6 +94,14 @@ def test_accuracy_without_optional_arguments(case, without, p):
 @settings(max_examples=6)
 def test_any_shape(case, rows, columns, p):
     check(case, rows, columns, p)
+
+
+@pytest.mark.parametrize("case", cases(OP))
+def test_constant_rows(case):
+    x = constant_rows(case, 768)
+    t = {name: x for name, x in tensors(case, 1, 768).items() if name != "bias"} | {"x": x, "residual": 0.5 * x.flip(0)}
+    op = partial(fastlm.add_layer_norm, backend=case.backend)
+    assert_normalises_constant_rows(op, lambda **t: naive(**t)[0], t, case)
 
 
 @pytest.mark.parametrize("case", cases(OP))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,9 +11,11 @@ from checks import (
     Case,
     assert_accurate,
     assert_differentiable_once,
+    assert_normalises_constant_rows,
     assert_passes_opcheck,
     assert_repeats,
     cases,
+    constant_rows,
     inputs,
 )
 from hypothesis import given, settings
@@ -37,11 +41,11 @@ def ids(case: Case, batch: int, sequence: int) -> tuple[torch.Tensor, torch.Tens
     return tokens.to(case.device), segments.to(case.device)
 
 
-def naive(tokens, segments, word, position=None, segment=None, gamma=None, beta=None, mask=None, keep=256):
+def naive(tokens, segments, word, position=None, segment=None, gamma=None, beta=None, mask=None, keep=256, eps=1e-5):
     s = F.embedding(tokens, word)
     s = s if position is None else s + position[: tokens.shape[1]]
     s = s if segment is None else s + F.embedding(segments, segment)
-    y = s if gamma is None else F.layer_norm(s, s.shape[-1:], gamma, beta, 1e-5)
+    y = s if gamma is None else F.layer_norm(s, s.shape[-1:], gamma, beta, eps)
     return y if mask is None else y * mask.to(y.dtype) * (256 / keep)
 
 
@@ -123,6 +127,14 @@ def test_empty(case):
     y.sum().backward()
     assert y.shape == (2, 0, 32)
     assert not any(x.grad.any() for x in t.values())
+
+
+@pytest.mark.parametrize("case", cases(OP))
+def test_constant_rows(case):
+    tokens = torch.arange(61, device=case.device)[None]
+    t = tensors(case, 768, ("gamma", "beta")) | {"word": constant_rows(case, 768)}
+    op = partial(fastlm.embedding_layer_norm, tokens, backend=case.backend)
+    assert_normalises_constant_rows(op, partial(naive, tokens, None), t, case)
 
 
 @pytest.mark.parametrize("case", cases(OP))
