@@ -24,7 +24,7 @@ from benchmarks.run import SEED, SETS, Bench, explain, quiet
 from fastlm import models
 from fastlm.integrations import transformers as hf
 from fastlm.models import BERTConfig, GPT1Config
-from fastlm.train.optim import build_optimizer, clip_global_norm
+from fastlm.train.optim import build_optimizer, clip_and_step
 
 Batch = dict[str, Tensor]
 Loss = Callable[[nn.Module, Batch], Tensor]
@@ -270,8 +270,8 @@ def _step(case: ModelCase, candidate: Candidate, source: nn.Module, bench: Bench
         model = _compiled(candidate, model)
     parameters = list(model.parameters())
     if candidate.ours:
-        kind, epsilon = ("bert", 1e-6) if case.is_bert else ("adamw", 1e-8)
-        optimizer = build_optimizer(model, kind=kind, lr=1e-4, betas=(0.9, 0.999), eps=epsilon, weight_decay=0.01)
+        recipe = {"lr": 1e-4, "betas": (0.9, 0.999), "eps": 1e-6 if case.is_bert else 1e-8, "weight_decay": 0.01}
+        optimizer = build_optimizer([(parameters, 1.0)], bias_correction=not case.is_bert, **recipe)
     else:
         optimizer = torch.optim.AdamW(parameters, lr=1e-4, weight_decay=0.01, fused=True)
 
@@ -280,10 +280,10 @@ def _step(case: ModelCase, candidate: Candidate, source: nn.Module, bench: Bench
             value = loss(model, batch)
         value.backward()
         if candidate.ours:
-            clip_global_norm(parameters, 1.0)
+            clip_and_step(optimizer, 1.0)
         else:
             nn.utils.clip_grad_norm_(parameters, 1.0, foreach=True)
-        optimizer.step()
+            optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
     return step

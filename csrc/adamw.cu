@@ -1,13 +1,16 @@
-// AdamW (Loshchilov and Hutter 2019) with clipping by the global norm, over all parameters of a model in two launches.
+// AdamW (Loshchilov and Hutter 2019) with clipping by the global norm, over all parameters of a model in two launches:
+// the sum of the gradients' squares, then the update. A sharded run adds the squares up over its ranks in between.
 //
-// Bytes a parameter, in float32: the norm reads the gradient, 4; the update reads parameter, gradient and both moments
-// and writes all but the gradient, 28. In bfloat16 2 and 22. For GPT-1's 117 million in float32, at the 3.0 TB/s that a
-// copy reaches on an H100, 1.25 ms: the floor. The clipping factor needs the whole norm, hence two passes over the
-// gradients.
+// Bytes per parameter in float32: the squares read the gradient, 4; the update reads parameter, gradient and both
+// moments and writes all but the gradient, 28. In bfloat16 2 and 22. For GPT-1's 117 million parameters in float32 the
+// lower bound on an H100 is 1.25 ms, set by HBM (3.0 TB/s; computed, not measured). The clipping factor needs the whole
+// norm, hence two passes over the gradients.
 //
-// The table of tensors travels as a kernel's argument, so that nothing is copied to the device and nothing waits. Each
-// of P blocks adds up its chunks in one order, and each block of the update all P sums in one order: the same bits each
-// time.
+// A slice is kSlice elements of one tensor: what a CTA takes in a turn. The table of tensors travels as the kernel's
+// argument, so nothing is copied to the device and nothing waits. What changes from step to step (rates, decays,
+// corrections, max_norm, scale) is read from device memory, so a captured CUDA graph can be replayed with other values.
+// Each CTA adds its slices up in one order, and each CTA of the update all partial sums in one order: the same bits
+// each time.
 #include <algorithm>
 #include <cmath>
 
@@ -23,43 +26,50 @@ namespace {
 
 constexpr int kThreads = 256;
 constexpr int kLane = 8;                      // elements of a thread's vector
-constexpr int kChunk = kThreads * kLane * 4;  // elements that a block takes in a turn
+constexpr int kSlice = kThreads * kLane * 4;  // elements that a CTA takes in a turn
 constexpr int kTensors = 480;                 // of a launch, whose arguments may have 32,764 bytes
 
 struct Tensor {
-  void* parameter;       // (count,)
-  const void* gradient;  // (count,)
-  float* first_moment;   // (count,)
-  float* second_moment;  // (count,)
-  int64_t count;
-  int first_chunk;
-  float rate, decay;
-  DType dtype;
-  bool wide;  // all four are aligned to 16 bytes
+  void* parameter = nullptr;       // (count,), or null for the squares
+  const void* gradient = nullptr;  // (count,)
+  float* first_moment = nullptr;   // (count,), or null for the squares
+  float* second_moment = nullptr;  // (count,), or null for the squares
+  int64_t count = 0;
+  int first_slice = 0;
+  DType dtype = DType::kFloat32;
+  bool wide = false;  // all that are given are aligned to 16 bytes
 };
 
 struct Table {
-  int tensors, chunks;
+  int tensors, slices;
   Tensor tensor[kTensors];
 
-  // The tensor that a chunk is part of.
-  __device__ __forceinline__ const Tensor& of_chunk(int chunk) const {
+  // The index of the tensor that a slice is part of.
+  __device__ __forceinline__ int tensor_of(int slice) const {
     int low = 0, high = tensors;  // the tensor is in [low, high)
     while (high - low > 1) {
       const int middle = (low + high) / 2;
-      (tensor[middle].first_chunk <= chunk ? low : high) = middle;
+      (tensor[middle].first_slice <= slice ? low : high) = middle;
     }
-    return tensor[low];
+    return low;
   }
 };
 static_assert(sizeof(Table) <= 32000);
 
+// What the update reads beside the tensors. Those per tensor begin at the table's first.
 struct Update {
-  const float* partials;  // (count,), or null: no clipping
-  int count;
-  float* norm;  // (1,), or null
-  float scale, max_norm, beta1, beta2, eps, correction1, correction2;
+  const float* rates;        // (tensors,)
+  const float* decays;       // (tensors,)
+  const float* corrections;  // (tensors, 2), or null: no bias correction
+  const float* squares;      // (K,)
+  const float* max_norm;     // (), or null: no clipping
+  const float* scale;        // (), or null: 1
+  float* norm;               // ()
+  int K;
+  float rest1, beta2, rest2, eps;  // rest = 1 - beta, rounded once
 };
+
+__device__ __forceinline__ float load_scalar(const float* from) { return load_global<Use::kRepeated>(from); }
 
 template <typename T>
 __device__ __forceinline__ void load(const Tensor& t, const void* from, int64_t at, float (&values)[kLane]) {
@@ -84,12 +94,12 @@ __device__ __forceinline__ void store(const Tensor& t, void* to, int64_t at, con
   }
 }
 
-// function(type, at) for the vectors of a chunk that are this thread's.
+// function(type, at) for the vectors of a slice that are this thread's.
 template <typename Function>
-__device__ __forceinline__ void for_vectors(const Tensor& t, int chunk, Function&& function) {
-  const int64_t first = static_cast<int64_t>(chunk - t.first_chunk) * kChunk + threadIdx.x * kLane;
+__device__ __forceinline__ void for_vectors(const Tensor& t, int slice, Function&& function) {
+  const int64_t first = static_cast<int64_t>(slice - t.first_slice) * kSlice + threadIdx.x * kLane;
 #pragma unroll
-  for (int i = 0; i < kChunk; i += kThreads * kLane) {
+  for (int i = 0; i < kSlice; i += kThreads * kLane) {
     if (first + i >= t.count) break;
     switch (t.dtype) {
       case DType::kFloat16:
@@ -115,12 +125,12 @@ __device__ __forceinline__ float block_sum(float x, float (&scratch)[kThreads / 
   return x;
 }
 
-__global__ void __launch_bounds__(kThreads, 4) norm_kernel(const __grid_constant__ Table table, float* partials) {
+__global__ void __launch_bounds__(kThreads, 4) squares_kernel(const __grid_constant__ Table table, float* squares) {
   __shared__ float scratch[kThreads / kWarpSize];
   float sum = 0.0f;
-  for (int chunk = blockIdx.x; chunk < table.chunks; chunk += gridDim.x) {
-    const Tensor& t = table.of_chunk(chunk);
-    for_vectors(t, chunk, [&](auto type, int64_t at) {
+  for (int slice = blockIdx.x; slice < table.slices; slice += gridDim.x) {
+    const Tensor& t = table.tensor[table.tensor_of(slice)];
+    for_vectors(t, slice, [&](auto type, int64_t at) {
       float g[kLane];
       load<typename decltype(type)::type>(t, t.gradient, at, g);
 #pragma unroll
@@ -128,25 +138,32 @@ __global__ void __launch_bounds__(kThreads, 4) norm_kernel(const __grid_constant
     });
   }
   sum = block_sum(sum, scratch);
-  if (threadIdx.x == 0) store_global(partials + blockIdx.x, sum);
+  if (threadIdx.x == 0) store_global(squares + blockIdx.x, sum);
+}
+
+// What the gradients are multiplied by: the scale, and the clipping factor where there is a max_norm.
+__device__ __forceinline__ float gradient_factor(const Update& u) {
+  __shared__ float scratch[kThreads / kWarpSize];
+  const float scale = u.scale ? load_scalar(u.scale) : 1.0f;
+  float sum = 0.0f;
+  for (int i = threadIdx.x; i < u.K; i += kThreads) sum += load_scalar(u.squares + i);
+  const float norm = scale * sqrtf(block_sum(sum, scratch));
+  if (blockIdx.x == 0 && threadIdx.x == 0) store_global(u.norm, norm);
+  if (!u.max_norm) return scale;
+  // A norm that is not finite makes the factor worthless too: whoever reads the norm has to look.
+  const float max_norm = load_scalar(u.max_norm);
+  return scale * (norm <= max_norm ? 1.0f : max_norm / norm);
 }
 
 __global__ void __launch_bounds__(kThreads, 3) update_kernel(const __grid_constant__ Table table, const Update u) {
-  __shared__ float scratch[kThreads / kWarpSize];
-  float scale = u.scale;
-  if (u.partials) {
-    float sum = 0.0f;
-    for (int i = threadIdx.x; i < u.count; i += kThreads) sum += load_global<Use::kRepeated>(u.partials + i);
-    const float norm = u.scale * sqrtf(block_sum(sum, scratch));
-    if (u.norm && blockIdx.x == 0 && threadIdx.x == 0) store_global(u.norm, norm);
-    // A norm that is no number makes the factor none either: whoever reads the norm has to look.
-    scale *= norm <= u.max_norm ? 1.0f : u.max_norm / norm;
-  }
-  for (int chunk = blockIdx.x; chunk < table.chunks; chunk += gridDim.x) {
-    const Tensor& t = table.of_chunk(chunk);
-    const float kept = 1.0f - t.rate * t.decay, step = t.rate / u.correction1;
-    const float root = rsqrtf(u.correction2);
-    for_vectors(t, chunk, [&](auto type, int64_t at) {
+  const float factor = gradient_factor(u);
+  for (int slice = blockIdx.x; slice < table.slices; slice += gridDim.x) {
+    const int i = table.tensor_of(slice);
+    const Tensor& t = table.tensor[i];
+    const float rate = load_scalar(u.rates + i), kept = 1.0f - rate * load_scalar(u.decays + i);
+    const float step = u.corrections ? rate / load_scalar(u.corrections + 2 * i) : rate;
+    const float root = u.corrections ? rsqrtf(load_scalar(u.corrections + 2 * i + 1)) : 1.0f;
+    for_vectors(t, slice, [&](auto type, int64_t at) {
       using T = typename decltype(type)::type;
       float p[kLane], g[kLane], m[kLane], v[kLane];
       load<T>(t, t.parameter, at, p);
@@ -155,9 +172,9 @@ __global__ void __launch_bounds__(kThreads, 3) update_kernel(const __grid_consta
       load<float>(t, t.second_moment, at, v);
 #pragma unroll
       for (int j = 0; j < kLane; j++) {
-        const float scaled = g[j] * scale;
-        m[j] += (1.0f - u.beta1) * (scaled - m[j]);
-        v[j] = u.beta2 * v[j] + (1.0f - u.beta2) * scaled * scaled;
+        const float scaled = g[j] * factor;
+        m[j] += u.rest1 * (scaled - m[j]);
+        v[j] = u.beta2 * v[j] + u.rest2 * scaled * scaled;
         p[j] = kept * p[j] - step * m[j] / (sqrtf(v[j]) * root + u.eps);
       }
       store<T>(t, t.parameter, at, p);
@@ -167,7 +184,7 @@ __global__ void __launch_bounds__(kThreads, 3) update_kernel(const __grid_consta
   }
 }
 
-int chunks_of(int64_t count) { return static_cast<int>((count + kChunk - 1) / kChunk); }
+int slices_of(int64_t count) { return static_cast<int>((count + kSlice - 1) / kSlice); }
 
 bool is_activation(DType dtype) {
   return dtype == DType::kFloat32 || dtype == DType::kFloat16 || dtype == DType::kBFloat16;
@@ -191,8 +208,8 @@ Table make_table(size_t first, size_t all, Fill&& fill) {
   for (size_t i = first; i < last; i++) {
     Tensor& t = table.tensor[table.tensors++];
     fill(i, t);
-    t.first_chunk = table.chunks;
-    table.chunks += chunks_of(t.count);
+    t.first_slice = table.slices;
+    table.slices += slices_of(t.count);
   }
   return table;
 }
@@ -201,37 +218,40 @@ int64_t launches(size_t tensors) { return (static_cast<int64_t>(tensors) + kTens
 
 }  // namespace
 
-void adamw_norm(const std::vector<Array>& gradients, const Array& partials, Stream stream) {
-  check(partials.rank == 2, "partials must have shape (launches, P), got ", partials.rank, " dimensions");
-  const int64_t P = partials.shape[1];
-  partials.expect("partials", DType::kFloat32, {launches(gradients.size()), P});
+void gradient_squares(const std::vector<Array>& gradients, const Array& squares, Stream stream) {
+  check(squares.rank == 1 && squares.shape[0] % launches(gradients.size()) == 0,
+        "squares must have shape (K,), K a multiple of the ", launches(gradients.size()), " launches");
+  squares.expect("squares", DType::kFloat32, {squares.shape[0]});
+  const int64_t P = squares.shape[0] / launches(gradients.size());
   for (size_t first = 0; first < gradients.size(); first += kTensors) {
     const Table table = make_table(first, gradients.size(), [&](size_t i, Tensor& t) {
       const Array& g = gradients[i];
-      t = {nullptr, g.data, nullptr, nullptr, checked_count("gradients", g), 0, 0.0f, 0.0f, g.dtype, aligned16({g})};
+      t = {.gradient = g.data, .count = checked_count("gradients", g), .dtype = g.dtype, .wide = aligned16({g})};
     });
-    launch(norm_kernel, blocks(P, 1), kThreads, 0, stream, table, partials.as<float>() + first / kTensors * P);
+    launch(squares_kernel, blocks(P, 1), kThreads, 0, stream, table, squares.as<float>() + first / kTensors * P);
   }
 }
 
-void adamw_update(const std::vector<Array>& parameters, const std::vector<Array>& gradients,
-                  const std::vector<Array>& first_moments, const std::vector<Array>& second_moments,
-                  const std::vector<float>& rates, const std::vector<float>& decays, const Array& partials,
-                  const Array& norm, float scale, float max_norm, float beta1, float beta2, float eps,
-                  float correction1, float correction2, Stream stream) {
-  const size_t all = parameters.size();
-  for (const size_t count :
-       {gradients.size(), first_moments.size(), second_moments.size(), rates.size(), decays.size()}) {
-    check(count == all, "there must be as many of each as parameters, ", all, ", got ", count);
+void adamw(const std::vector<Array>& parameters, const std::vector<Array>& gradients,
+           const std::vector<Array>& first_moments, const std::vector<Array>& second_moments, const Array& rates,
+           const Array& decays, const Array& corrections, const Array& squares, const Array& max_norm,
+           const Array& scale, const Array& norm, double beta1, double beta2, float eps, int num_ctas, Stream stream) {
+  const size_t n = parameters.size();
+  for (const size_t count : {gradients.size(), first_moments.size(), second_moments.size()}) {
+    check(count == n, "there must be as many gradients and moments as parameters, ", n, ", got ", count);
   }
-  Update u{nullptr, 0, nullptr, scale, max_norm, beta1, beta2, eps, correction1, correction2};
-  check(partials.rank == 2, "partials must have shape (launches, P), got ", partials.rank, " dimensions");
-  const int64_t P = partials.shape[1];
-  partials.expect("partials", DType::kFloat32, {launches(all), P});
-  norm.expect("norm", DType::kFloat32, {1});
-  u.partials = partials.as<float>(), u.count = static_cast<int>(launches(all) * P), u.norm = norm.as<float>();
-  for (size_t first = 0; first < all; first += kTensors) {
-    const Table table = make_table(first, all, [&](size_t i, Tensor& t) {
+  const auto rows = static_cast<int64_t>(n);
+  rates.expect("rates", DType::kFloat32, {rows});
+  decays.expect("decays", DType::kFloat32, {rows});
+  if (corrections) corrections.expect("corrections", DType::kFloat32, {rows, 2});
+  check(squares.rank == 1, "squares must have shape (K,), got ", squares.rank, " dimensions");
+  squares.expect("squares", DType::kFloat32, {squares.shape[0]});
+  check(squares.shape[0] <= INT32_MAX, "there can be at most 2^31 - 1 squares, got ", squares.shape[0]);
+  if (max_norm) max_norm.expect("max_norm", DType::kFloat32, {});
+  if (scale) scale.expect("scale", DType::kFloat32, {});
+  norm.expect("norm", DType::kFloat32, {});
+  for (size_t first = 0; first < n; first += kTensors) {
+    const Table table = make_table(first, n, [&](size_t i, Tensor& t) {
       const Array &p = parameters[i], &g = gradients[i], &m = first_moments[i], &v = second_moments[i];
       const int64_t count = checked_count("parameters", p);
       check(g.dtype == p.dtype, "a gradient must have its parameter's dtype ", name(p.dtype), ", got ", name(g.dtype));
@@ -240,10 +260,27 @@ void adamw_update(const std::vector<Array>& parameters, const std::vector<Array>
         const int64_t given = checked_count(what, array);
         check(given == count, what, " must have their parameter's ", count, " elements, got ", given);
       }
-      t = {p.data, g.data,   m.as<float>(), v.as<float>(), count,
-           0,      rates[i], decays[i],     p.dtype,       aligned16({p, g, m, v})};
+      t = {.parameter = p.data,
+           .gradient = g.data,
+           .first_moment = m.as<float>(),
+           .second_moment = v.as<float>(),
+           .count = count,
+           .dtype = p.dtype,
+           .wide = aligned16({p, g, m, v})};
     });
-    launch(update_kernel, blocks(P, 1), kThreads, 0, stream, table, u);
+    const Update u{.rates = rates.as<float>() + first,
+                   .decays = decays.as<float>() + first,
+                   .corrections = corrections ? corrections.as<float>() + 2 * first : nullptr,
+                   .squares = squares.as<float>(),
+                   .max_norm = max_norm.as<float>(),
+                   .scale = scale.as<float>(),
+                   .norm = norm.as<float>(),
+                   .K = static_cast<int>(squares.shape[0]),
+                   .rest1 = static_cast<float>(1 - beta1),
+                   .beta2 = static_cast<float>(beta2),
+                   .rest2 = static_cast<float>(1 - beta2),
+                   .eps = eps};
+    launch(update_kernel, blocks(num_ctas, 1), kThreads, 0, stream, table, u);
   }
 }
 

@@ -1,4 +1,4 @@
-// AdamW over all parameters of a model: the gradients' norm, then the update.
+// AdamW over all parameters of a model: the sum of the gradients' squares, then the update.
 #pragma once
 
 #include <vector>
@@ -7,18 +7,19 @@
 
 namespace fastlm {
 
-// partials (launches, P) float32: sums of squares of the gradients, which are float32, float16 or bfloat16. A launch
-// takes up to 480 tensors.
-void adamw_norm(const std::vector<Array>& gradients, const Array& partials, Stream stream);
+// squares (K,) float32: partial sums, a CTA each, of the squares of all gradients, which are float32, float16 or
+// bfloat16. A launch takes up to 480 tensors; K is a multiple of the launches.
+void gradient_squares(const std::vector<Array>& gradients, const Array& squares, Stream stream);
 
-// norm (1,) float32 = scale * the root of the sum of partials. With g = gradient * scale * min(1, max_norm / norm):
+// norm () = scale * the root of the sum of squares (K,). With g = gradient * scale * min(1, max_norm / norm):
 //   m = beta1 m + (1 - beta1) g;  v = beta2 v + (1 - beta2) g^2;
-//   p = (1 - lr decay) p - lr / correction1 * m / (sqrt(v / correction2) + eps).
-// Parameters and gradients share a dtype each, moments are float32; `rates` and `decays` have an entry a parameter.
-void adamw_update(const std::vector<Array>& parameters, const std::vector<Array>& gradients,
-                  const std::vector<Array>& first_moments, const std::vector<Array>& second_moments,
-                  const std::vector<float>& rates, const std::vector<float>& decays, const Array& partials,
-                  const Array& norm, float scale, float max_norm, float beta1, float beta2, float eps,
-                  float correction1, float correction2, Stream stream);
+//   p = (1 - rate decay) p - rate / c1 * m / (sqrt(v / c2) + eps).
+// Each parameter and its gradient share a dtype; all else is float32: moments, rates and decays (n,), corrections
+// (n, 2) with c1 and c2, max_norm () and scale (). None stands for no bias correction, no clipping and a scale of 1.
+// The update's grid has `num_ctas` CTAs.
+void adamw(const std::vector<Array>& parameters, const std::vector<Array>& gradients,
+           const std::vector<Array>& first_moments, const std::vector<Array>& second_moments, const Array& rates,
+           const Array& decays, const Array& corrections, const Array& squares, const Array& max_norm,
+           const Array& scale, const Array& norm, double beta1, double beta2, float eps, int num_ctas, Stream stream);
 
 }  // namespace fastlm

@@ -144,9 +144,12 @@ void bias_gelu_forward(const Array& x, const Array& bias, const Array& y, bool t
   check(N <= kMostRows, "the kernels take at most 2^30 rows, got ", N);
   with_input_type(x.dtype, [&](auto type) {
     using input_t = typename decltype(type)::type;
-    const Forward<input_t> p{x.as<input_t>(),     parameter("bias", bias, x.dtype, F),
-                             y.as<input_t>(),     static_cast<int>(N),
-                             static_cast<int>(F), tanh};
+    const Forward<input_t> p{.x = x.as<input_t>(),
+                             .bias = parameter("bias", bias, x.dtype, F),
+                             .y = y.as<input_t>(),
+                             .N = static_cast<int>(N),
+                             .F = static_cast<int>(F),
+                             .tanh = tanh};
     with_bool(F % kLane == 0 && aligned16({x, bias, y}), [&](auto wide) {
       launch(forward_kernel<input_t, wide.value>, dim3(blocks(N, kWarps * kForwardRows), blocks(F, kWarpColumns)),
              kThreads, 0, stream, p);
@@ -163,14 +166,14 @@ void bias_gelu_backward(const Array& dy, const Array& x, const Array& bias, cons
   const int64_t P = programs_of(partials, 1, F);
   with_input_type(x.dtype, [&](auto type) {
     using input_t = typename decltype(type)::type;
-    const Backward<input_t> p{dy.as<input_t>(),
-                              x.as<input_t>(),
-                              parameter("bias", bias, x.dtype, F),
-                              dx.as<input_t>(),
-                              partials.as<float>(),
-                              static_cast<int>(N),
-                              static_cast<int>(F),
-                              tanh};
+    const Backward<input_t> p{.dy = dy.as<input_t>(),
+                              .x = x.as<input_t>(),
+                              .bias = parameter("bias", bias, x.dtype, F),
+                              .dx = dx.as<input_t>(),
+                              .partials = partials.as<float>(),
+                              .N = static_cast<int>(N),
+                              .F = static_cast<int>(F),
+                              .tanh = tanh};
     with_bool(F % kLane == 0 && aligned16({dy, x, bias, dx, partials}), [&](auto wide) {
       launch(backward_kernel<input_t, wide.value>, dim3(blocks(P, 1), blocks(F, kWarpColumns)), kThreads, 0, stream, p);
     });

@@ -50,6 +50,6 @@ PYBIND11_MODULE(_C, m) {
   m.def("attention_forward", fastlm::attention_forward);
   m.def("attention_backward", fastlm::attention_backward);
   m.def("cross_entropy_rows", fastlm::cross_entropy_rows);
-  m.def("adamw_norm", fastlm::adamw_norm);
-  m.def("adamw_update", fastlm::adamw_update);
+  m.def("gradient_squares", fastlm::gradient_squares);
+  m.def("adamw", fastlm::adamw);
 }

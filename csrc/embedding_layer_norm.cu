@@ -309,7 +309,8 @@ Table table(const char* what, const Array& array, const char* of_ids, const Arra
   check(array.rank == 2, what, " must have shape (rows, E), got ", array.rank, " dimensions");
   array.expect(what, array.dtype == DType::kFloat32 ? DType::kFloat32 : activations, {array.shape[0], E});
   if (ids) ids.expect(of_ids, DType::kInt64, {N});
-  return {array.data, array.dtype == DType::kFloat32, ids.as<int64_t>(), array.shape[0]};
+  return {
+      .data = array.data, .is_float = array.dtype == DType::kFloat32, .ids = ids.as<int64_t>(), .rows = array.shape[0]};
 }
 
 }  // namespace
@@ -334,22 +335,22 @@ void embedding_layer_norm_forward(const Array& tokens, const Array& word, const 
   check_seed(seed, keep);
   with_input_type(y.dtype, [&](auto type) {
     using input_t = typename decltype(type)::type;
-    const Forward<input_t> p{table("word", word, "tokens", tokens, y.dtype, N, E),
-                             table("position", position, "position_ids", position_ids, y.dtype, N, E),
-                             table("segment", segment, "segments", segments, y.dtype, N, E),
-                             static_cast<int>(std::min<int64_t>(sequence, kMostRows)),
-                             parameter("gamma", gamma, y.dtype, E),
-                             parameter("beta", beta, y.dtype, E),
-                             seed.as<int64_t>(),
-                             y.as<input_t>(),
-                             sum.as<input_t>(),
-                             mean.as<float>(),
-                             rstd.as<float>(),
-                             static_cast<int>(N),
-                             static_cast<int>(E),
-                             static_cast<uint32_t>(keep),
-                             static_cast<float>(kLevels) / keep,
-                             eps};
+    const Forward<input_t> p{.word = table("word", word, "tokens", tokens, y.dtype, N, E),
+                             .position = table("position", position, "position_ids", position_ids, y.dtype, N, E),
+                             .segment = table("segment", segment, "segments", segments, y.dtype, N, E),
+                             .sequence = static_cast<int>(std::min<int64_t>(sequence, kMostRows)),
+                             .gamma = parameter("gamma", gamma, y.dtype, E),
+                             .beta = parameter("beta", beta, y.dtype, E),
+                             .seed = seed.as<int64_t>(),
+                             .y = y.as<input_t>(),
+                             .sum = sum.as<input_t>(),
+                             .mean = mean.as<float>(),
+                             .rstd = rstd.as<float>(),
+                             .N = static_cast<int>(N),
+                             .E = static_cast<int>(E),
+                             .keep = static_cast<uint32_t>(keep),
+                             .scale = static_cast<float>(kLevels) / keep,
+                             .eps = eps};
     const bool wide = E % kLane == 0 && aligned16({word, position, segment, gamma, beta, y, sum});
     with_row_shape(N, E, wide, [&](auto shape) {
       using Shape = decltype(shape);
@@ -377,18 +378,18 @@ void embedding_layer_norm_backward(const Array& dy, const Array& sum, const Arra
   }
   with_input_type(dy.dtype, [&](auto type) {
     using input_t = typename decltype(type)::type;
-    const Backward<input_t> p{dy.as<input_t>(),
-                              sum.as<input_t>(),
-                              mean.as<float>(),
-                              rstd.as<float>(),
-                              parameter("gamma", gamma, dy.dtype, E),
-                              seed.as<int64_t>(),
-                              ds.as<input_t>(),
-                              partials.as<float>(),
-                              static_cast<int>(N),
-                              static_cast<int>(E),
-                              static_cast<uint32_t>(keep),
-                              static_cast<float>(kLevels) / keep};
+    const Backward<input_t> p{.dy = dy.as<input_t>(),
+                              .sum = sum.as<input_t>(),
+                              .mean = mean.as<float>(),
+                              .rstd = rstd.as<float>(),
+                              .gamma = parameter("gamma", gamma, dy.dtype, E),
+                              .seed = seed.as<int64_t>(),
+                              .ds = ds.as<input_t>(),
+                              .partials = partials.as<float>(),
+                              .N = static_cast<int>(N),
+                              .E = static_cast<int>(E),
+                              .keep = static_cast<uint32_t>(keep),
+                              .scale = static_cast<float>(kLevels) / keep};
     const bool wide = E % kLane == 0 && aligned16({dy, sum, gamma, ds, partials});
     if (gamma) {
       with_summing_row_shape<input_t>(N, E, wide, [&](auto shape) {
@@ -420,15 +421,15 @@ void embedding_gradient(const Array& ds, const Array& ids, const Array& order, c
   out.expect("out", DType::kFloat32, {V, E});
   with_input_type(ds.dtype, [&](auto type) {
     using input_t = typename decltype(type)::type;
-    const Gradient<input_t> p{ds.as<input_t>(),
-                              ids.as<int32_t>(),
-                              order.as<int64_t>(),
-                              starts.as<int64_t>(),
-                              runs.as<float>(),
-                              out.as<float>(),
-                              V,
-                              static_cast<int>(E),
-                              static_cast<int>(run)};
+    const Gradient<input_t> p{.ds = ds.as<input_t>(),
+                              .ids = ids.as<int32_t>(),
+                              .order = order.as<int64_t>(),
+                              .starts = starts.as<int64_t>(),
+                              .runs = runs.as<float>(),
+                              .out = out.as<float>(),
+                              .V = V,
+                              .E = static_cast<int>(E),
+                              .run = static_cast<int>(run)};
     with_bool(E % kLane == 0 && aligned16({ds, runs, out}), [&](auto wide) {
       const unsigned columns = blocks(E, kWarpColumns);
       launch(runs_kernel<input_t, wide.value>, dim3(blocks(N / run, 1), columns), kThreads, 0, stream, p);

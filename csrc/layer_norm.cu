@@ -240,22 +240,22 @@ void launch_backward(const Array& dy, const Array& dsum, const Array& saved, con
   const int64_t P = programs_of(partials, need_dbias ? 3 : 2, E);
   with_input_type(saved.dtype, [&](auto type) {
     using input_t = typename decltype(type)::type;
-    const Backward<input_t> p{dy.as<input_t>(),
-                              dsum.as<input_t>(),
-                              saved.as<input_t>(),
-                              mean.as<float>(),
-                              rstd.as<float>(),
-                              parameter("gamma", gamma, saved.dtype, E),
-                              parameter("beta", beta, saved.dtype, E),
-                              seed.as<int64_t>(),
-                              ds.as<input_t>(),
-                              dx.as<input_t>(),
-                              partials.as<float>(),
-                              need_dbias,
-                              static_cast<int>(N),
-                              static_cast<int>(E),
-                              static_cast<uint32_t>(keep),
-                              static_cast<float>(kLevels) / keep};
+    const Backward<input_t> p{.dy = dy.as<input_t>(),
+                              .dsum = dsum.as<input_t>(),
+                              .saved = saved.as<input_t>(),
+                              .mean = mean.as<float>(),
+                              .rstd = rstd.as<float>(),
+                              .gamma = parameter("gamma", gamma, saved.dtype, E),
+                              .beta = parameter("beta", beta, saved.dtype, E),
+                              .seed = seed.as<int64_t>(),
+                              .ds = ds.as<input_t>(),
+                              .dx = dx.as<input_t>(),
+                              .partials = partials.as<float>(),
+                              .need_dbias = need_dbias,
+                              .N = static_cast<int>(N),
+                              .E = static_cast<int>(E),
+                              .keep = static_cast<uint32_t>(keep),
+                              .scale = static_cast<float>(kLevels) / keep};
     const bool wide = E % kLane == 0 && aligned16({dy, dsum, saved, gamma, beta, ds, dx, partials});
     with_summing_row_shape<input_t>(N, E, wide, [&](auto shape) {
       using Shape = decltype(shape);
@@ -284,21 +284,21 @@ void add_layer_norm_forward(const Array& x, const Array& residual, const Array& 
   check(bool(gamma), "gamma must be a tensor, got None");
   with_input_type(x.dtype, [&](auto type) {
     using input_t = typename decltype(type)::type;
-    const Forward<input_t> p{x.as<input_t>(),
-                             residual.as<input_t>(),
-                             parameters[0],
-                             parameters[1],
-                             parameters[2],
-                             seed.as<int64_t>(),
-                             y.as<input_t>(),
-                             sum.as<input_t>(),
-                             mean.as<float>(),
-                             rstd.as<float>(),
-                             static_cast<int>(N),
-                             static_cast<int>(E),
-                             static_cast<uint32_t>(keep),
-                             static_cast<float>(kLevels) / keep,
-                             eps};
+    const Forward<input_t> p{.x = x.as<input_t>(),
+                             .residual = residual.as<input_t>(),
+                             .bias = parameters[0],
+                             .gamma = parameters[1],
+                             .beta = parameters[2],
+                             .seed = seed.as<int64_t>(),
+                             .y = y.as<input_t>(),
+                             .sum = sum.as<input_t>(),
+                             .mean = mean.as<float>(),
+                             .rstd = rstd.as<float>(),
+                             .N = static_cast<int>(N),
+                             .E = static_cast<int>(E),
+                             .keep = static_cast<uint32_t>(keep),
+                             .scale = static_cast<float>(kLevels) / keep,
+                             .eps = eps};
     const bool wide = E % kLane == 0 && aligned16({x, residual, y, sum, bias, gamma, beta});
     with_row_shape(N, E, wide, [&](auto shape) {
       using Shape = decltype(shape);

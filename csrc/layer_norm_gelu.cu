@@ -125,16 +125,16 @@ void layer_norm_gelu_forward(const Array& x, const Array& gamma, const Array& be
   check(bool(gamma), "gamma must be a tensor, got None");
   with_input_type(x.dtype, [&](auto type) {
     using input_t = typename decltype(type)::type;
-    const Forward<input_t> p{x.as<input_t>(),
-                             parameter("gamma", gamma, x.dtype, E),
-                             parameter("beta", beta, x.dtype, E),
-                             y.as<input_t>(),
-                             mean.as<float>(),
-                             rstd.as<float>(),
-                             static_cast<int>(N),
-                             static_cast<int>(E),
-                             tanh,
-                             eps};
+    const Forward<input_t> p{.x = x.as<input_t>(),
+                             .gamma = parameter("gamma", gamma, x.dtype, E),
+                             .beta = parameter("beta", beta, x.dtype, E),
+                             .y = y.as<input_t>(),
+                             .mean = mean.as<float>(),
+                             .rstd = rstd.as<float>(),
+                             .N = static_cast<int>(N),
+                             .E = static_cast<int>(E),
+                             .tanh = tanh,
+                             .eps = eps};
     const bool wide = E % kLane == 0 && aligned16({x, y, gamma, beta});
     with_row_shape(N, E, wide, [&](auto shape) {
       using Shape = decltype(shape);
@@ -155,17 +155,17 @@ void layer_norm_gelu_backward(const Array& dy, const Array& x, const Array& mean
   const int64_t P = programs_of(partials, 2, E);
   with_input_type(x.dtype, [&](auto type) {
     using input_t = typename decltype(type)::type;
-    const Backward<input_t> p{dy.as<input_t>(),
-                              x.as<input_t>(),
-                              parameter("gamma", gamma, x.dtype, E),
-                              parameter("beta", beta, x.dtype, E),
-                              mean.as<float>(),
-                              rstd.as<float>(),
-                              dx.as<input_t>(),
-                              partials.as<float>(),
-                              static_cast<int>(N),
-                              static_cast<int>(E),
-                              tanh};
+    const Backward<input_t> p{.dy = dy.as<input_t>(),
+                              .x = x.as<input_t>(),
+                              .gamma = parameter("gamma", gamma, x.dtype, E),
+                              .beta = parameter("beta", beta, x.dtype, E),
+                              .mean = mean.as<float>(),
+                              .rstd = rstd.as<float>(),
+                              .dx = dx.as<input_t>(),
+                              .partials = partials.as<float>(),
+                              .N = static_cast<int>(N),
+                              .E = static_cast<int>(E),
+                              .tanh = tanh};
     const bool wide = E % kLane == 0 && aligned16({dy, x, gamma, beta, dx, partials});
     with_summing_row_shape<input_t>(N, E, wide, [&](auto shape) {
       using Shape = decltype(shape);

@@ -245,17 +245,17 @@ void cross_entropy_rows(const Array& logits, const Array& targets, const Array& 
   check(aligned16({logits}), "logits must be aligned to 16 bytes");
   with_input_type(logits.dtype, [&](auto type) {
     using input_t = typename decltype(type)::type;
-    const Rows<input_t> p{logits.as<input_t>(),
-                          targets.as<int64_t>(),
-                          parameter("row_weights", row_weights, logits.dtype, n),
-                          losses.as<float>(),
-                          lse.as<float>(),
-                          static_cast<int>(vocabulary),
-                          static_cast<int>(padded),
-                          ignore_index,
-                          label_smoothing,
-                          z_loss,
-                          need_gradient};
+    const Rows<input_t> p{.logits = logits.as<input_t>(),
+                          .targets = targets.as<int64_t>(),
+                          .weights = parameter("row_weights", row_weights, logits.dtype, n),
+                          .losses = losses.as<float>(),
+                          .lse = lse.as<float>(),
+                          .vocabulary = static_cast<int>(vocabulary),
+                          .padded = static_cast<int>(padded),
+                          .ignore_index = ignore_index,
+                          .label_smoothing = label_smoothing,
+                          .z_loss = z_loss,
+                          .need_gradient = need_gradient};
     const size_t bytes = padded * sizeof(input_t);
     if (bytes + kScratch <= most_shared_memory()) {
       launch(rows_kernel<input_t, true>, blocks(n, 1), kThreads, bytes, stream, p);

@@ -42,7 +42,7 @@ void sum_partials(const Array& partials, const Array& out0, const Array& out1, c
   const int64_t sums = partials.shape[0], P = partials.shape[1], E = partials.shape[2];
   check(partials.rank == 3 && 1 <= sums && sums <= kMostSums, "partials must have shape (1 to 3, programs, E)");
   programs_of(partials, sums, E);
-  Sums p{partials.as<float>(), {}, static_cast<int>(P), static_cast<int>(E)};
+  Sums p{.partials = partials.as<float>(), .out = {}, .P = static_cast<int>(P), .E = static_cast<int>(E)};
   for (int i = 0; i < kMostSums; i++) {
     const Array& out = *std::array{&out0, &out1, &out2}[i];
     if (out) out.expect("a sum of partials", DType::kFloat32, {E});

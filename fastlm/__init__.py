@@ -1,19 +1,31 @@
 """fastlm: fused kernels, models and recipes for pretraining transformers of the GPT-1 and BERT family."""
 
-from fastlm.backends import get_backend, set_backend, use_backend
-from fastlm.dropout import draw_seeds
-from fastlm.ops import (
-    adamw,
-    add_layer_norm,
-    attention,
-    attention_packed,
-    bias_gelu,
-    embedding_layer_norm,
-    gelu_layer_norm,
-    layer_norm,
-    layer_norm_gelu,
-    linear_cross_entropy,
-)
+from typing import TYPE_CHECKING
+
+from fastlm._lazy import attach
+
+if TYPE_CHECKING:
+    from fastlm import backends as backends
+    from fastlm import data as data
+    from fastlm import models as models
+    from fastlm import nn as nn
+    from fastlm import ops as ops
+    from fastlm import reference as reference
+    from fastlm.backends import get_backend, set_backend, use_backend
+    from fastlm.dropout import draw_seeds
+    from fastlm.ops import (
+        adamw,
+        add_layer_norm,
+        attention,
+        attention_packed,
+        bias_gelu,
+        embedding_layer_norm,
+        gelu_layer_norm,
+        gradient_squares,
+        layer_norm,
+        layer_norm_gelu,
+        linear_cross_entropy,
+    )
 
 __version__ = "0.1.0"
 
@@ -27,9 +39,30 @@ __all__ = [
     "embedding_layer_norm",
     "gelu_layer_norm",
     "get_backend",
+    "gradient_squares",
     "layer_norm",
     "layer_norm_gelu",
     "linear_cross_entropy",
     "set_backend",
     "use_backend",
 ]
+
+# `import fastlm` takes milliseconds: torch is imported when the first of these is used.
+_NAMES = {
+    "backends": ("get_backend", "set_backend", "use_backend"),
+    "dropout": ("draw_seeds",),
+    "ops": (
+        "adamw",
+        "add_layer_norm",
+        "attention",
+        "attention_packed",
+        "bias_gelu",
+        "embedding_layer_norm",
+        "gelu_layer_norm",
+        "gradient_squares",
+        "layer_norm",
+        "layer_norm_gelu",
+        "linear_cross_entropy",
+    ),
+}
+__getattr__, __dir__ = attach(__name__, _NAMES, submodules=("backends", "data", "models", "nn", "ops", "reference"))

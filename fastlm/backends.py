@@ -33,7 +33,7 @@ DTYPES: dict[str, dict[str, tuple[torch.dtype, ...]]] = {
     "bias_gelu": {"reference": _ANY, "triton": _KERNEL, "cuda": _KERNEL},
     "embedding_layer_norm": {"reference": _ANY, "triton": _KERNEL, "cuda": _KERNEL},
     "linear_cross_entropy": {"reference": _ANY, "triton": _KERNEL, "cuda": _KERNEL},
-    "adamw": {"reference": _ANY, "cuda": _KERNEL},
+    "adamw": {"reference": _ANY, "triton": _KERNEL, "cuda": _KERNEL},
 }
 
 # The file, in kernels/ and csrc/, that holds an op's launchers, where it is not named after the op.
@@ -158,6 +158,8 @@ def _reason_against(op: str, name: str, dtype: torch.dtype, device: str) -> str 
         return f"there is no {name} kernel for {op} yet"
     if dtype not in supported:
         return f"it takes {', '.join(_short(d) for d in supported)}, not {_short(dtype)}"
+    if device == "meta":
+        return None  # shapes alone: no kernel runs
     if name == "triton":
         return _reason_against_triton(STEMS.get(op, op), dtype, device)
     if name == "cuda":

@@ -60,7 +60,7 @@ def row_mask(seed: Tensor, rows: int, columns: int, keep: int) -> Tensor:
     words = _philox(seed, group, n & MASK32, n >> 32, ROW_DOMAIN)
     # Little-endian words, low byte first: the order in which a row's columns take them.
     octets = torch.stack(words, dim=-1).to(torch.int32).view(torch.uint8)
-    return octets.reshape(rows, -1)[:, :columns] < keep
+    return octets.reshape(rows, 16 * group.shape[1])[:, :columns] < keep
 
 
 def attention_mask(seed: Tensor, batch: int, heads: int, queries: int, keys: int, keep: int) -> Tensor:

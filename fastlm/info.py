@@ -1,27 +1,35 @@
-"""`fastlm info`: versions, devices, and which backend serves each op, and why."""
+"""`fastlm info`: versions, devices, which backend serves each op, and why not the others."""
 
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import platform
+import shlex
+import textwrap
+from collections.abc import Iterator
 from importlib import metadata
+from pathlib import Path
 
 import torch
 
 import fastlm
 from fastlm import backends
 
+WIDTH = 100  # columns
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
 
 def info() -> str:
-    """What is installed and what each op runs on, as lines for a terminal."""
+    """Returns what is installed and what each op runs on, as lines of at most 100 columns."""
     return "\n".join([*_versions(), "", *_devices(), "", *_ops()])
 
 
 def _versions() -> list[str]:
     rows = [("fastlm", fastlm.__version__), ("python", platform.python_version()), ("torch", torch.__version__)]
     rows += [(name, _installed(name)) for name in ("triton", "numpy", "tokenizers", "safetensors", "transformers")]
-    rows += [("CUDA of torch", torch.version.cuda or "none (a CPU build)"), ("fastlm._C", _extension())]
-    return [f"{name:14} {value}" for name, value in rows]
+    rows += [("CUDA of torch", torch.version.cuda or "none (a CPU build)")]
+    return [f"{name:14} {value}" for name, value in rows] + _extension()
 
 
 def _installed(name: str) -> str:
@@ -31,11 +39,24 @@ def _installed(name: str) -> str:
         return "not installed"
 
 
-def _extension() -> str:
+def _extension() -> list[str]:
+    """Returns what `fastlm._C` was compiled for, or why it is not there and the command that compiles it."""
+    if importlib.util.find_spec("fastlm._C") is None:
+        why = "no GPU that torch can use was found"
+        if torch.cuda.is_available():
+            why = "fastlm was installed without nvcc, or with FASTLM_CUDA_ARCHS=none"
+        return [*_wrapped("fastlm._C", f"not compiled: {why}. This compiles it:"), f"{'':15}{_compile_command()}"]
     error = backends.extension_error()
     if error is not None:
-        return f"not compiled: {error}"
-    return f"compiled for {importlib.import_module('fastlm._C').architectures}"
+        return _wrapped("fastlm._C", f"compiled, but {error}")
+    return _wrapped("fastlm._C", f"compiled for {importlib.import_module('fastlm._C').architectures}")
+
+
+def _compile_command() -> str:
+    checkout = Path(fastlm.__file__).parent.parent
+    if (checkout / "setup.py").exists():
+        return f"FASTLM_REQUIRE_CUDA=1 pip install -v -e {shlex.quote(str(checkout))}"
+    return "FASTLM_REQUIRE_CUDA=1 pip install -v --force-reinstall --no-deps CHECKOUT_OF_FASTLM"
 
 
 def _devices() -> list[str]:
@@ -51,13 +72,51 @@ def _gpu(index: int) -> str:
     return f"GPU {index}          {properties.name}, compute capability {capability}, {memory:.0f} GiB"
 
 
-def _ops() -> list[str]:
-    """For each op, what `auto` takes on this machine, by dtype, and why."""
+def _ops() -> Iterator[str]:
+    """Yields, per op and dtype, what `auto` takes on this machine; then each reason against another backend once."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    lines = [f"What backend='auto' takes for tensors on {device}:", ""]
-    lines.append(f"{'op':22} {'float32':10} {'bfloat16':10} {'float16':10} {'float64':10} why (bfloat16)")
+    yield from (f"What backend='auto' takes for tensors on {device}:", "")
+    yield f"{'op':22} " + " ".join(f"{_name(dtype):10}" for dtype in DTYPES).rstrip()
+    refused: dict[str, dict[str, list[tuple[str, str]]]] = {}  # backend -> reason -> (op, dtype)s
     for op in backends.DTYPES:
-        dtypes = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-        chosen = [backends.explain(op, dtype, device) for dtype in dtypes]
-        lines.append(f"{op:22} " + " ".join(f"{backend:10}" for backend, _ in chosen) + f" {chosen[1][1]}")
-    return lines
+        chosen = {dtype: _chosen(op, dtype, device) for dtype in DTYPES}
+        yield f"{op:22} " + " ".join(f"{backend:10}" for backend, _ in chosen.values()).rstrip()
+        for dtype, (_, reasons) in chosen.items():
+            for backend, reason in reasons.items():
+                refused.setdefault(backend, {}).setdefault(reason, []).append((op, _name(dtype)))
+    for backend, reasons in refused.items():
+        yield from ("", f"Why not {backend}:")
+        yield from _grouped(reasons)
+
+
+def _chosen(op: str, dtype: torch.dtype, device: str) -> tuple[str, dict[str, str]]:
+    """Returns the backend that `auto` takes, and the reason against each backend that it prefers but cannot take."""
+    chosen, why = backends.explain(op, dtype, device)
+    return chosen, dict(reason.split(": ", 1) for reason in why.split("; ")[1:])
+
+
+def _grouped(reasons: dict[str, list[tuple[str, str]]]) -> Iterator[str]:
+    """Yields one line per reason with the calls it is about; the most frequent one comes last, for all other calls."""
+    *few, last = sorted(reasons, key=lambda reason: len(reasons[reason]))
+    for reason in few:
+        yield from _wrapped("", f"{_calls(reasons[reason])}: {reason}")
+    yield from _wrapped("", f"all other calls: {last}" if few else last)
+
+
+def _calls(calls: list[tuple[str, str]]) -> str:
+    """Names calls in few words: dtypes unless all, then ops unless all, by those left out where they are fewer."""
+    ops, dtypes = (list(dict.fromkeys(column)) for column in zip(*calls, strict=True))
+    others = [op for op in backends.DTYPES if op not in ops]
+    named = f"all ops but {', '.join(others)}" if 0 < len(others) < len(ops) else ", ".join(ops)
+    if len(dtypes) == len(DTYPES):
+        return named
+    return ", ".join(dtypes) + (f" in {named}" if others else "")
+
+
+def _wrapped(name: str, text: str) -> list[str]:
+    first, indent = (f"{name:14} ", " " * 15) if name else ("  ", "    ")
+    return textwrap.wrap(text, WIDTH, initial_indent=first, subsequent_indent=indent, break_on_hyphens=False)
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -339,29 +339,40 @@ def cross_entropy_rows(
 # AdamW (Loshchilov and Hutter 2019) with clipping by the global norm ----------------------------------------------
 
 
+def gradient_squares(gradients: Sequence[Tensor]) -> Tensor:
+    """The square of each gradient's norm, (n,): their sum is the square of the global norm."""
+    return torch.stack([torch.linalg.vector_norm(_wide(g)) for g in gradients]).square()
+
+
 def adamw(
     parameters: Sequence[Tensor],
     gradients: Sequence[Tensor],
     first_moments: Sequence[Tensor],
     second_moments: Sequence[Tensor],
-    rates: Sequence[float],
-    decays: Sequence[float],
+    rates: Tensor,
+    decays: Tensor,
     betas: tuple[float, float],
     eps: float,
-    corrections: tuple[float, float],
-    max_norm: float,
-    scale: float,
+    corrections: Tensor | None,
+    squares: Tensor,
+    max_norm: Tensor | None,
+    scale: Tensor | None,
 ) -> Tensor:
     """One update in place, as `fastlm.ops.adamw` defines it; the norm of the scaled gradients, before clipping."""
-    norm = scale * torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(_wide(g)) for g in gradients]))
-    factor = scale * torch.where(norm <= max_norm, 1.0, max_norm / norm)
-    tensors = zip(parameters, gradients, first_moments, second_moments, rates, decays, strict=True)
-    for p, g, m, v, rate, decay in tensors:
-        scaled = _wide(g) * factor
+    norm, factor = squares.sum().sqrt(), None
+    if scale is not None:
+        norm, factor = norm * scale, scale
+    if max_norm is not None:
+        clipping = torch.where(norm <= max_norm, 1.0, max_norm / norm)
+        factor = clipping if factor is None else factor * clipping
+    tensors = zip(parameters, gradients, first_moments, second_moments, strict=True)
+    for i, (p, g, m, v) in enumerate(tensors):
+        c1, c2 = (1.0, 1.0) if corrections is None else corrections[i]
+        scaled = _wide(g) if factor is None else _wide(g) * factor
         m.lerp_(scaled, 1 - betas[0])
         v.mul_(betas[1]).addcmul_(scaled, scaled, value=1 - betas[1])
-        denominator = (v / corrections[1]).sqrt_().add_(eps)
-        p.copy_(_wide(p) * (1 - rate * decay) - (rate / corrections[0]) * m / denominator)
+        denominator = (v / c2).sqrt_().add_(eps)
+        p.copy_(_wide(p) * (1 - rates[i] * decays[i]) - (rates[i] / c1) * m / denominator)
     return norm
 
 
@@ -372,6 +383,8 @@ def pad(rows: Tensor, cu_seqlens: Tensor, longest: int) -> Tensor:
     """(T, ...) to (B, longest, ...), with some row of the batch where a sequence has ended."""
     start = cu_seqlens[:-1, None].long()
     index = start + torch.arange(longest, device=rows.device)
+    if rows.shape[0] == 0:
+        return rows.new_zeros(*index.shape, *rows.shape[1:])
     return rows[index.clamp(max=rows.shape[0] - 1)]
 
 

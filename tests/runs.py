@@ -27,7 +27,11 @@ TIMES = ("seconds", "tokens_per_second")
 @pytest.fixture(scope="session")
 def text(tmp_path_factory) -> Path:
     """The beginnings of ten chapters, a .jsonl of 30 KB."""
-    file = tmp_path_factory.mktemp("text") / "pages.jsonl"
+    return write_text(tmp_path_factory.mktemp("text"))
+
+
+def write_text(folder: Path) -> Path:
+    file = folder / "pages.jsonl"
     file.write_text("".join(json.dumps({"text": chapter[:3000]}) + "\n" for chapter in chapters()[:10]))
     return file
 

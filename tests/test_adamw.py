@@ -28,21 +28,33 @@ def widened(lists: tuple[list[Tensor], ...]) -> tuple[list[Tensor], ...]:
     return tuple([x.double() for x in xs] for xs in lists)
 
 
-def rates_and_decays(count: int) -> dict[str, list[float]]:
-    return {"rates": [1e-2 * (1 + i % 2) for i in range(count)], "decays": [0.1 * (i % 3) for i in range(count)]}
+def numbers(parameters: list[Tensor], **others: float | list) -> dict[str, Tensor]:
+    """Rates, decays and `others` as adamw takes them beside the parameters."""
+    wide = torch.float64 if parameters[0].dtype == torch.float64 else torch.float32
+    rates = [1e-2 * (1 + i % 2) for i in range(len(parameters))]
+    decays = [0.1 * (i % 3) for i in range(len(parameters))]
+    given = {"rates": rates, "decays": decays, **others}
+    return {name: torch.tensor(x, dtype=wide, device=parameters[0].device) for name, x in given.items()}
+
+
+def update(lists: tuple[list[Tensor], ...], backend: str = "auto", **others: float | list) -> Tensor:
+    """adamw with `numbers`."""
+    return fastlm.adamw(*lists, **numbers(lists[0], **others), **HYPER, backend=backend)
 
 
 @pytest.mark.parametrize("case", cases(OP))
 @pytest.mark.parametrize("max_norm", [3.0, 1e9], ids=["clipped", "unclipped"])
-@pytest.mark.parametrize("corrections", [(1.0, 1.0), (0.3, 0.2)], ids=["bert", "corrected"])
-def test_accuracy(case, max_norm, corrections):
+@pytest.mark.parametrize("corrected", [False, True], ids=["uncorrected", "corrected"])
+def test_accuracy(case, max_norm, corrected):
     """Against float64 within the float32 reference's own error, twice, and one rounding of the parameters."""
-    options = rates_and_decays(len(SHAPES)) | HYPER | {"corrections": corrections, "max_norm": max_norm, "scale": 0.5}
+    options = {"max_norm": max_norm, "scale": 0.5}
+    if corrected:
+        options["corrections"] = [(0.3 / i, 0.2 / i) for i in range(1, len(SHAPES) + 1)]
     actual = tensors(case.dtype, case.device)
     exact, yardstick = widened(actual), tuple([x.float() for x in xs] for xs in actual)
-    norm = fastlm.adamw(*actual, **options, backend=case.backend)
-    exact_norm = fastlm.adamw(*exact, **options, backend="reference")
-    fastlm.adamw(*yardstick, **options, backend="reference")
+    norm = update(actual, case.backend, **options)
+    exact_norm = update(exact, "reference", **options)
+    update(yardstick, "reference", **options)
     assert norm.shape == ()
     assert abs(norm.item() / exact_norm.item() - 1) <= NORM_ERROR
     for name, got, right, near in zip("pgmv", actual, exact, yardstick, strict=True):
@@ -56,8 +68,7 @@ def test_accuracy(case, max_norm, corrections):
 @pytest.mark.parametrize("case", cases(OP))
 def test_repeats(case):
     first, second = tensors(case.dtype, case.device), tensors(case.dtype, case.device)
-    options = rates_and_decays(len(SHAPES)) | HYPER | {"max_norm": 1.0, "backend": case.backend}
-    assert torch.equal(fastlm.adamw(*first, **options), fastlm.adamw(*second, **options))
+    assert torch.equal(update(first, case.backend, max_norm=1.0), update(second, case.backend, max_norm=1.0))
     assert all(torch.equal(a, b) for x, y in zip(first, second, strict=True) for a, b in zip(x, y, strict=True))
 
 
@@ -69,10 +80,9 @@ def test_dtypes_may_differ_and_tensors_lie_anywhere(case):
     gradients = [torch.randn_like(p) for p in parameters]
     moments = [[torch.zeros_like(p, dtype=torch.float32) for p in parameters] for _ in range(2)]
     exact = widened((parameters, gradients, *moments))
-    options = rates_and_decays(2) | HYPER
     outside = buffer[[0, 1, 2, 20, 21]].clone()
-    fastlm.adamw(parameters, gradients, *moments, **options, backend=case.backend)
-    fastlm.adamw(*exact, **options, backend="reference")
+    update((parameters, gradients, *moments), case.backend)
+    update(exact, "reference")
     assert torch.equal(buffer[[0, 1, 2, 20, 21]], outside)
     for a, b in zip(parameters, exact[0], strict=True):
         assert (a.double() - b).abs().max() <= 2 * torch.finfo(a.dtype).eps * b.abs().max()
@@ -83,11 +93,25 @@ def test_more_tensors_than_a_launch_takes(case):
     shapes = [(2,)] * 487
     actual = tensors(case.dtype, case.device, shapes)
     exact = widened(actual)
-    options = rates_and_decays(len(shapes)) | HYPER | {"max_norm": 1.0}
-    norm = fastlm.adamw(*actual, **options, backend=case.backend)
-    assert abs(norm.item() / fastlm.adamw(*exact, **options).item() - 1) <= NORM_ERROR
+    norm = update(actual, case.backend, max_norm=1.0)
+    assert abs(norm.item() / update(exact, "reference", max_norm=1.0).item() - 1) <= NORM_ERROR
     for a, b in zip(actual[0], exact[0], strict=True):
         assert (a.double() - b).abs().max() <= 2 * torch.finfo(a.dtype).eps * b.abs().max()
+
+
+@pytest.mark.parametrize("case", cases(OP))
+def test_parameters_may_require_gradients(case):
+    plain, leaves = tensors(case.dtype, case.device), tensors(case.dtype, case.device)
+    leaves = ([torch.nn.Parameter(p) for p in leaves[0]], *leaves[1:])
+    norm = update(leaves, case.backend, max_norm=1.0)
+    assert torch.equal(norm, update(plain, case.backend, max_norm=1.0)) and not norm.requires_grad
+    assert all(torch.equal(a, b) for a, b in zip(leaves[0], plain[0], strict=True))
+
+
+def test_shapes_come_out_of_meta_tensors():
+    lists = tuple([torch.empty(s, device="meta") for s in SHAPES] for _ in range(4))
+    norm = update(lists, max_norm=1.0, corrections=[(0.3, 0.2)] * len(SHAPES))
+    assert norm.is_meta and norm.shape == () and norm.dtype == torch.float32
 
 
 def test_is_torchs_adamw():
@@ -100,11 +124,81 @@ def test_is_torchs_adamw():
             leaf.grad = gradient.clone()
         torch.nn.utils.clip_grad_norm_(leaves, 2.0)
         optimizer.step()
-        corrections = tuple(1 - beta**step for beta in HYPER["betas"])
+        corrections = [tuple(1 - beta**step for beta in HYPER["betas"])] * len(leaves)
         equal = {"rates": [1e-2] * len(leaves), "decays": [0.1] * len(leaves)}
-        fastlm.adamw(parameters, gradients, *moments, **equal, **HYPER, corrections=corrections, max_norm=2.0)
+        update((parameters, gradients, *moments), **equal, corrections=corrections, max_norm=2.0)
     for p, leaf in zip(parameters, leaves, strict=True):
         torch.testing.assert_close(p, leaf.detach(), rtol=1e-6, atol=1e-8)  # torch adds 1e-6 to the norm it divides by
+
+
+@pytest.mark.parametrize("case", cases(OP))
+def test_ranks_that_add_up_their_squares_make_the_update_of_one(case):
+    """Two ranks with half of the parameters each clip by the norm of all."""
+    whole, halves = tensors(case.dtype, case.device), tensors(case.dtype, case.device)
+    options = {"corrections": [(0.3, 0.2)] * len(SHAPES), "max_norm": 3.0, "scale": 0.5}
+    norm = update(whole, case.backend, **options)
+    ranks = [tuple(xs[rank::2] for xs in halves) for rank in range(2)]
+    squares = sum(fastlm.gradient_squares(rank[1], backend=case.backend).sum() for rank in ranks)
+    for start, rank in enumerate(ranks):
+        given = numbers(halves[0], **options)
+        given |= {name: given[name][start::2].contiguous() for name in ("rates", "decays", "corrections")}
+        reduced = fastlm.adamw(*rank, **given, **HYPER, squares=squares.view(1), backend=case.backend)
+        assert abs(reduced.item() / norm.item() - 1) <= NORM_ERROR
+    for xs, ys in zip(whole, halves, strict=True):
+        for x, y in zip(xs, ys, strict=True):
+            torch.testing.assert_close(x, y, rtol=2 * torch.finfo(x.dtype).eps, atol=1e-6)
+
+
+@pytest.mark.parametrize("case", cases(OP))
+def test_without_optional_numbers_nothing_is_scaled_clipped_or_corrected(case):
+    first, second = tensors(case.dtype, case.device), tensors(case.dtype, case.device)
+    neutral = {"scale": 1.0, "max_norm": float("inf"), "corrections": [(1.0, 1.0)] * len(SHAPES)}
+    norm = update(first, case.backend)
+    assert torch.equal(norm, update(second, case.backend, **neutral))
+    assert all(torch.equal(a, b) for x, y in zip(first, second, strict=True) for a, b in zip(x, y, strict=True))
+
+
+@pytest.mark.parametrize("case", cases(OP))
+def test_the_sum_of_the_squares_is_the_squared_norm(case):
+    gradients = tensors(case.dtype, case.device)[1]
+    squares = fastlm.gradient_squares(gradients, backend=case.backend)
+    exact = sum(g.double().square().sum().item() for g in gradients)
+    assert squares.ndim == 1 and squares.dtype == torch.float32
+    assert abs(squares.double().sum().item() / exact - 1) <= NORM_ERROR
+
+
+@pytest.mark.parametrize("backend", ["reference", "cuda", "triton"])
+def test_the_default_backend_serves_it(backend):
+    if torch.cuda.is_available():
+        pytest.skip("kernels run on CPU tensors where there is no GPU")
+    first, second = tensors(torch.float32, "cpu"), tensors(torch.float32, "cpu")
+    with fastlm.use_backend(backend):
+        update(first, max_norm=1.0)
+    update(second, backend, max_norm=1.0)
+    assert all(torch.equal(a, b) for x, y in zip(first, second, strict=True) for a, b in zip(x, y, strict=True))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("backend", ["reference", "cuda", "triton"])
+def test_a_captured_update_is_replayed_with_other_numbers(backend):
+    """A CUDA graph reads rates, decays, corrections, max_norm and scale anew at each replay."""
+    first = {"max_norm": 3.0, "scale": 0.5, "corrections": [(0.3, 0.2)] * len(SHAPES)}
+    second = {"max_norm": 1.0, "scale": 2.0, "corrections": [(0.5, 0.4)] * len(SHAPES), "rates": [3e-2] * len(SHAPES)}
+    captured, expected = tensors(torch.float32, "cuda"), tensors(torch.float32, "cuda")
+    given = numbers(captured[0], **first)
+    warm_up = tensors(torch.float32, "cuda")
+    fastlm.adamw(*warm_up, **given, **HYPER, backend=backend)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        norm = fastlm.adamw(*captured, **given, **HYPER, backend=backend)
+    for step in (first, second):
+        for name, x in numbers(captured[0], **step).items():
+            given[name].copy_(x)
+        graph.replay()
+        assert torch.equal(norm, update(expected, backend, **step))
+        assert all(
+            torch.equal(a, b) for x, y in zip(captured, expected, strict=True) for a, b in zip(x, y, strict=True)
+        )
 
 
 P = [torch.zeros(3), torch.zeros(2, 2)]
@@ -114,7 +208,7 @@ P = [torch.zeros(3), torch.zeros(2, 2)]
     ("arguments", "error", "sentence"),
     [
         ({"parameters": []}, ValueError, "at least one parameter"),
-        ({"gradients": P[:1]}, ValueError, "gradients must have an entry a parameter, 2, got 1"),
+        ({"gradients": P[:1]}, ValueError, "gradients must have an entry per parameter, 2, got 1"),
         ({"gradients": [P[0].half(), P[1]]}, TypeError, r"gradients\[0\] must be float32, got float16"),
         (
             {"first_moments": [P[0], P[1][0]]},
@@ -122,13 +216,30 @@ P = [torch.zeros(3), torch.zeros(2, 2)]
             r"first_moments\[1\] must have its parameter's shape \(2, 2\)",
         ),
         ({"second_moments": [P[0], P[1].t()[:, :1].expand(2, 2)]}, ValueError, r"second_moments\[1\] must be contig"),
-        ({"max_norm": 0.0}, ValueError, "max_norm must be above 0, got 0.0"),
+        ({"max_norm": torch.tensor(0.0)}, ValueError, "max_norm must be above 0, got 0"),
+        ({"max_norm": 1.0}, TypeError, "max_norm must be a tensor, got float"),
+        ({"scale": torch.ones(1)}, ValueError, r"scale must have shape \(\), got \(1,\)"),
+        ({"rates": torch.ones(3)}, ValueError, r"rates must have shape \(2,\), got \(3,\)"),
+        ({"decays": torch.ones(2).double()}, TypeError, "decays must be float32, got float64"),
+        ({"squares": torch.ones(2, 2)}, ValueError, r"squares must have shape \(4,\), got \(2, 2\)"),
         ({"betas": (1.0, 0.9)}, ValueError, r"betas in \[0, 1\)"),
-        ({"backend": "triton"}, RuntimeError, "no triton kernel for adamw"),
+        ({"corrections": torch.ones(1, 2)}, ValueError, r"corrections must have shape \(2, 2\), got \(1, 2\)"),
+        ({"corrections": torch.zeros(2, 2)}, ValueError, r"corrections must lie in \(0, 1\]"),
+        ({"backend": "tpu"}, ValueError, "backend must be one of auto, .*got 'tpu'"),
     ],
 )
 def test_bad_arguments(arguments, error, sentence):
     lists = {name: P for name in ("parameters", "gradients", "first_moments", "second_moments")}
-    good = lists | rates_and_decays(2) | HYPER
+    good = lists | numbers(P) | HYPER
     with pytest.raises(error, match=sentence):
         fastlm.adamw(**(good | arguments))
+
+
+def test_float64_is_for_the_reference():
+    with pytest.raises(RuntimeError, match="adamw: backend 'triton' cannot serve this call: it takes .* not float64"):
+        update(widened(tensors(torch.float32, "cpu")), "triton")
+
+
+def test_gradients_are_needed():
+    with pytest.raises(ValueError, match="at least one gradient"):
+        fastlm.gradient_squares([])

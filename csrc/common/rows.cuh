@@ -23,9 +23,9 @@ struct Parameter {
 };
 
 inline Parameter parameter(const char* what, const Array& array, DType activations, int64_t columns) {
-  if (!array) return {nullptr, true};
+  if (!array) return {.data = nullptr, .is_float = true};
   array.expect(what, array.dtype == DType::kFloat32 ? DType::kFloat32 : activations, {columns});
-  return {array.data, array.dtype == DType::kFloat32};
+  return {.data = array.data, .is_float = array.dtype == DType::kFloat32};
 }
 
 // kWide: accesses of 16 bytes, for which E must be a multiple of 8 and all arrays aligned.

@@ -17,8 +17,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
 from array import array
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
@@ -29,9 +27,9 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 
 from fastlm.data.corpus import DataError, Documents, read_documents
-from fastlm.data.files import explain_full_disk, sync_folder
 from fastlm.data.sentences import split_sentences
 from fastlm.data.tokenizer import Tokenizer
+from fastlm.files import explain_full_disk, new_folder
 
 FORMAT = 1
 SPLITS = ("train", "validation")
@@ -147,19 +145,9 @@ def prepare(
         if shards.manifest["source"] != source:
             raise DataError(f"out: {out} holds shards of other text or options; give a new folder, or remove this one")
         return shards
-    partial = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
-    out.parent.mkdir(parents=True, exist_ok=True)
     needed = f"about {_mebibytes(2 * survey.bytes)} MiB are needed; the unfinished shards were removed"
-    with explain_full_disk(out, needed):
-        try:
-            partial.mkdir()
-            _write(partial, survey, documents, tokenizer, source)
-            os.replace(partial, out)
-        except BaseException:
-            shutil.rmtree(partial, ignore_errors=True)
-            raise
-        sync_folder(out.parent)
+    with explain_full_disk(out, needed), new_folder(out) as partial:
+        _write(partial, survey, documents, tokenizer, source)
     return Shards.open(out, tokenizer)
 
 
@@ -227,7 +215,6 @@ class _Writer:
     """Appends documents to the three files of a split: tokens, sentences, documents."""
 
     def __init__(self, files: list[BinaryIO], token: np.dtype):
-        self._files = files
         self._tokens, self._sentences, self._documents = files
         self._dtype = token
         self._in_document = False
@@ -252,11 +239,6 @@ class _Writer:
             self.counts["documents"] += 1
         self._in_document = False
 
-    def sync(self) -> None:
-        for file in self._files:
-            file.flush()
-            os.fsync(file.fileno())
-
 
 def _write(folder: Path, survey: _Survey, documents: Documents, tokenizer: Tokenizer, source: dict[str, Any]) -> None:
     token = np.dtype("<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4")
@@ -267,8 +249,6 @@ def _write(folder: Path, survey: _Survey, documents: Documents, tokenizer: Token
             writers[name] = _Writer(files, token)
         for batch in _batches(_pieces(documents, survey)):
             _write_batch(batch, writers, tokenizer)
-        for writer in writers.values():
-            writer.sync()
     manifest = {
         "format": FORMAT,
         "dtype": token.str,
@@ -284,11 +264,7 @@ def _write(folder: Path, survey: _Survey, documents: Documents, tokenizer: Token
     for name, counts in manifest["splits"].items():
         if not counts["tokens"]:
             raise DataError(f"paths: the tokenizer finds no token in the {name} text; more text is needed")
-    with open(folder / "manifest.json", "w", encoding="utf-8") as file:
-        json.dump(manifest, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    sync_folder(folder)
+    (folder / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
 
 
 def _pieces(documents: Documents, survey: _Survey) -> Iterator[_Piece]:

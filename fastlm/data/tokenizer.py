@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from fastlm.data.corpus import DataError
-from fastlm.data.files import write_atomically
+from fastlm.files import explain_full_disk, write_bytes
 
 BERT_SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 _KINDS = {"BPE": "bpe", "WordPiece": "wordpiece"}
@@ -67,7 +67,8 @@ class Tokenizer:
 
     def save(self, path: str | Path) -> None:
         """Write the tokenizer.json, all or nothing."""
-        write_atomically(Path(path), self.json.encode())
+        with explain_full_disk(path, "nothing was changed there"):
+            write_bytes(Path(path), self.json.encode())
 
     def id(self, token: str) -> int:
         """The id of one token as the vocabulary spells it. Raises DataError if it is not there."""

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fastlm.dropout import draw_seeds, keep_count
+from fastlm.files import named_tensors
 from fastlm.models import files
 from fastlm.ops import _checks
 
@@ -91,7 +92,7 @@ class Model(nn.Module):
 
         Raises OSError where the disk is full or the folder cannot be written.
         """
-        files.write(folder, self.config.to_json(), dict(self.named_parameters()))
+        files.write(folder, self.config.to_json(), named_tensors(self))
 
     @classmethod
     def load(cls, folder: str | Path, backend: str = "auto") -> Self:
@@ -116,8 +117,7 @@ class Model(nn.Module):
         """A model whose parameters are the given tensors, not copies. Raises ValueError, beginning with `what`."""
         with torch.device("meta"):
             model = cls(config, backend)
-        files.check_names(weights, dict(model.named_parameters()), what)
-        model.load_state_dict(weights, assign=True)
+        files.assign_weights(model, weights, what)
         return model
 
     def site_seeds(self, seeds: Tensor | None) -> Sequence[Tensor | None]:

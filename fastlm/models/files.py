@@ -6,32 +6,31 @@ safetensors is imported when a file is written or read: a model that is not need
 from __future__ import annotations
 
 import json
-import os
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
+
+from fastlm.files import named_tensors, write_json, write_tensors
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 _PICKLES = (b"PK\x03\x04", b"\x80")  # what torch.save writes: a zip archive, and before torch 1.6 a bare pickle
 
 
 def write(folder: str | Path, config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
-    """Write both files, each to a temporary name that then replaces the old file; make the folder if need be.
+    """Writes both files, each whole or not at all; makes the folder if need be.
 
-    Raises OSError (disk full, no permission...); then what was there before is still whole.
+    Raises OSError (a full disk, no permission) that names the file; then the one that was there is still whole.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {name: t.detach().cpu().contiguous() for name, t in weights.items()}
-    _replace(folder / WEIGHTS, lambda path: _write_tensors(tensors, path))
-    _replace(folder / CONFIG, lambda path: _write_json(config, path))
+    write_tensors(folder / WEIGHTS, weights)
+    write_json(folder / CONFIG, config)
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:
-    """config.json of a model's folder. Raises FileNotFoundError or ValueError, naming the file."""
+    """Returns config.json of a model's folder. Raises FileNotFoundError or ValueError, naming the file."""
     path = Path(folder) / CONFIG
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; a model's folder holds {CONFIG} and {WEIGHTS}")
@@ -45,7 +44,7 @@ def read_config(folder: str | Path) -> dict[str, Any]:
 
 
 def read_weights(folder: str | Path) -> dict[str, Tensor]:
-    """The tensors of model.safetensors, on the CPU. Raises FileNotFoundError or ValueError, naming the file."""
+    """Returns the tensors of model.safetensors, on the CPU. Raises FileNotFoundError or ValueError, naming the file."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -67,7 +66,7 @@ def read_weights(folder: str | Path) -> dict[str, Tensor]:
 
 
 def check_names(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], what: str) -> None:
-    """The same names, and the same shape under each. Raises ValueError with the list of what is not so."""
+    """Raises ValueError unless both have the same names with the same shapes; the sentence lists what differs."""
     shapes = {name: tuple(t.shape) for name, t in expected.items()}
     wrong = [
         f"{name} {tuple(t.shape)}, not {shapes[name]}"
@@ -84,40 +83,16 @@ def check_names(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], wha
         raise ValueError(f"{what}: not the tensors of this model: {'; '.join(problems)}")
 
 
-def _replace(path: Path, write: Callable[[Path], Any]) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        write(temporary)
-        _sync(temporary)
-        os.replace(temporary, path)
-        _sync(path.parent)
-    except OSError as error:
-        error.filename = str(path)  # not the temporary one
-        raise
-    finally:
-        temporary.unlink(missing_ok=True)
+def assign_weights(model: nn.Module, weights: Mapping[str, Tensor], what: str) -> None:
+    """Makes the given tensors, not copies, the model's parameters and persistent buffers; what is shared stays shared.
 
-
-def _write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Raises OSError for what safetensors reports as its own class: a full disk, say."""
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
-    try:
-        save_file(tensors, path, metadata={"format": "pt"})
-    except SafetensorError as error:
-        number = re.search(r"os error (\d+)", str(error))
-        raise OSError(int(number[1]), os.strerror(int(number[1]))) if number else error from error
-
-
-def _write_json(content: Mapping[str, Any], path: Path) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n")
-
-
-def _sync(path: Path) -> None:
-    """Have the disk hold the file's bytes before its name says so, and the name before this returns."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    Raises ValueError, beginning with `what`, where the names or shapes are not those of `named_tensors(model)`.
+    """
+    expected = named_tensors(model)
+    check_names(weights, expected, what)
+    given = {}
+    for name, tensor in expected.items():
+        is_parameter = isinstance(tensor, nn.Parameter)
+        given[id(tensor)] = nn.Parameter(weights[name], tensor.requires_grad) if is_parameter else weights[name]
+    everywhere = {name: given[id(tensor)] for name, tensor in model.state_dict(keep_vars=True).items()}
+    model.load_state_dict(everywhere, assign=True)

@@ -1,6 +1,6 @@
 """The ops: one file an op, each with its public function, schema, fake and derivative."""
 
-from fastlm.ops.adamw import adamw
+from fastlm.ops.adamw import adamw, gradient_squares
 from fastlm.ops.add_layer_norm import add_layer_norm
 from fastlm.ops.attention import attention, attention_packed
 from fastlm.ops.bias_gelu import bias_gelu
@@ -18,6 +18,7 @@ __all__ = [
     "bias_gelu",
     "embedding_layer_norm",
     "gelu_layer_norm",
+    "gradient_squares",
     "layer_norm",
     "layer_norm_gelu",
     "linear_cross_entropy",

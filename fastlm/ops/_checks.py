@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import numbers
+import operator
+
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 SMALLEST_GAMMA = 1 / 64  # by which a layer norm's backward divides y, and y's rounding
 FLOATING = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -13,10 +17,43 @@ def short(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
+def tensor(op: str, name: str, x: object, what: str = "a tensor") -> None:
+    """A tensor without a forward-mode tangent; an error says that it must be `what`."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{op}: {name} must be {what}, got {type(x).__name__}")
+    if forward_ad.unpack_dual(x).tangent is not None:
+        raise NotImplementedError(
+            f"{op}: {name} has a forward-mode tangent, but fastlm's ops have no forward-mode derivative: "
+            "use reverse mode (torch.autograd.grad, backward) in place of torch.func.jvp and forward_ad"
+        )
+
+
+def number(op: str, name: str, value: object) -> float:
+    """A Python float, from any real number that is one: Python's, numpy's or a tensor without dimensions."""
+    if isinstance(value, float | int):
+        return float(value)
+    if isinstance(value, Tensor):
+        if value.ndim == 0 and not value.is_complex():
+            return float(value)
+        raise TypeError(f"{op}: {name} must be a number, got a tensor of shape {tuple(value.shape)}")
+    if not isinstance(value, numbers.Real):
+        raise TypeError(f"{op}: {name} must be a number, got {type(value).__name__}")
+    return float(value)
+
+
+def integer(op: str, name: str, value: object) -> int:
+    """A Python int, from any integer that is one: Python's, numpy's or a tensor without dimensions."""
+    if isinstance(value, int | torch.SymInt):
+        return value
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise TypeError(f"{op}: {name} must be an integer, got {type(value).__name__}") from None
+
+
 def activation(op: str, name: str, x: Tensor, like: Tensor | None = None) -> None:
     """A floating tensor; with `like`, of its dtype, shape and device."""
-    if not isinstance(x, Tensor):
-        raise TypeError(f"{op}: {name} must be a tensor, got {type(x).__name__}")
+    tensor(op, name, x)
     if x.dtype not in FLOATING:
         raise TypeError(f"{op}: {name} must be {', '.join(short(d) for d in FLOATING)}, got {short(x.dtype)}")
     if x.ndim == 0 or x.shape[-1] == 0:
@@ -39,6 +76,7 @@ def parameter(op: str, name: str, p: Tensor | None, x: Tensor, *shape: int) -> N
     """None, or of `shape`, in the dtype of the activations `x` or float32."""
     if p is None:
         return
+    tensor(op, name, p, f"a tensor of shape {shape}")
     same_device(op, name, p, x)
     allowed = (x.dtype, torch.float32)
     if p.dtype not in allowed:
@@ -53,6 +91,7 @@ def integers(op: str, name: str, ids: Tensor | None, like: Tensor, shape: torch.
     """None, or an integer tensor of `shape` and `dtype` on the device of `like`."""
     if ids is None:
         return
+    tensor(op, name, ids, f"a tensor of {short(dtype)} of shape {tuple(shape)}")
     same_device(op, name, ids, like)
     if ids.dtype != dtype:
         raise TypeError(f"{op}: {name} must be {short(dtype)}, got {short(ids.dtype)}")
@@ -84,15 +123,19 @@ def seed(op: str, seed: Tensor | None, keep: int, x: Tensor) -> Tensor | None:
         return None
     if seed is None:
         raise ValueError(f"{op}: dropout_p > 0 needs a seed: one int64 on {x.device} (see fastlm.dropout.draw_seeds)")
+    tensor(op, "seed", seed, "a tensor of one int64")
     same_device(op, "seed", seed, x)
     if seed.dtype != torch.int64 or seed.numel() != 1:
         raise TypeError(f"{op}: seed must hold one int64, got {short(seed.dtype)} of shape {tuple(seed.shape)}")
     return seed.reshape(1)
 
 
-def epsilon(op: str, eps: float) -> None:
+def epsilon(op: str, eps: float) -> float:
+    """A number of at least 0."""
+    eps = number(op, "eps", eps)
     if not eps >= 0.0:
         raise ValueError(f"{op}: eps must be at least 0, got {eps}")
+    return eps
 
 
 def invertible(op: str, gamma: Tensor, beta: Tensor | None) -> None:

@@ -21,35 +21,51 @@ def define(
     *,
     backward: Callable[..., Any] | None = None,
     setup_context: Callable[..., None] | None = None,
+    strided: tuple[str, ...] = (),
 ) -> None:
-    """Register `fastlm::<schema>`. Without `backward`, differentiating the op raises; an op that mutates has none."""
+    """Registers `fastlm::<schema>`.
+
+    `implementation` gets contiguous tensors, but for the arguments named in `strided`. Without `backward`,
+    differentiating the op raises; an op that mutates an argument has no derivative at all.
+    """
     name = schema.partition("(")[0]
     LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
-    LIBRARY.impl(name, _guarded(implementation), "CompositeExplicitAutograd")
+    arguments = [argument.name for argument in getattr(torch.ops.fastlm, name).default._schema.arguments]
+    as_given = frozenset(arguments.index(argument) for argument in strided)
+    LIBRARY.impl(name, _guarded(implementation, as_given), "CompositeExplicitAutograd")
     torch.library.register_fake(f"fastlm::{name}", fake, lib=LIBRARY)
     if "(a!)" in schema:
         return
     torch.library.register_autograd(
         f"fastlm::{name}",
-        _where_used(backward, len(getattr(torch.ops.fastlm, name).default._schema.arguments))
-        if backward
-        else _no_derivative(name),
+        _where_used(backward, len(arguments)) if backward else _no_derivative(name),
         setup_context=_unmaterialised(setup_context),
         lib=LIBRARY,
     )
 
 
-def _guarded(implementation: Callable[..., Any]) -> Callable[..., Any]:
-    """Run on the tensors' device, and with autocast off: an op decides its own arithmetic."""
+def _guarded(implementation: Callable[..., Any], as_given: frozenset[int]) -> Callable[..., Any]:
+    """Wraps an op's implementation: its tensors become contiguous, their device current, and autocast is off.
+
+    Kernels read their operands by index. Making every operand contiguous here, unless the op says that its kernels take
+    strides (the positions `as_given`), makes a forgotten stride a copy and not a wrong result.
+    """
 
     @functools.wraps(implementation)
     def run(*args: Any) -> Any:
         device = next(a.device for a in args if isinstance(a, Tensor))
         guard = torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
         with guard, torch.autocast(device.type, enabled=False):
-            return implementation(*args)
+            return implementation(
+                *(_dense(a) if isinstance(a, Tensor) and i not in as_given else a for i, a in enumerate(args))
+            )
 
     return run
+
+
+def _dense(x: Tensor) -> Tensor:
+    """Returns x with contiguous strides. `contiguous()` leaves any strides to a tensor without elements."""
+    return x.contiguous() if x.numel() else torch.empty(x.shape, dtype=x.dtype, device=x.device)
 
 
 def _unmaterialised(setup_context: Callable[..., None] | None) -> Callable[..., None]:
@@ -87,9 +103,14 @@ def autocast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
 def autocast_dtype(table: Tensor) -> torch.dtype:
     """The dtype that autocast gives to what is read from a table of parameters."""
     device = table.device.type
-    if table.dtype == torch.float64 or not torch.is_autocast_enabled(device):
+    if table.dtype == torch.float64 or not _is_autocast(device):
         return table.dtype
     return torch.get_autocast_dtype(device)
+
+
+def _is_autocast(device: str) -> bool:
+    """Tells whether autocast is on; devices that it does not know ("meta") have none."""
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
 
 
 def wants_gradient(*tensors: Tensor | None) -> bool:
@@ -98,13 +119,8 @@ def wants_gradient(*tensors: Tensor | None) -> bool:
 
 
 def as_rows(x: Tensor) -> Tensor:
-    """(..., E) as contiguous rows (N, E)."""
-    return x.reshape(-1, x.shape[-1]).contiguous()
-
-
-def contiguous(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
-    """The tensors as kernels read them, with nothing between their elements."""
-    return tuple(None if t is None else t.contiguous() for t in tensors)
+    """Views a contiguous (..., E) as rows (N, E)."""
+    return x.view(-1, x.shape[-1])
 
 
 def wide_dtype(x: Tensor) -> torch.dtype:

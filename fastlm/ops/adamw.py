@@ -1,9 +1,8 @@
-"""AdamW with clipping by the global norm, over all parameters of a model, in place."""
+"""AdamW with clipping by the global norm, over all parameters of a model: the gradients' squares, then the update."""
 
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Sequence
 
 import torch
@@ -14,106 +13,193 @@ from fastlm.ops import _checks
 from fastlm.ops._register import programs
 
 OP = "adamw"
-CHUNK, TENSORS = 8192, 480  # what a program of the kernels takes in a turn, and a launch (csrc/adamw.cu)
+SLICE = 8192  # elements of a tensor that a CTA takes in a turn (csrc/adamw.cu, kernels/adamw.py)
+TENSORS = 480  # that one launch of csrc/adamw.cu takes
 
 
+@torch.no_grad()
+def gradient_squares(gradients: Sequence[Tensor], *, backend: str = "auto") -> Tensor:
+    """Sums the squares of all gradients together, in one launch.
+
+    Args:
+        gradients: contiguous, of any shapes and any mixture of float32, float16 and bfloat16 (float64 on the reference
+            backend), on one device.
+        backend: "auto", "reference", "triton" or "cuda".
+
+    Returns:
+        squares: (K,) partial sums, float32 (float64 for float64), on the device: nothing waits for them. Their sum is
+        the square of the gradients' norm. K depends on the shapes, the device and the backend. A sharded run adds
+        `squares.sum()` up over its ranks before it gives them to `adamw`.
+
+    Raises:
+        TypeError, ValueError: a gradient's dtype, device or layout is wrong, or there is none.
+        RuntimeError: the backend asked for cannot serve the call.
+    """
+    if not gradients:
+        raise ValueError(f"{OP}: at least one gradient expected, got none")
+    for i, g in enumerate(gradients):
+        _check_tensor(f"gradients[{i}]", g, gradients[0].device)
+    dtype, device = _widest(gradients), gradients[0].device
+    backend = backends.resolve(OP, backend, dtype, device.type)
+    if backend == "reference":
+        return reference.gradient_squares(gradients)
+    launches = -(-len(gradients) // TENSORS)
+    with _on(device):
+        squares = torch.empty(launches * _num_ctas(gradients), dtype=torch.float32, device=device)
+        backends.launchers(backend, OP).gradient_squares(list(gradients), squares)
+    return squares
+
+
+@torch.no_grad()
 def adamw(
     parameters: Sequence[Tensor],
     gradients: Sequence[Tensor],
     first_moments: Sequence[Tensor],
     second_moments: Sequence[Tensor],
     *,
-    rates: Sequence[float],
-    decays: Sequence[float],
+    rates: Tensor,
+    decays: Tensor,
     betas: tuple[float, float],
     eps: float,
-    corrections: tuple[float, float] = (1.0, 1.0),
-    max_norm: float = math.inf,
-    scale: float = 1.0,
+    corrections: Tensor | None = None,
+    squares: Tensor | None = None,
+    max_norm: Tensor | None = None,
+    scale: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor:
-    """One update (Loshchilov and Hutter 2019, algorithm 2), in place; returns the gradients' norm.
+    """Updates n parameters in place (Loshchilov and Hutter 2019, algorithm 2) and returns the gradients' norm.
 
-    With norm = scale * |gradients| over all tensors together and g = gradient * scale * min(1, max_norm / norm),
+    With norm = scale * sqrt(sum(squares)) and g = gradient * scale * min(1, max_norm / norm),
     m = b1 m + (1 - b1) g;  v = b2 v + (1 - b2) g^2;  p = (1 - lr decay) p - lr / c1 * m / (sqrt(v / c2) + eps).
+
+    What changes from step to step is read from the device, so a CUDA graph that has captured this call can be replayed
+    with other rates, decays, corrections, max_norm and scale: write them into the same tensors before the replay.
 
     Args:
         parameters, gradients: contiguous, of any shapes; a gradient has its parameter's shape and dtype: float32,
             float16 or bfloat16 (float64 on the reference backend), which may differ from parameter to parameter.
         first_moments, second_moments: of the parameters' shapes, float32 (float64 for float64).
-        rates, decays: a learning rate and a weight decay for each parameter.
-        corrections: c1 and c2, which are 1 - b1^step and 1 - b2^step, or (1, 1) as in BERT's original code.
-        max_norm: what the norm is clipped to. scale: what the gradients are multiplied by first.
-        backend: "auto", "reference" or "cuda".
+        rates, decays: (n,), the learning rate and the weight decay of each parameter. They and all other tensors below
+            are contiguous, on the parameters' device, and float32 (float64 if a parameter is).
+        corrections: (n, 2), c1 and c2 of each parameter, which are 1 - b1^step and 1 - b2^step after its own number of
+            steps; None is (1, 1), no bias correction.
+        squares: (K,) for any K: what `gradient_squares` returned for these gradients, or its sum over the ranks of a
+            sharded run; None computes them here, one launch more.
+        max_norm: (), above 0: what the norm is clipped to; None does not clip.
+        scale: (), what the gradients are multiplied by first; None is 1.
+        backend: "auto", "reference", "triton" or "cuda".
 
     Returns:
-        The norm before clipping, float32 (float64 for float64) of shape (), on the device: nothing waits for it. Where
-        it is not finite the update is worthless: whoever reads the norm has to look.
+        norm: (), the norm before clipping, float32 (float64 for float64), on the device: nothing waits for it. If it
+        is not finite the update is worthless: whoever reads the norm has to look.
 
     Raises:
-        TypeError, ValueError: a tensor's dtype, shape, device or layout is wrong, or a number out of range.
+        TypeError, ValueError: a tensor's dtype, shape, device or layout is wrong, or a number out of range (numbers on
+            a GPU are not looked at: that would make the host wait).
         RuntimeError: the backend asked for cannot serve the call.
 
-    Rates, corrections and the other numbers are constants of a CUDA graph that captures the call.
     Half-precision parameters are rounded to nearest; updates under half a unit in their last place are lost.
     """
-    _check(parameters, gradients, first_moments, second_moments, rates, decays)
-    if not max_norm > 0:
-        raise ValueError(f"{OP}: max_norm must be above 0, got {max_norm}")
-    if not all(0 <= b < 1 for b in betas) or not all(0 < c <= 1 for c in corrections) or not eps >= 0:
-        raise ValueError(
-            f"{OP}: betas in [0, 1), corrections in (0, 1] and eps >= 0 expected, got {betas}, {corrections}, {eps}"
-        )
-    widest = max((p.dtype for p in parameters), key=lambda dtype: torch.finfo(dtype).bits)
-    device = parameters[0].device
-    backend = backends.resolve(OP, backend, widest, device.type)
     tensors = (parameters, gradients, first_moments, second_moments)
+    _check_lists(*tensors)
+    dtype, device = _widest(parameters), parameters[0].device
+    _check_numbers(len(parameters), dtype, device, rates, decays, corrections, squares, max_norm, scale)
+    if not all(0 <= b < 1 for b in betas) or not eps >= 0:
+        raise ValueError(f"{OP}: betas in [0, 1) and eps >= 0 expected, got {betas} and {eps}")
+    backend = backends.resolve(OP, backend, dtype, device.type)
+    if squares is None:
+        squares = gradient_squares(gradients, backend=backend)
     if backend == "reference":
-        return reference.adamw(*tensors, rates, decays, betas, eps, corrections, max_norm, scale)
-    kernels = backends.launchers(backend, OP)
-    chunks = sum(-(-p.numel() // CHUNK) for p in parameters)
-    launches = -(-len(parameters) // TENSORS)
-    guard = torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
-    with guard:
-        partials = torch.empty(launches, programs(chunks, device), dtype=torch.float32, device=device)
-        norm = partials.new_empty(1)
-        kernels.adamw_norm(list(gradients), partials)
-        kernels.adamw_update(
-            *map(list, tensors), list(rates), list(decays), partials, norm, scale, max_norm, *betas, eps, *corrections
-        )
-    return norm.view(())
+        return reference.adamw(*tensors, rates, decays, betas, eps, corrections, squares, max_norm, scale)
+    with _on(device):
+        norm = squares.new_empty(())
+        backends.launchers(backend, OP).adamw(
+            *map(list, tensors), rates, decays, corrections, squares, max_norm, scale, norm, *betas, eps,
+            _num_ctas(parameters),
+        )  # fmt: skip
+    return norm
 
 
-def _check(
+def _num_ctas(tensors: Sequence[Tensor]) -> int:
+    return programs(sum(-(-x.numel() // SLICE) for x in tensors), tensors[0].device)
+
+
+def _widest(tensors: Sequence[Tensor]) -> torch.dtype:
+    """The dtype that decides which backend can serve the tensors."""
+    return max((x.dtype for x in tensors), key=lambda dtype: torch.finfo(dtype).bits)
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
+
+
+def _on(device: torch.device) -> contextlib.AbstractContextManager:
+    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
+
+
+def _check_lists(
     parameters: Sequence[Tensor],
     gradients: Sequence[Tensor],
     first_moments: Sequence[Tensor],
     second_moments: Sequence[Tensor],
-    rates: Sequence[float],
-    decays: Sequence[float],
 ) -> None:
     if not parameters:
         raise ValueError(f"{OP}: at least one parameter expected, got none")
     lists = {"gradients": gradients, "first_moments": first_moments, "second_moments": second_moments}
-    for name, given in {**lists, "rates": rates, "decays": decays}.items():
+    for name, given in lists.items():
         if len(given) != len(parameters):
-            raise ValueError(f"{OP}: {name} must have an entry a parameter, {len(parameters)}, got {len(given)}")
+            raise ValueError(f"{OP}: {name} must have an entry per parameter, {len(parameters)}, got {len(given)}")
     for i, p in enumerate(parameters):
-        if p.dtype not in _checks.FLOATING:
-            raise TypeError(f"{OP}: parameters[{i}] must be floating, got {_checks.short(p.dtype)}")
-        wide = torch.float64 if p.dtype == torch.float64 else torch.float32
-        for name, tensors in {"parameters": parameters, **lists}.items():
-            _check_tensor(f"{name}[{i}]", tensors[i], p, wide if name.endswith("moments") else p.dtype)
-        if p.device != parameters[0].device:
-            raise ValueError(f"{OP}: parameters[{i}] is on {p.device}, parameters[0] on {parameters[0].device}")
+        _check_tensor(f"parameters[{i}]", p, parameters[0].device)
+        for name, given in lists.items():
+            dtype = _wide(p.dtype) if name.endswith("moments") else p.dtype
+            _check_tensor(f"{name}[{i}]", given[i], p.device, dtype, p.shape, "its parameter's shape")
 
 
-def _check_tensor(name: str, x: Tensor, p: Tensor, dtype: torch.dtype) -> None:
-    if x.dtype != dtype:
-        raise TypeError(f"{OP}: {name} must be {_checks.short(dtype)}, got {_checks.short(x.dtype)}")
-    if x.shape != p.shape:
-        raise ValueError(f"{OP}: {name} must have its parameter's shape {tuple(p.shape)}, got {tuple(x.shape)}")
-    if x.device != p.device:
-        raise ValueError(f"{OP}: {name} is on {x.device}, but its parameter on {p.device}")
+def _check_numbers(
+    count: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    rates: Tensor,
+    decays: Tensor,
+    corrections: Tensor | None,
+    squares: Tensor | None,
+    max_norm: Tensor | None,
+    scale: Tensor | None,
+) -> None:
+    _check_tensor("rates", rates, device, _wide(dtype), (count,))
+    _check_tensor("decays", decays, device, _wide(dtype), (count,))
+    optional = {"corrections": (corrections, (count, 2)), "max_norm": (max_norm, ()), "scale": (scale, ())}
+    for name, (x, shape) in optional.items():
+        if x is not None:
+            _check_tensor(name, x, device, _wide(dtype), shape)
+    if squares is not None:
+        _check_tensor("squares", squares, device, _wide(dtype), (squares.numel(),))
+    if device.type != "cpu":
+        return
+    if max_norm is not None and not max_norm > 0:
+        raise ValueError(f"{OP}: max_norm must be above 0, got {max_norm.item():g}")
+    if corrections is not None and not ((corrections > 0) & (corrections <= 1)).all():
+        raise ValueError(f"{OP}: corrections must lie in (0, 1], got {corrections.tolist()}")
+
+
+def _check_tensor(
+    name: str,
+    x: Tensor,
+    device: torch.device,
+    dtype: torch.dtype | None = None,
+    shape: Sequence[int] | None = None,
+    whose: str = "shape",
+) -> None:
+    """Checks a contiguous tensor on `device`; without a dtype any floating one will do, without a shape any shape."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{OP}: {name} must be a tensor, got {type(x).__name__}")
+    if x.dtype not in _checks.FLOATING if dtype is None else x.dtype != dtype:
+        expected = "floating" if dtype is None else _checks.short(dtype)
+        raise TypeError(f"{OP}: {name} must be {expected}, got {_checks.short(x.dtype)}")
+    if shape is not None and x.shape != tuple(shape):
+        raise ValueError(f"{OP}: {name} must have {whose} {tuple(shape)}, got {tuple(x.shape)}")
+    if x.device != device:
+        raise ValueError(f"{OP}: {name} is on {x.device}, but it must be on {device}, as the first tensor is")
     if not x.is_contiguous():
         raise ValueError(f"{OP}: {name} must be contiguous, got strides {x.stride()}")

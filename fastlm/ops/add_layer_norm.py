@@ -10,7 +10,7 @@ from torch import Tensor
 from fastlm import backends, reference
 from fastlm.dropout import LEVELS, keep_count
 from fastlm.ops import _checks
-from fastlm.ops._register import as_rows, autocast, contiguous, define, programs, statistics, wants_gradient
+from fastlm.ops._register import as_rows, autocast, define, programs, statistics, wants_gradient
 
 OP = "add_layer_norm"
 
@@ -51,13 +51,13 @@ def add_layer_norm(
             device's error.
         RuntimeError: the backend asked for cannot serve the call.
     """
-    keep = keep_count(dropout_p)
+    keep = keep_count(_checks.number(OP, "dropout_p", dropout_p))
     x, residual = autocast(x, residual)
     _checks.activation(OP, "x", x)
     _checks.activation(OP, "residual", residual, x)
     for name, p in (("gamma", gamma), ("beta", beta), ("bias", bias)):
         _checks.parameter(OP, name, p, x, x.shape[-1])
-    _checks.epsilon(OP, eps)
+    eps = _checks.epsilon(OP, eps)
     seed = _checks.seed(OP, seed, keep, x)
     if return_sum and not keep_sum:
         raise ValueError(f"{OP}: return_sum=True keeps the sum: give it or keep_sum=False, not both")
@@ -93,7 +93,9 @@ def _forward(
     backends.launchers(backend, OP).add_layer_norm_forward(
         rows,
         residual_rows,
-        *contiguous(bias, gamma, beta),
+        bias,
+        gamma,
+        beta,
         seed,
         as_rows(y),
         as_rows(s) if save_sum else None,
@@ -134,7 +136,6 @@ def _backward(
     partials = mean.new_empty(3, programs(dy.shape[0], dy.device), dy.shape[1])
     outs = (ds, dx if keep < LEVELS else None, dgamma, dbeta, dbias, keep, partials)
     launchers = backends.launchers(backend, OP)
-    gamma, beta = contiguous(gamma, beta)
     if from_output:
         launchers.add_layer_norm_backward_from_output(dy, saved, rstd, gamma, beta, seed, *outs)
     else:

@@ -117,6 +117,7 @@ def _check_stride(op: str, name: str, x: Tensor) -> None:
 def _check_scale(op: str, scale: float | None, x: Tensor) -> float:
     if scale is None:
         return 1 / math.sqrt(x.shape[-1])
+    scale = _checks.number(op, "scale", scale)
     if not scale > 0.0:
         raise ValueError(f"{op}: scale must be above 0, got {scale}")
     return scale
@@ -132,7 +133,7 @@ def _check_sequences(
     seed: Tensor | None,
 ) -> tuple[int, int, Tensor | None]:
     """The longest sequence, the keep count and the seed."""
-    keep = keep_count(dropout_p)
+    keep = keep_count(_checks.number(op, "dropout_p", dropout_p))
     seed = _checks.seed(op, seed, keep, x)
     if cu_seqlens is None:
         if max_seqlen is not None:
@@ -144,6 +145,8 @@ def _check_sequences(
         raise ValueError(f"{op}: give lengths (padded rows) or cu_seqlens (packed rows), not both")
     if max_seqlen is None:
         raise ValueError(f"{op}: cu_seqlens needs max_seqlen, the longest sequence (known on the host)")
+    max_seqlen = _checks.integer(op, "max_seqlen", max_seqlen)
+    _checks.tensor(op, "cu_seqlens", cu_seqlens, "a tensor of int32 of shape (B + 1,)")
     if cu_seqlens.ndim != 1 or cu_seqlens.shape[0] < 2:
         raise ValueError(f"{op}: cu_seqlens must have shape (B + 1,) with B >= 1, got {tuple(cu_seqlens.shape)}")
     _checks.integers(op, "cu_seqlens", cu_seqlens, x, cu_seqlens.shape, torch.int32)
@@ -253,7 +256,7 @@ def _launch_backward(
     backend: str,
 ) -> tuple[Tensor, ...]:
     """The gradients of q, k and v, written where `gradients` lie."""
-    do, q, k, v, o = _chunked(backend, do.contiguous(), q, k, v, o)
+    do, q, k, v, o = _chunked(backend, do, q, k, v, o)
     backends.launchers(backend, "attention").attention_backward(
         do,
         q,
@@ -321,12 +324,14 @@ define(
     _fake_forward,
     backward=_autograd,
     setup_context=_setup_context,
+    strided=("q", "k", "v"),
 )
 define(
     f"attention_backward(Tensor do, Tensor q, Tensor k, Tensor v, Tensor o, Tensor lse, {_SEQUENCES}, str backend) "
     "-> (Tensor dq, Tensor dk, Tensor dv)",
     _backward,
     lambda do, q, *_: tuple(q.new_empty(q.shape) for _ in range(3)),
+    strided=("q", "k", "v"),
 )
 define(
     f"attention_packed(Tensor qkv, {_SEQUENCES}, str backend) -> (Tensor o, Tensor lse)",
@@ -337,9 +342,11 @@ define(
         *[None] * 8,
     ),
     setup_context=_setup_context,
+    strided=("qkv",),
 )
 define(
     f"attention_packed_backward(Tensor do, Tensor qkv, Tensor o, Tensor lse, {_SEQUENCES}, str backend) -> Tensor dqkv",
     _packed_backward,
     lambda do, qkv, *_: qkv.new_empty(qkv.shape),
+    strided=("qkv",),
 )

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fastlm import backends, reference
 from fastlm.ops import _checks
-from fastlm.ops._register import as_rows, autocast, contiguous, define, programs, wide_dtype
+from fastlm.ops._register import as_rows, autocast, define, programs, wide_dtype
 
 OP = "bias_gelu"
 
@@ -43,7 +43,7 @@ def _forward(x: Tensor, bias: Tensor | None, approximate: str, backend: str) -> 
     if backend == "reference":
         return reference.bias_gelu_forward(as_rows(x), bias, approximate).view(x.shape)
     y = x.new_empty(x.shape)
-    backends.launchers(backend, OP).bias_gelu_forward(as_rows(x), *contiguous(bias), as_rows(y), approximate == "tanh")
+    backends.launchers(backend, OP).bias_gelu_forward(as_rows(x), bias, as_rows(y), approximate == "tanh")
     return y
 
 
@@ -57,7 +57,7 @@ def _backward(dy: Tensor, x: Tensor, bias: Tensor | None, approximate: str, back
     down = max(1, programs(rows.shape[0], x.device) // math.ceil(rows.shape[1] / 256))
     partials = dbias.new_empty(1, down, rows.shape[1])
     backends.launchers(backend, OP).bias_gelu_backward(
-        dy_rows, rows, *contiguous(bias), as_rows(dx), dbias, approximate == "tanh", partials
+        dy_rows, rows, bias, as_rows(dx), dbias, approximate == "tanh", partials
     )
     return dx, dbias
 

@@ -14,7 +14,6 @@ from fastlm.ops import _checks
 from fastlm.ops._register import (
     as_rows,
     autocast_dtype,
-    contiguous,
     define,
     programs,
     statistics,
@@ -61,9 +60,9 @@ def embedding_layer_norm(
             on the CPU; on a GPU, where looking would make the host wait, they are the device's error.
         RuntimeError: the backend asked for cannot serve the call.
     """
-    keep = keep_count(dropout_p)
-    dtype = autocast_dtype(word)
+    keep = keep_count(_checks.number(OP, "dropout_p", dropout_p))
     _check_tables(word, position, segment, gamma, beta)
+    _checks.tensor(OP, "tokens", tokens, "a tensor of int64 of shape (..., S)")
     _checks.integers(OP, "tokens", tokens, word, tokens.shape, torch.int64)
     _checks.in_range(OP, "tokens", tokens, 0, word.shape[0])
     _check_positions(tokens, position, position_ids)
@@ -71,8 +70,9 @@ def embedding_layer_norm(
     _checks.integers(OP, "segments", segments, word, tokens.shape, torch.int64)
     if segment is not None:
         _checks.in_range(OP, "segments", segments, 0, segment.shape[0])
-    _checks.epsilon(OP, eps)
+    eps = _checks.epsilon(OP, eps)
     seed = _checks.seed(OP, seed, keep, word)
+    dtype = autocast_dtype(word)
     backend = backends.resolve(OP, backend, dtype, word.device.type, word.shape[1])
     save_sum = gamma is not None and wants_gradient(word, position, segment, gamma, beta)
     return torch.ops.fastlm.embedding_layer_norm(
@@ -88,6 +88,7 @@ def _check_tables(
         raise ValueError(f"{OP}: word must have shape (V, E), got {tuple(word.shape)}")
     for name, table in (("position", position), ("segment", segment)):
         if table is not None:
+            _checks.tensor(OP, name, table, "a tensor of shape (rows, E)")
             _checks.parameter(OP, name, table, word, table.shape[0], word.shape[1])
     for name, p in (("gamma", gamma), ("beta", beta)):
         _checks.parameter(OP, name, p, word, word.shape[1])
@@ -134,7 +135,7 @@ def _forward(
         return y.view(outputs[0].shape), s.view(outputs[1].shape) if save_sum else outputs[1], mean, rstd
     sum_, mean, rstd = (as_rows(s) if save_sum else None, mean, rstd) if gamma is not None else (None,) * 3
     backends.launchers(backend, OP).embedding_layer_norm_forward(
-        *contiguous(*tables), as_rows(y), sum_, mean, rstd, tokens.shape[-1], keep, eps
+        *tables, as_rows(y), sum_, mean, rstd, tokens.shape[-1], keep, eps
     )
     return outputs
 
@@ -214,7 +215,7 @@ def _sum_gradient(
         return ds, nothing, nothing.clone()
     dgamma, dbeta = (mean.new_empty(gamma.shape) for _ in range(2))
     partials = mean.new_empty(2, programs(dy.shape[0], dy.device), dy.shape[1])
-    launch(dy, s, mean, rstd, *contiguous(gamma), seed, ds, dgamma, dbeta, keep, partials)
+    launch(dy, s, mean, rstd, gamma, seed, ds, dgamma, dbeta, keep, partials)
     return ds, dgamma, dbeta
 
 

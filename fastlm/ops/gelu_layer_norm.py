@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fastlm import backends, reference
 from fastlm.ops import _checks
-from fastlm.ops._register import as_rows, autocast, contiguous, define, normalised, programs
+from fastlm.ops._register import as_rows, autocast, define, normalised, programs
 
 OP = "gelu_layer_norm"
 
@@ -44,7 +44,7 @@ def gelu_layer_norm(
     for name, p in (("gamma", gamma), ("beta", beta), ("bias", bias)):
         _checks.parameter(OP, name, p, x, x.shape[-1])
     _checks.approximation(OP, approximate)
-    _checks.epsilon(OP, eps)
+    eps = _checks.epsilon(OP, eps)
     backend = backends.resolve(OP, backend, x.dtype, x.device.type, x.shape[-1])
     return torch.ops.fastlm.gelu_layer_norm(x, bias, gamma, beta, approximate, eps, backend)[0]
 
@@ -57,7 +57,7 @@ def _forward(
         return y.view(x.shape), mean, rstd
     y, mean, rstd = normalised(x)
     backends.launchers(backend, OP).gelu_layer_norm_forward(
-        as_rows(x), *contiguous(bias, gamma, beta), as_rows(y), mean, rstd, approximate == "tanh", eps
+        as_rows(x), bias, gamma, beta, as_rows(y), mean, rstd, approximate == "tanh", eps
     )
     return y, mean, rstd
 
@@ -77,7 +77,6 @@ def _backward(
         dx, *parameters = reference.gelu_layer_norm_backward(dy_rows, rows, bias, mean, rstd, gamma, approximate)
         return dx.view(x.shape), *parameters
     dx, dbias, dgamma, dbeta = _gradients(x, mean, gamma)
-    bias, gamma = contiguous(bias, gamma)
     partials = mean.new_empty(3, programs(rows.shape[0], x.device), rows.shape[1])
     backends.launchers(backend, OP).gelu_layer_norm_backward(
         dy_rows, rows, bias, mean, rstd, gamma, as_rows(dx), dgamma, dbeta, dbias, approximate == "tanh", partials

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fastlm import backends, reference
 from fastlm.ops import _checks
-from fastlm.ops._register import as_rows, autocast, contiguous, define, normalised, programs
+from fastlm.ops._register import as_rows, autocast, define, normalised, programs
 
 OP = "layer_norm"
 
@@ -35,7 +35,7 @@ def layer_norm(
     _checks.activation(OP, "x", x)
     for name, p in (("gamma", gamma), ("beta", beta)):
         _checks.parameter(OP, name, p, x, x.shape[-1])
-    _checks.epsilon(OP, eps)
+    eps = _checks.epsilon(OP, eps)
     backend = backends.resolve(OP, backend, x.dtype, x.device.type, x.shape[-1])
     return torch.ops.fastlm.layer_norm(x, gamma, beta, eps, backend)[0]
 
@@ -45,9 +45,7 @@ def _forward(x: Tensor, gamma: Tensor, beta: Tensor | None, eps: float, backend:
         y, mean, rstd = reference.layer_norm_forward(as_rows(x), gamma, beta, eps)
         return y.view(x.shape), mean, rstd
     y, mean, rstd = normalised(x)
-    backends.launchers(backend, OP).layer_norm_forward(
-        as_rows(x), *contiguous(gamma, beta), as_rows(y), mean, rstd, eps
-    )
+    backends.launchers(backend, OP).layer_norm_forward(as_rows(x), gamma, beta, as_rows(y), mean, rstd, eps)
     return y, mean, rstd
 
 
@@ -61,7 +59,7 @@ def _backward(
     dx, dgamma, dbeta = _gradients(x, mean, gamma)
     partials = mean.new_empty(2, programs(rows.shape[0], x.device), rows.shape[1])
     backends.launchers(backend, OP).layer_norm_backward(
-        dy_rows, rows, mean, rstd, *contiguous(gamma), as_rows(dx), dgamma, dbeta, partials
+        dy_rows, rows, mean, rstd, gamma, as_rows(dx), dgamma, dbeta, partials
     )
     return dx, dgamma, dbeta
 

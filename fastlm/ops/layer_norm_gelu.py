@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fastlm import backends, reference
 from fastlm.ops import _checks
-from fastlm.ops._register import as_rows, autocast, contiguous, define, normalised, programs
+from fastlm.ops._register import as_rows, autocast, define, normalised, programs
 
 OP = "layer_norm_gelu"
 
@@ -43,7 +43,7 @@ def layer_norm_gelu(
     for name, p in (("gamma", gamma), ("beta", beta)):
         _checks.parameter(OP, name, p, x, x.shape[-1])
     _checks.approximation(OP, approximate)
-    _checks.epsilon(OP, eps)
+    eps = _checks.epsilon(OP, eps)
     backend = backends.resolve(OP, backend, x.dtype, x.device.type, x.shape[-1])
     return torch.ops.fastlm.layer_norm_gelu(x, gamma, beta, approximate, eps, backend)[0]
 
@@ -56,7 +56,7 @@ def _forward(
         return y.view(x.shape), mean, rstd
     y, mean, rstd = normalised(x)
     backends.launchers(backend, OP).layer_norm_gelu_forward(
-        as_rows(x), *contiguous(gamma, beta), as_rows(y), mean, rstd, approximate == "tanh", eps
+        as_rows(x), gamma, beta, as_rows(y), mean, rstd, approximate == "tanh", eps
     )
     return y, mean, rstd
 
@@ -78,7 +78,7 @@ def _backward(
     dx, dgamma, dbeta = _gradients(x, mean, gamma)
     partials = mean.new_empty(2, programs(rows.shape[0], x.device), rows.shape[1])
     backends.launchers(backend, OP).layer_norm_gelu_backward(
-        dy_rows, rows, mean, rstd, *contiguous(gamma, beta), as_rows(dx), dgamma, dbeta, approximate == "tanh", partials
+        dy_rows, rows, mean, rstd, gamma, beta, as_rows(dx), dgamma, dbeta, approximate == "tanh", partials
     )
     return dx, dgamma, dbeta
 

@@ -71,6 +71,10 @@ def linear_cross_entropy(
         RuntimeError: the backend asked for cannot serve the call.
     """
     (x,) = autocast(x)
+    ignore_index = _checks.integer(OP, "ignore_index", ignore_index)
+    label_smoothing, z_loss = (
+        _checks.number(OP, name, value) for name, value in (("label_smoothing", label_smoothing), ("z_loss", z_loss))
+    )
     _check(x, weight, targets, bias, row_weights, ignore_index, label_smoothing, z_loss)
     if reduction not in REDUCTIONS:
         raise ValueError(f"{OP}: reduction must be one of {', '.join(REDUCTIONS)}, got {reduction!r}")
@@ -107,6 +111,7 @@ def _check(
     z_loss: float,
 ) -> None:
     _checks.activation(OP, "x", x)
+    _checks.tensor(OP, "weight", weight, "a tensor of shape (V, E)")
     if weight.ndim != 2:
         raise ValueError(f"{OP}: weight must have shape (V, E), got {tuple(weight.shape)}")
     _checks.parameter(OP, "weight", weight, x, weight.shape[0], x.shape[-1])
@@ -194,8 +199,8 @@ def _over_chunks(
             torch.addmm(b, x_chunk, w.t(), out=logits)
         launch(
             logits,
-            targets[chunk].contiguous(),
-            None if row_weights is None else row_weights[chunk].contiguous(),
+            targets[chunk],
+            None if row_weights is None else row_weights[chunk],
             losses[chunk],
             lse[chunk],
             vocabulary,
@@ -359,6 +364,7 @@ define(
     _fake_forward,
     backward=_autograd,
     setup_context=_setup_context,
+    strided=("main_grad",),
 )
 define(
     "linear_cross_entropy_backward(Tensor dlosses, Tensor x, Tensor weight, Tensor? bias, Tensor targets, "
@@ -371,6 +377,7 @@ define(
     "linear_cross_entropy_accumulate(Tensor(a!) main_grad, Tensor dw, Tensor factor) -> ()",
     _accumulate,
     lambda main_grad, dw, factor: None,
+    strided=("main_grad",),
 )
 define(
     "linear_cross_entropy_scale(Tensor factor, Tensor dx, Tensor dw, Tensor dbias, ScalarType weight_dtype, "

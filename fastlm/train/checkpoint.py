@@ -1,37 +1,39 @@
 """Checkpoints of a run: safetensors and JSON, written whole or not at all, checked before they are believed.
 
-    checkpoints/step-00000120/model/             config.json and model.safetensors, as Model.save writes them
+    checkpoints/step-00000120/model/             config.json and model.safetensors, as the model's `save` writes them
                               optimizer.safetensors   "<state>/<parameter>", e.g. "exp_avg/blocks.0.out.weight"
                               rng.safetensors         torch's CPU generator and, on CUDA, the device's
-                              state.json              step, the run's hash, and each file's size and CRC-32
+                              state.json              step, the run's hash, the frozen parameters, each file's size
+                                                      and CRC-32, each tensor's dtype and shape
 
-The data's position is the step: batches are a pure function of it. Nothing is pickled.
+The optimizer's file holds what the optimizer has: nothing for a parameter that is frozen or had no gradient yet, and a
+shared parameter once. The data's position is the step: batches are a pure function of it. Nothing is pickled.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import re
 import shutil
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from fastlm.files import named_tensors, new_folder, remove_unfinished, write_json, write_tensors
 from fastlm.train.optim import bias_corrected
 
-FORMAT = 1
+FORMAT = 2
 _NAME = re.compile(r"step-(\d+)")
+_MODEL, _OPTIMIZER, _RNG = "model/model.safetensors", "optimizer.safetensors", "rng.safetensors"
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that is truncated, damaged, foreign or not there; the sentence says which."""
+    """Reports a checkpoint that is truncated, damaged, foreign or not there, or that could not be read back."""
 
 
 def save(
@@ -46,37 +48,32 @@ def save(
 ) -> Path:
     """Writes folder/step-N and keeps the last `keep`; returns its path. `extra` goes into state.json.
 
-    It is written under a temporary name, synced to the disk and renamed, so that a checkpoint is whole or not there.
-    Raises OSError (a full disk, say), with everything written before still in place.
+    The folder appears when it is whole. Raises OSError (a full disk, say), with everything written before still in
+    place, and CheckpointError if `model.save` left out a parameter or a persistent buffer.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    _remove_unfinished(folder)
-    temporary = folder / f".writing-{step}"
-    temporary.mkdir()
-    try:
-        with os_errors():
-            model.save(temporary / "model")
-            save_file(_optimizer_state(model, optimizer), temporary / "optimizer.safetensors")
-            save_file(_rng_state(next(model.parameters()).device), temporary / "rng.safetensors")
-        files = {name: _checksum(temporary / name) for name in _files(temporary)}
-        state = {"format": FORMAT, "step": step, "run_hash": run_hash, **extra, "files": files}
-        (temporary / "state.json").write_text(json.dumps(state, indent=1))
-        sync_tree(temporary)
-        final = folder / f"step-{step:08d}"
-        if final.exists():  # the same step of the same run: the same content
-            shutil.rmtree(final)
-        temporary.rename(final)
-        sync(folder)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+    remove_unfinished(folder)
+    final = folder / f"step-{step:08d}"
+    tensors = {
+        _MODEL: named_tensors(model),
+        _OPTIMIZER: _optimizer_state(model, optimizer),
+        _RNG: _rng_state(next(model.parameters()).device),
+    }
+    with new_folder(final) as temporary:  # one that is there is of the same step of the same run: the same content
+        model.save(temporary / "model")
+        _check_same(temporary / _MODEL, _described(_read(temporary / _MODEL)), _described(tensors[_MODEL]), "the model")
+        for name in (_OPTIMIZER, _RNG):
+            write_tensors(temporary / name, tensors[name])
+        state = {"format": FORMAT, "step": step, "run_hash": run_hash, **extra, "frozen": _frozen(model)}
+        state["tensors"] = {name: _described(of_file) for name, of_file in tensors.items()}
+        state["files"] = {name: _checksum(temporary / name) for name in _files(temporary)}
+        write_json(temporary / "state.json", state)
     for old in find(folder)[:-keep]:
         shutil.rmtree(old)
     return final
 
 
 def find(folder: Path) -> list[Path]:
-    """The checkpoints of a folder, oldest first. Those being written when a process died are not among them."""
+    """Returns the checkpoints of a folder, oldest first, without those that a process died writing."""
     found = {int(match[1]): path for path in _entries(folder) if (match := _NAME.fullmatch(path.name))}
     return [found[step] for step in sorted(found)]
 
@@ -94,7 +91,7 @@ def restore(
     An unusable one is named to `notify`, renamed to step-N.unusable, and the one before it is used. Raises
     CheckpointError if there are checkpoints and none is usable: a run never starts anew in silence.
     """
-    _remove_unfinished(folder)
+    remove_unfinished(folder)
     checkpoints = find(folder)
     for path in reversed(checkpoints):
         try:
@@ -123,18 +120,23 @@ def load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, *, run_
     state = verify(path)
     if state["run_hash"] != run_hash:
         raise CheckpointError(f"{path}: the checkpoint is of another run (its configuration differs)")
+    if differing := set(state["frozen"]) ^ set(_frozen(model)):
+        raise CheckpointError(f"{path}: {min(differing)!r} is frozen either there or in this run's model, not in both")
     device = next(model.parameters()).device
-    parameters = dict(model.named_parameters())
-    weights = _matching(path / "model" / "model.safetensors", {n: p.shape for n, p in parameters.items()})
-    moments = _matching(path / "optimizer.safetensors", _optimizer_shapes(model, optimizer))
-    rng = _read(path / "rng.safetensors")
+    stored = {name: _read(path / name) for name in (_MODEL, _OPTIMIZER, _RNG)}
+    for name, tensors in stored.items():
+        _check_same(path / name, _described(tensors), state["tensors"][name], "its state.json")
+    held = named_tensors(model)
+    _check_same(path / _MODEL, _described(stored[_MODEL]), _described(held), "this run's model")
+    _check_optimizer_state(path / _OPTIMIZER, stored[_OPTIMIZER], held, optimizer)
+    rng = stored[_RNG]
     with torch.no_grad():
-        for name, parameter in parameters.items():
-            parameter.copy_(weights[name])
-    for key, value in moments.items():
+        for name, tensor in held.items():
+            tensor.copy_(stored[_MODEL][name])
+    optimizer.state.clear()
+    for key, value in stored[_OPTIMIZER].items():
         kind, name = key.split("/", 1)
-        parameter = parameters[name]
-        optimizer.state[parameter][kind] = value.to(device)  # the fused AdamW's step is there too
+        optimizer.state[held[name]][kind] = value.to(device, copy=True)  # the fused AdamW's step is there too
     torch.set_rng_state(rng["cpu"])
     if device.type == "cuda" and "cuda" in rng:
         torch.cuda.set_rng_state(rng["cuda"], device)
@@ -142,16 +144,18 @@ def load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, *, run_
 
 
 def verify(path: Path) -> dict:
-    """The state.json of a checkpoint whose files all have the size and the CRC-32 that it gives."""
+    """Returns state.json. Raises CheckpointError unless all files have the size and the CRC-32 that it gives."""
     try:
         state = json.loads((path / "state.json").read_text())
-        files = dict(state["files"])
-        int(state["step"]), str(state["run_hash"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}: not a checkpoint of fastlm (state.json: {error})") from error
-    if state.get("format") != FORMAT:
-        raise CheckpointError(f"{path}: checkpoint format {state.get('format')!r}; this fastlm reads format {FORMAT}")
-    for name, expected in files.items():
+    if not isinstance(state, dict) or "format" not in state:
+        raise CheckpointError(f"{path}: not a checkpoint of fastlm (state.json names no format)")
+    if state["format"] != FORMAT:
+        raise CheckpointError(f"{path}: checkpoint format {state['format']!r}; this fastlm reads format {FORMAT}")
+    if missing := {"step", "run_hash", "frozen", "tensors", "files"} - state.keys():
+        raise CheckpointError(f"{path}: not a checkpoint of fastlm (state.json has no {min(missing)!r})")
+    for name, expected in state["files"].items():
         file = path / name
         size = file.stat().st_size if file.is_file() else None
         if size != expected["bytes"]:
@@ -162,51 +166,41 @@ def verify(path: Path) -> dict:
     return state
 
 
-@contextlib.contextmanager
-def os_errors() -> Iterator[None]:
-    """Turns the file errors that safetensors raises as its own class into the OSError that they are."""
-    try:
-        yield
-    except SafetensorError as error:
-        number = re.search(r"os error (\d+)", str(error))
-        if number is None:
-            raise
-        raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
-
-
-def sync(path: Path) -> None:
-    """fsync of a file or folder."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def sync_tree(folder: Path) -> None:
-    """fsync of all that a folder holds, then of the folder."""
-    for root, _, files in os.walk(folder, topdown=False):
-        for name in files:
-            sync(Path(root) / name)
-        sync(Path(root))
-
-
 def _optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    return {
-        f"{kind}/{name}": value.contiguous()
-        for name, parameter in model.named_parameters()
-        for kind, value in optimizer.state[parameter].items()
+    """Returns "<state>/<parameter>": tensor for what the optimizer has. Raises CheckpointError for what has no name."""
+    parameters = dict(model.named_parameters())
+    if optimizer.state.keys() - set(parameters.values()):
+        raise CheckpointError("optimizer: it has state of parameters that are not the model's, which cannot be saved")
+    state = {
+        f"{kind}/{name}": value
+        for name, parameter in parameters.items()
+        for kind, value in optimizer.state.get(parameter, {}).items()
     }
+    for key, value in state.items():
+        if not isinstance(value, Tensor):
+            raise CheckpointError(f"optimizer: {key} is a {type(value).__name__}; only tensors can be saved")
+    return state
 
 
-def _optimizer_shapes(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Size]:
-    """What the state of the optimizer after a step would be; its class says it, not the file."""
+def _check_optimizer_state(
+    file: Path, stored: Mapping[str, Tensor], held: Mapping[str, Tensor], optimizer: torch.optim.Optimizer
+) -> None:
+    """Raises CheckpointError unless each parameter in the file is the optimizer's, and its state complete."""
+    names = {id(tensor): name for name, tensor in held.items()}
+    own = {names[id(p)]: p for group in optimizer.param_groups for p in group["params"]}
     kinds = ["exp_avg", "exp_avg_sq"] + (["step"] if bias_corrected(optimizer) else [])
-    return {
-        f"{kind}/{name}": torch.Size([]) if kind == "step" else parameter.shape
-        for name, parameter in model.named_parameters()
+    with_state = {key.split("/", 1)[-1] for key in stored}
+    expected = {
+        f"{kind}/{name}": str(() if kind == "step" else tuple(own[name].shape))
+        for name in sorted(with_state & own.keys())
         for kind in kinds
     }
+    found = {key: str(tuple(tensor.shape)) for key, tensor in stored.items()}
+    _check_same(file, found, expected, "this run's optimizer")
+
+
+def _frozen(model: nn.Module) -> list[str]:
+    return [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
 
 
 def _rng_state(device: torch.device) -> dict[str, Tensor]:
@@ -223,20 +217,17 @@ def _read(file: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{file}: not a safetensors file that can be read ({error})") from error
 
 
-def _matching(file: Path, shapes: dict[str, torch.Size]) -> dict[str, Tensor]:
-    tensors = _read(file)
-    found = {name: tensor.shape for name, tensor in tensors.items()}
-    if found != shapes:
-        name = min(name for name in found.keys() | shapes.keys() if found.get(name) != shapes.get(name))
-        raise CheckpointError(
-            f"{file}: tensor {name!r} has shape {_shape(found.get(name))} "
-            f"where this run's model needs {_shape(shapes.get(name))}"
-        )
-    return tensors
+def _described(tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """Each tensor's dtype and shape, e.g. "float32 (768, 3072)"."""
+    return {name: f"{str(t.dtype).removeprefix('torch.')} {tuple(t.shape)}" for name, t in tensors.items()}
 
 
-def _shape(shape: torch.Size | None) -> str:
-    return "(not there)" if shape is None else str(tuple(shape))
+def _check_same(file: Path, found: Mapping[str, str], expected: Mapping[str, str], whose: str) -> None:
+    """Raises CheckpointError that names the first tensor which differs between a file and what it has to agree with."""
+    for name in sorted(found.keys() | expected.keys()):
+        here, there = found.get(name, "(not there)"), expected.get(name, "(not there)")
+        if here != there:
+            raise CheckpointError(f"{file}: tensor {name!r} is {here} where {whose} has {there}")
 
 
 def _checksum(file: Path) -> dict[str, int]:
@@ -254,9 +245,3 @@ def _files(folder: Path) -> list[str]:
 
 def _entries(folder: Path) -> list[Path]:
     return list(folder.iterdir()) if folder.is_dir() else []
-
-
-def _remove_unfinished(folder: Path) -> None:
-    for path in _entries(folder):
-        if path.name.startswith(".writing-"):
-            shutil.rmtree(path)

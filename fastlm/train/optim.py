@@ -1,20 +1,117 @@
-"""The papers' optimizers: Adam as GPT-1 and as BERT use it, and clipping by the global norm."""
+"""Adam with decoupled weight decay, bias-corrected or not, parameter groups, and clipping by the global norm."""
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Iterable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fastlm import backends, ops
 
+Parts = Iterable[tuple[Iterable[Tensor], float]]
 
-class BertAdam(torch.optim.Optimizer):
-    """Adam as BERT's original code has it: no bias correction, decoupled weight decay.
+
+def parameter_groups(parts: Parts, weight_decay: float) -> list[dict]:
+    """Builds an optimizer's parameter groups from (parameters, rate multiplier) pairs.
+
+    Each pair becomes two groups: its matrices, embeddings included, with `weight_decay`, and its biases and layer norms
+    without. Parameters that require no gradient are left out, and so are groups without parameters. A group's "rate" is
+    the multiplier that `set_rate` respects.
+    """
+    groups = []
+    for parameters, rate in parts:
+        trained = [p for p in parameters if p.requires_grad]
+        matrices, vectors = [p for p in trained if p.ndim >= 2], [p for p in trained if p.ndim < 2]
+        groups.append({"params": matrices, "weight_decay": weight_decay, "rate": rate})
+        groups.append({"params": vectors, "weight_decay": 0.0, "rate": rate})
+    return [group for group in groups if group["params"]]
+
+
+def build_optimizer(
+    parts: Parts,
+    *,
+    bias_correction: bool,
+    lr: float,
+    betas: tuple[float, float],
+    eps: float,
+    weight_decay: float,
+    backend: str = "auto",
+) -> torch.optim.Optimizer:
+    """Builds the optimizer of a run: FusedAdam where a kernel serves it, else torch's AdamW or UncorrectedAdam.
+
+    Args:
+        parts: (parameters, rate multiplier) pairs, as `parameter_groups` takes them; [(model.parameters(), 1.0)] for
+            one rate.
+        bias_correction: whether the moments are corrected for their start at zero (Kingma and Ba 2015) or not, as in
+            BERT's original code (Devlin et al. 2019).
+        lr, betas, eps, weight_decay: Adam's numbers; weight decay is decoupled.
+        backend: "auto", "reference", "triton" or "cuda": what serves the update, chosen here once.
+
+    Raises:
+        ValueError: no parameter requires a gradient.
+        RuntimeError: the backend asked for cannot serve the parameters.
+    """
+    groups, options = parameter_groups(parts, weight_decay), {"lr": lr, "betas": betas, "eps": eps}
+    if not groups:
+        raise ValueError("parts: at least one parameter that requires a gradient expected, got none")
+    parameters = [p for group in groups for p in group["params"]]
+    chosen = backends.resolve("adamw", backend, _widest(parameters), parameters[0].device.type)
+    if chosen in ("triton", "cuda"):
+        optimizer = FusedAdam(groups, **options, bias_correction=bias_correction, backend=chosen)
+    elif bias_correction:
+        optimizer = torch.optim.AdamW(groups, **options, fused=True)
+    else:
+        optimizer = UncorrectedAdam(groups, **options)
+    set_rate(optimizer, lr)
+    return optimizer
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Sets each group's learning rate to `rate` times the group's multiplier, which is 1 where it has none."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group.get("rate", 1.0)
+
+
+def bias_corrected(optimizer: torch.optim.Optimizer) -> bool:
+    """Says whether the optimizer's state has a step beside the moments."""
+    return isinstance(optimizer, torch.optim.AdamW) or getattr(optimizer, "bias_correction", False)
+
+
+def clip_and_step(optimizer: torch.optim.Optimizer, max_norm: float) -> Tensor:
+    """Makes one update with the gradients clipped to max_norm; returns their norm before that, as clip_global_norm."""
+    if isinstance(optimizer, FusedAdam):
+        return optimizer.step(max_norm=max_norm)
+    norm = clip_global_norm((p for group in optimizer.param_groups for p in group["params"]), max_norm)
+    optimizer.step()
+    return norm
+
+
+@torch.no_grad()
+def clip_global_norm(params: Iterable[Tensor], max_norm: float) -> Tensor:
+    """Scales the gradients in place by max_norm / max(norm, max_norm) and returns their global 2-norm before that.
+
+    The norm is a 0-dim tensor (fp32; fp64 for fp64) on the gradients' device: nothing waits for it here. If it is not
+    finite, the gradients are worthless: whoever reads the norm has to look. An infinite max_norm leaves them as they
+    are.
+    """
+    grads = [p.grad for p in params if p.grad is not None]
+    if not grads:
+        raise ValueError("params: none of them has a gradient; call backward() before clipping")
+    wide = torch.promote_types(grads[0].dtype, torch.float32)
+    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads, 2, dtype=wide)))
+    if max_norm < math.inf:
+        torch._foreach_mul_(grads, max_norm / norm.clamp(min=max_norm))
+    return norm
+
+
+class UncorrectedAdam(torch.optim.Optimizer):
+    """Adam without bias correction and with decoupled weight decay, as in BERT's original code (Devlin et al. 2019).
 
     m = beta1 m + (1 - beta1) g;  v = beta2 v + (1 - beta2) g^2;  p -= lr (m / (sqrt(v) + eps) + weight_decay p).
-    Parameters, gradients and state in one dtype; all tensors of a group on one device.
+    Parameters, gradients and state share one dtype; all tensors of a group are on one device.
     """
 
     def __init__(
@@ -43,127 +140,156 @@ class BertAdam(torch.optim.Optimizer):
         for p in params:
             if not self.state[p]:
                 self.state[p] = {"exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
-        grads = [p.grad for p in params]
-        m = [self.state[p]["exp_avg"] for p in params]
-        v = [self.state[p]["exp_avg_sq"] for p in params]
-        lr, (beta1, beta2) = group["lr"], group["betas"]
-        torch._foreach_lerp_(m, grads, 1 - beta1)
-        torch._foreach_mul_(v, beta2)
-        torch._foreach_addcmul_(v, grads, grads, 1 - beta2)
-        denominators = torch._foreach_sqrt(v)
-        torch._foreach_add_(denominators, group["eps"])
-        if group["weight_decay"]:
-            torch._foreach_mul_(params, 1 - lr * group["weight_decay"])
-        torch._foreach_addcdiv_(params, m, denominators, -lr)
+        lists = (
+            params,
+            [p.grad for p in params],
+            [self.state[p]["exp_avg"] for p in params],
+            [self.state[p]["exp_avg_sq"] for p in params],
+        )
+        if params[0].device.type == "cpu":
+            for tensors in zip(*lists, strict=True):
+                for slices in _cache_slices(*tensors):
+                    _uncorrected_update(*([x] for x in slices), group)
+        else:
+            _uncorrected_update(*lists, group)
+
+
+def _uncorrected_update(
+    params: list[Tensor], grads: list[Tensor], m: list[Tensor], v: list[Tensor], group: dict
+) -> None:
+    lr, (beta1, beta2) = group["lr"], group["betas"]
+    torch._foreach_lerp_(m, grads, 1 - beta1)
+    torch._foreach_mul_(v, beta2)
+    torch._foreach_addcmul_(v, grads, grads, 1 - beta2)
+    denominators = torch._foreach_sqrt(v)
+    torch._foreach_add_(denominators, group["eps"])
+    if group["weight_decay"]:
+        torch._foreach_mul_(params, 1 - lr * group["weight_decay"])
+    torch._foreach_addcdiv_(params, m, denominators, -lr)
+
+
+def _cache_slices(*tensors: Tensor) -> Iterable[tuple[Tensor, ...]]:
+    """Splits tensors of one shape into flat slices of which each core's part stays in its L2 cache over several ops.
+
+    65,536 elements of five tensors are 1.25 MiB in fp32. On an EPYC core with 1 MiB of L2 the update of 4.3 million
+    parameters takes 0.56 of the time that it takes in whole tensors, with the same bits (measured with one thread).
+    Tensors that are not contiguous stay whole.
+    """
+    if not all(x.is_contiguous() for x in tensors):
+        return [tensors]
+    size = 65536 * torch.get_num_threads()
+    return zip(*(x.view(-1).split(size) for x in tensors), strict=True)
 
 
 class FusedAdam(torch.optim.Optimizer):
-    """Either paper's Adam by `fastlm.adamw`: clipping and all updates in two launches, without a wait for the device.
+    """Adam by `fastlm.adamw`: clipping and all updates in two launches, without a wait for the device.
 
-    Its state is that of torch.optim.AdamW with `bias_correction`, else that of BertAdam: checkpoints fit both.
+    Its state is that of torch.optim.AdamW with `bias_correction`, else that of UncorrectedAdam: checkpoints fit both.
+    Each parameter has its own number of updates, rate and decay; betas and eps are the same for all.
+
+    `step` is `prepare`, which runs on the host, and `update`, which a CUDA graph can capture: call `prepare` before
+    each replay, with the same parameters having gradients, and the replay reads that step's numbers.
     """
 
     def __init__(
         self,
         params: Iterable,
         lr: float,
-        betas: tuple[float, float],
-        eps: float,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
         weight_decay: float = 0.01,
         *,
         bias_correction: bool,
         backend: str = "auto",
     ):
-        super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
-        self.betas, self.eps, self.bias_correction, self.backend = betas, eps, bias_correction, backend
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
+        self.bias_correction, self.backend = bias_correction, backend
+        self._given: list[tuple[Tensor, dict]] = []  # the parameters of the prepared update, each with its group
+        self._numbers: Tensor | None = None  # rates (n,), decays (n,), corrections (n, 2) if any, max_norm
 
-    @torch.no_grad()
-    def step(self, closure=None, *, max_norm: float = float("inf")) -> Tensor:
-        """One update of the parameters that have gradients; returns the norm of those, before clipping to max_norm."""
+    def __getstate__(self) -> dict:
+        """What a copy starts from: all but the numbers of a prepared update."""
+        own = {"bias_correction": self.bias_correction, "backend": self.backend, "_given": [], "_numbers": None}
+        return super().__getstate__() | own
+
+    def step(self, closure=None, *, max_norm: float = math.inf) -> Tensor:
+        """Updates the parameters that have gradients; returns the norm of those, before clipping to max_norm."""
         if closure is not None:
             raise ValueError("closure: none expected: FusedAdam.step returns the gradients' norm")
-        given = [(p, group) for group in self.param_groups for p in group["params"] if p.grad is not None]
-        if not given:
+        self.prepare(max_norm=max_norm)
+        return self.update()
+
+    def prepare(self, *, max_norm: float = math.inf) -> None:
+        """Counts an update of the parameters that have gradients and writes its numbers to the device.
+
+        The numbers are the rates, decays and corrections of all parameters, and max_norm: one copy from pinned memory
+        to the same place each time, for which nothing waits.
+        """
+        if not max_norm > 0:
+            raise ValueError(f"max_norm: a number above 0 expected, got {max_norm}")
+        self._given = [(p, group) for group in self.param_groups for p in group["params"] if p.grad is not None]
+        if not self._given:
             raise ValueError("params: none of them has a gradient; call backward() before a step")
-        states = [self._advanced(p) for p, _ in given]
-        corrections = (1.0, 1.0)
-        if self.bias_correction:
-            step = int(states[0]["step"])
-            corrections = tuple(1 - beta**step for beta in self.betas)
+        rates = [group["lr"] for _, group in self._given]
+        decays = [group["weight_decay"] for _, group in self._given]
+        device = self._given[0][0].device
+        dtype = torch.promote_types(_widest([p for p, _ in self._given]), torch.float32)
+        numbers = torch.tensor(
+            [*rates, *decays, *self._corrections(), max_norm], dtype=dtype, pin_memory=device.type == "cuda"
+        )
+        if self._numbers is None or self._numbers.shape != numbers.shape or self._numbers.device != device:
+            self._numbers = torch.empty_like(numbers, device=device)
+        self._numbers.copy_(numbers, non_blocking=True)
+
+    def update(self) -> Tensor:
+        """Makes the prepared update; returns the gradients' norm before clipping, on the device."""
+        parameters = [p for p, _ in self._given]
+        states = [self.state[p] for p in parameters]
+        n = len(parameters)
+        rates, decays, corrections, max_norm = self._numbers.split([n, n, 2 * n * self.bias_correction, 1])
+        betas, eps = self._shared("betas"), self._shared("eps")
         return ops.adamw(
-            [p.detach() for p, _ in given],
-            [p.grad for p, _ in given],
+            parameters,
+            [p.grad for p in parameters],
             [state["exp_avg"] for state in states],
             [state["exp_avg_sq"] for state in states],
-            rates=[group["lr"] for _, group in given],
-            decays=[group["weight_decay"] for _, group in given],
-            betas=self.betas,
-            eps=self.eps,
-            corrections=corrections,
-            max_norm=max_norm,
+            rates=rates,
+            decays=decays,
+            betas=betas,
+            eps=eps,
+            corrections=corrections.view(n, 2) if self.bias_correction else None,
+            max_norm=max_norm.view(()),
             backend=self.backend,
         )
 
-    def _advanced(self, p: Tensor) -> dict[str, Tensor]:
+    def _corrections(self) -> list[float]:
+        """Advances the states and returns 1 - beta1^step and 1 - beta2^step of each parameter, if any."""
+        states = [self._state_of(p) for p, _ in self._given]
+        if not self.bias_correction:
+            return []
+        steps = [state["step"] for state in states]
+        torch._foreach_add_(steps, 1)
+        betas = self._shared("betas")
+        return [1 - beta**step for step in torch.stack(steps).tolist() for beta in betas]
+
+    def _state_of(self, p: Tensor) -> dict[str, Tensor]:
+        """A parameter's state, which begins with its first gradient. The step stays on the host."""
         state, wide = self.state[p], torch.promote_types(p.dtype, torch.float32)
         for moment in ("exp_avg", "exp_avg_sq"):
             if moment not in state:
                 state[moment] = torch.zeros_like(p, dtype=wide, memory_format=torch.contiguous_format)
         if self.bias_correction:
-            state["step"] = state.get("step", torch.zeros(())) + 1  # on the host
+            state["step"] = state.get("step", torch.zeros(())).cpu()  # a checkpoint may have put it on the device
         return state
 
-
-def decay_groups(model: nn.Module, weight_decay: float) -> list[dict]:
-    """Parameter groups: decay on every matrix, embeddings included; none on biases and layer norms (both papers)."""
-    params = [p for p in model.parameters() if p.requires_grad]
-    return [
-        {"params": [p for p in params if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in params if p.ndim < 2], "weight_decay": 0.0},
-    ]
+    def _shared(self, name: str):
+        """The value of an option that all groups must share, for one update serves them all."""
+        values = [group[name] for group in self.param_groups]
+        if any(value != values[0] for value in values):
+            raise ValueError(f"{name}: one value for all parameter groups expected, got {values}")
+        return values[0]
 
 
-def build_optimizer(
-    model: nn.Module, *, kind: str, lr: float, betas: tuple[float, float], eps: float, weight_decay: float
-) -> torch.optim.Optimizer:
-    """kind: "adamw" (GPT-1: bias-corrected, decoupled decay) or "bert" (no bias correction).
-
-    FusedAdam where a kernel serves it, else torch's AdamW or BertAdam.
-    """
-    if kind not in ("adamw", "bert"):
-        raise ValueError(f'optimizer: "adamw" or "bert" expected, not {kind!r}')
-    groups, options = decay_groups(model, weight_decay), {"lr": lr, "betas": betas, "eps": eps}
-    p = next(model.parameters())
-    if backends.resolve("adamw", "auto", p.dtype, p.device.type) != "reference":
-        return FusedAdam(groups, **options, bias_correction=kind == "adamw")
-    return torch.optim.AdamW(groups, **options, fused=True) if kind == "adamw" else BertAdam(groups, **options)
-
-
-def bias_corrected(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether the optimizer's state has a step beside the moments."""
-    return isinstance(optimizer, torch.optim.AdamW) or getattr(optimizer, "bias_correction", False)
-
-
-def clip_and_step(optimizer: torch.optim.Optimizer, max_norm: float) -> Tensor:
-    """One update with the gradients clipped to max_norm; returns their norm before that, as clip_global_norm does."""
-    if isinstance(optimizer, FusedAdam):
-        return optimizer.step(max_norm=max_norm)
-    norm = clip_global_norm((p for group in optimizer.param_groups for p in group["params"]), max_norm)
-    optimizer.step()
-    return norm
-
-
-@torch.no_grad()
-def clip_global_norm(params: Iterable[Tensor], max_norm: float) -> Tensor:
-    """Scales the gradients in place by max_norm / max(norm, max_norm) and returns their global 2-norm before that.
-
-    The norm is a 0-dim tensor (fp32; fp64 for fp64) on the gradients' device: nothing waits for it here. If it is not
-    finite, the gradients are not either: whoever reads the norm has to look.
-    """
-    grads = [p.grad for p in params if p.grad is not None]
-    if not grads:
-        raise ValueError("params: none of them has a gradient; call backward() before clipping")
-    wide = torch.promote_types(grads[0].dtype, torch.float32)
-    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads, 2, dtype=wide)))
-    torch._foreach_mul_(grads, max_norm / norm.clamp(min=max_norm))
-    return norm
+def _widest(parameters: Iterable[Tensor]) -> torch.dtype:
+    """A dtype that holds every parameter's values."""
+    return functools.reduce(torch.promote_types, (p.dtype for p in parameters))

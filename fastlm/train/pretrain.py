@@ -7,12 +7,11 @@ import itertools
 import math
 import os
 import platform
-import shutil
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Self
@@ -21,10 +20,14 @@ import torch
 from tqdm import tqdm
 
 import fastlm
+from fastlm.data import DataError
+from fastlm.data.shards import SPLITS
+from fastlm.files import disk_is_full, new_folder, write_bytes, write_json
 from fastlm.train import checkpoint, report
 from fastlm.train.config import PretrainConfig, run_hash
+from fastlm.train.metrics import Metrics
 from fastlm.train.objectives import Objective, objective_of
-from fastlm.train.run import Metrics, RunError, RunFolder, disk_is_full, find_device, write_json
+from fastlm.train.run import RunError, RunFolder, find_device
 from fastlm.train.trainer import Plan, Trainer, Update
 
 Notify = Callable[[str], None]
@@ -45,8 +48,8 @@ def pretrain(config: PretrainConfig, folder: str | Path, *, notify: Notify = tqd
     """
     run = RunFolder(folder)
     try:
-        run.open(config)
         with _full_disk_as_a_sentence(run):
+            run.open(config, notify)
             return _pretrain(config, run, notify)
     finally:
         run.close()
@@ -58,7 +61,10 @@ def _pretrain(config: PretrainConfig, run: RunFolder, notify: Notify) -> dict[st
         return report.read(run.report)
     objective = objective_of(config.model)
     tokenizer, shards = objective.prepare(config, run, notify)
+    _check_data(config, objective, shards)
     recorded = run.recorded()["plan"]
+    if recorded and recorded["tokenizer_hash"] != tokenizer.hash:
+        raise RunError(f"run: {run.tokenizer_file} is not the tokenizer that the run began with; put that one back")
     plan = Plan(**recorded) if recorded else _make_plan(config, objective, tokenizer, shards, notify)
     if not recorded:
         run.record(config=config.to_json(), plan=asdict(plan), versions=versions())
@@ -66,6 +72,18 @@ def _pretrain(config: PretrainConfig, run: RunFolder, notify: Notify) -> dict[st
         trainer = Trainer(config, plan, objective, shards)
         totals = _train(trainer, run, run_hash(config, asdict(plan)), notify)
         return _finish(trainer, run, tokenizer, totals, notify)
+
+
+def _check_data(config: PretrainConfig, objective: Objective, shards: Any) -> None:
+    """Raises DataError if a split is too small for one batch at any of the run's sequence lengths."""
+    size = config.batch_size // config.accumulation
+    for split in SPLITS:
+        for length in (length for fraction, length in config.phases if fraction > 0):
+            try:
+                objective.dataset(shards, split, length, size, config.seed)
+            except DataError as error:
+                larger = f", or a larger validation_fraction than {config.validation_fraction:g}"
+                raise DataError(f"{error}{larger if split == 'validation' else ''}") from None
 
 
 # The plan ------------------------------------------------------------------------------------------------------
@@ -224,9 +242,9 @@ class _Recorder:
         self.read()
         self.metrics.append(self._records)
         self._bar.set_postfix(
-            loss=f"{_mean(self.metrics.records, 'loss'):.3f}",
+            loss=f"{_mean(self.metrics.last, 'loss'):.3f}",
             **self._shown,
-            **{"tok/s": f"{_mean(self.metrics.records, 'tokens_per_second'):,.0f}"},
+            **{"tok/s": f"{_mean(self.metrics.last, 'tokens_per_second'):,.0f}"},
             refresh=False,
         )
         self._bar.update(len(self._records))
@@ -237,7 +255,7 @@ class _Recorder:
         state = {"tokens": self.tokens, "seconds": self.seconds}
         trainer = self.trainer
         checkpoint.save(self.run.checkpoints, self.step, trainer.model, trainer.optimizer, run_hash=run_hash, **state)
-        report.plot(self.metrics.records, self.run.curve, title=trainer.config.model)
+        report.plot(self.metrics.curve, self.run.curve, title=trainer.config.model)
         self._since = time.perf_counter()
 
     def _require_finite(self, record: dict[str, Any]) -> None:
@@ -250,25 +268,20 @@ class _Recorder:
                 )
 
 
-def _mean(records: list[dict[str, Any]], name: str, last: int = 20) -> float:
-    values = [record[name] for record in records[-last:]]
+def _mean(records: Collection[dict[str, Any]], name: str) -> float:
+    values = [record[name] for record in records]
     return sum(values) / len(values)
 
 
 def _finish(trainer: Trainer, run: RunFolder, tokenizer: Any, totals: dict[str, Any], notify: Notify) -> dict[str, Any]:
     """Writes model/ and the report."""
-    temporary = run.path / "model.new"
-    shutil.rmtree(temporary, ignore_errors=True)
-    with checkpoint.os_errors():
-        trainer.model.save(temporary)
-    checkpoint.sync_tree(temporary)
-    shutil.rmtree(run.model, ignore_errors=True)
-    temporary.rename(run.model)
+    with new_folder(run.model) as folder:
+        trainer.model.save(folder)
     notify("validating on all of the held-out text")
     result = {"model": trainer.config.model, "parameters": sum(p.numel() for p in trainer.model.parameters())}
     result |= {"steps": trainer.plan.steps, **totals}
     result |= trainer.objective.report(trainer, tokenizer)
-    (run.path / "report.md").write_text(report.markdown(result))
+    write_bytes(run.path / "report.md", report.markdown(result).encode())
     write_json(run.report, result)
     return result
 

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure  # without pyplot: no global state, no display
 
-# How a figure is called in the report, and written.
+from fastlm.files import write_bytes
+from fastlm.train.metrics import Curve
+
+# The name of a figure in the report, and how its value is written.
 FIGURES = {
     "loss": ("loss", ".3f"),
     "perplexity": ("perplexity", ".1f"),
-    "bits_per_byte": ("bits a byte", ".3f"),
+    "bits_per_byte": ("bits per byte", ".3f"),
     "mlm_loss": ("masked loss", ".3f"),
     "nsp_loss": ("next-sentence loss", ".3f"),
     "masked_accuracy": ("masked accuracy", ".1%"),
@@ -21,7 +25,7 @@ FIGURES = {
 
 
 def markdown(result: dict[str, Any]) -> str:
-    """The report as Markdown that also reads well in a terminal.
+    """Returns the report as Markdown that also reads well in a terminal.
 
     result["scores"]: for each model, its figures on the held-out text; result["examples"]: lines of text.
     """
@@ -35,35 +39,48 @@ def markdown(result: dict[str, Any]) -> str:
 
 
 def read(file: Path) -> dict[str, Any]:
-    return json.loads(file.read_text())
+    """Returns what a finished run's report.json holds. Raises ValueError, naming the file, if it is damaged."""
+    try:
+        result = json.loads(file.read_text())
+        markdown(result)
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{file}: damaged, not the report of a run ({type(error).__name__}: {error}); "
+            "remove it, and the command that trained the run writes it again"
+        ) from error
+    return result
 
 
-def plot(records: list[dict[str, Any]], file: Path, *, title: str) -> None:
-    """The loss curve as a PNG: each update, a smoothed line, and the validations."""
-    steps, losses = [r["step"] for r in records], [r["loss"] for r in records]
-    validated = [r for r in records if "validation_loss" in r]
+def plot(curve: Curve, file: Path, *, title: str) -> None:
+    """Draws the loss curve as a PNG: each update (in a long run the range of neighbours), a smoothed line, validations.
+
+    A million updates take as long as a few thousand. Raises OSError.
+    """
+    training, validation = curve.training.bins, curve.validation.bins
+    steps = [b.step for b in training]
     figure = Figure(figsize=(7, 4))  # no layout engine: it would draw twice
     axes = figure.subplots()
-    axes.plot(steps, losses, color="C0", alpha=0.25, linewidth=0.8, label="training, each update")
-    axes.plot(steps, _smoothed(losses), color="C0", label="training, smoothed")
-    if validated:
-        axes.plot(
-            [r["step"] for r in validated],
-            [r["validation_loss"] for r in validated],
-            "o-",
-            color="C1",
-            label="validation",
-        )
+    axes.plot(
+        [step for step in steps for _ in range(2)],
+        [loss for b in training for loss in (b.low, b.high)],
+        color="C0",
+        alpha=0.25,
+        linewidth=0.8,
+        label="training, each update",
+    )
+    axes.plot(steps, _smoothed([b.mean for b in training]), color="C0", label="training, smoothed")
+    if validation:
+        axes.plot([b.step for b in validation], [b.mean for b in validation], "o-", color="C1", label="validation")
     axes.set(title=title, xlabel="update", ylabel="loss (nats)")
     axes.grid(alpha=0.3)
     axes.legend(loc="upper right")
-    temporary = file.with_name("." + file.name)
-    figure.savefig(temporary, dpi=120, format="png")
-    temporary.replace(file)
+    image = io.BytesIO()
+    figure.savefig(image, dpi=120, format="png")
+    write_bytes(file, image.getvalue())
 
 
 def _smoothed(values: list[float], weight: float = 0.97) -> list[float]:
-    """Exponential moving average, without the bias of its start."""
+    """Returns the exponential moving average, without the bias of its start."""
     smooth, total, out = 0.0, 0.0, []
     for value in values:
         smooth, total = weight * smooth + (1 - weight) * value, weight * total + (1 - weight)

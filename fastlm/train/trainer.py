@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fastlm.train.config import PretrainConfig
 from fastlm.train.objectives import Objective
-from fastlm.train.optim import build_optimizer, clip_and_step
+from fastlm.train.optim import build_optimizer, clip_and_step, set_rate
 from fastlm.train.run import find_device
 from fastlm.train.schedule import learning_rate, sequence_length
 
@@ -50,12 +50,13 @@ class Trainer:
         torch.manual_seed(config.seed)
         self.model = objective.build(config, plan.vocab_size).to(self.device)
         self.optimizer = build_optimizer(
-            self.model,
-            kind=config.optimizer,
+            [(self.model.parameters(), 1.0)],
+            bias_correction=config.optimizer == "adamw",
             lr=config.learning_rate,
             betas=(config.beta1, config.beta2),
             eps=config.epsilon,
             weight_decay=config.weight_decay,
+            backend=config.backend,
         )
 
     def update(self, step: int) -> Update:
@@ -77,8 +78,7 @@ class Trainer:
             steps=self.plan.steps,
             decay=self.config.decay,
         )
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        set_rate(self.optimizer, rate)
         norm = clip_and_step(self.optimizer, self.config.clip)
         self.optimizer.zero_grad(set_to_none=True)
         return Update(torch.cat([losses, norm.view(1)]), rate, tokens)

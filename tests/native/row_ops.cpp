@@ -65,13 +65,16 @@ void cross_entropy(int64_t vocabulary, int64_t padded, bool need_gradient) {
 }
 
 template <typename T>
-void adamw() {
+void update_parameters(bool optional) {
   HeapArray<T> p1{9000}, p2{7, 3}, g1{9000}, g2{7, 3};
-  HeapArray<float> m1{9000}, m2{7, 3}, v1{9000}, v2{7, 3}, partials{1, 2}, norm{1};
+  HeapArray<float> m1{9000}, m2{7, 3}, v1{9000}, v2{7, 3}, squares{2}, norm{};
+  HeapArray<float> rates{2}, decays{2}, corrections{2, 2}, max_norm{}, scale{};
+  rates[0] = rates[1] = 0.1f, decays[0] = 0.01f, max_norm[0] = 1.0f, scale[0] = 0.5f;
+  for (int i = 0; i < 4; i++) corrections[i] = 0.1f * (i + 1);
   p1.fill_normal(1), p2.fill_normal(2), g1.fill_normal(3), g2.fill_normal(4);
-  adamw_norm({g1, g2}, partials, 0);
-  adamw_update({p1, p2}, {g1, g2}, {m1, m2}, {v1, v2}, {0.1f, 0.1f}, {0.01f, 0.0f}, partials, norm, 1.0f, 1.0f, 0.9f,
-               0.999f, 1e-8f, 0.1f, 0.001f, 0);
+  gradient_squares({g1, g2}, squares, 0);
+  adamw({p1, p2}, {g1, g2}, {m1, m2}, {v1, v2}, rates, decays, optional ? corrections : kNone, squares,
+        optional ? max_norm : kNone, optional ? scale : kNone, norm, 0.9, 0.999, 1e-8f, 2, 0);
   EXPECT(norm[0] > 0.0f && p1.finite() && p2.finite() && v1.finite());
 }
 
@@ -94,6 +97,6 @@ int main() {
     cross_entropy<half_t>(120000, 120000, gradient);  // longer than shared memory
     cross_entropy<float>(5001, 5056, gradient);
   }
-  adamw<float>();
-  adamw<bf16_t>();
+  update_parameters<float>(true);
+  update_parameters<bf16_t>(false);
 }

@@ -1,0 +1,39 @@
+"""Public names that are imported when they are first used, so that importing a package stays quick (PEP 562)."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+
+def attach(
+    package: str, names: Mapping[str, Sequence[str]], submodules: Sequence[str] = ()
+) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+    """Makes the `__getattr__` and `__dir__` of a package whose public names are imported on first use.
+
+    `names` maps a submodule, relative to the package, to the names that the package takes from it. `submodules` are
+    importable as attributes too. The package repeats the names in `if TYPE_CHECKING:` imports and in a literal
+    `__all__`, where type checkers and editors look for them; tests/test_lazy.py holds the three lists equal.
+
+    Raises ValueError for a name that is also the name of a submodule: importing the submodule would replace it.
+    """
+    homes = {name: f"{package}.{module}" for module, members in names.items() for name in members}
+    for name in homes.keys() & {*submodules, *(module.split(".")[0] for module in names)}:
+        raise ValueError(f"{package}: {name!r} is a submodule, so it cannot also be a name imported on first use")
+
+    def __getattr__(name: str) -> Any:
+        if name in homes:
+            value = getattr(importlib.import_module(homes[name]), name)
+        elif name in submodules:
+            value = importlib.import_module(f"{package}.{name}")
+        else:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        setattr(sys.modules[package], name, value)  # the next access does not come here
+        return value
+
+    def __dir__() -> list[str]:
+        return sorted({*vars(sys.modules[package]), *homes, *submodules})
+
+    return __getattr__, __dir__

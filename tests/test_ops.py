@@ -1,0 +1,348 @@
+"""Promises that every op keeps: any layout, no rows, meta tensors, numbers of any kind, and plain refusals."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from checks import Case, cases
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import fastlm
+from fastlm import backends
+
+B, S, H, D, E, V = 3, 5, 2, 8, 16, 11
+Tensors = dict[str, Tensor]
+
+
+def _tensors(batch: int = B, sequence: int = S) -> Tensors:
+    """One set of arguments for all calls below: float32, or the integer type that the argument has."""
+    generator = torch.Generator().manual_seed(5)
+
+    def randn(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator)
+
+    lengths = torch.arange(batch, dtype=torch.int32) % 3 + sequence - 2 if sequence else torch.zeros(batch).int()
+    rows = int(lengths.sum())
+    return {
+        "x": randn(batch, sequence, E),
+        "residual": randn(batch, sequence, E),
+        "gamma": 1 + 0.1 * randn(E),
+        "beta": 0.1 * randn(E),
+        "bias": randn(E),
+        "seed": torch.tensor([1, 12345, 2])[1:2],
+        "q": randn(batch, sequence, H, D),
+        "k": randn(batch, sequence, H, D),
+        "v": randn(batch, sequence, H, D),
+        "qkv": randn(rows, 3, H, D),
+        "lengths": lengths,
+        "cu_seqlens": torch.tensor([0, *lengths] if batch else [0, 0]).cumsum(0).to(torch.int32),
+        "tokens": torch.randint(V, (batch, sequence), generator=generator),
+        "segments": torch.randint(2, (batch, sequence), generator=generator),
+        "position_ids": torch.randint(7, (batch, sequence), generator=generator),
+        "word": randn(V, E),
+        "position": randn(7, E),
+        "segment": randn(2, E),
+        "weight": randn(V, E),
+        "class_bias": randn(V),
+        "targets": torch.randint(V, (batch, sequence), generator=generator),
+        "row_weights": torch.rand(batch, sequence, generator=generator),
+    }
+
+
+def _rows(op: Callable[..., Tensor], *names: str, **options) -> tuple[tuple[str, ...], Callable[..., Tensor]]:
+    """The names of the positional arguments, then a function of them and the backend."""
+    return names, lambda *t, backend: op(*t, **options, backend=backend)
+
+
+# Each call: the names of its tensors and a function of them. Between them they take every tensor argument of every op.
+CALLS: dict[str, tuple[tuple[str, ...], Callable[..., Tensor]]] = {
+    "layer_norm": _rows(fastlm.layer_norm, "x", "gamma", "beta"),
+    "add_layer_norm": (
+        ("x", "residual", "gamma", "beta", "bias", "seed"),
+        lambda x, r, gamma, beta, bias, seed, backend: torch.cat(
+            fastlm.add_layer_norm(
+                x, r, gamma, beta, bias=bias, dropout_p=0.25, seed=seed, return_sum=True, backend=backend
+            )
+        ),
+    ),
+    "add_layer_norm, from y": (
+        ("x", "residual", "gamma", "beta", "bias", "seed"),
+        lambda x, r, gamma, beta, bias, seed, backend: fastlm.add_layer_norm(
+            x, r, gamma, beta, bias=bias, dropout_p=0.25, seed=seed, keep_sum=False, backend=backend
+        ),
+    ),
+    "gelu_layer_norm": (
+        ("x", "gamma", "beta", "bias"),
+        lambda x, gamma, beta, bias, backend: fastlm.gelu_layer_norm(x, gamma, beta, bias=bias, backend=backend),
+    ),
+    "layer_norm_gelu": _rows(fastlm.layer_norm_gelu, "x", "gamma", "beta"),
+    "bias_gelu": _rows(fastlm.bias_gelu, "x", "bias"),
+    "embedding_layer_norm": (
+        ("tokens", "word", "position", "position_ids", "segment", "segments", "gamma", "beta", "seed"),
+        lambda tokens, word, position, ids, segment, segments, gamma, beta, seed, backend: fastlm.embedding_layer_norm(
+            tokens, word, position=position, position_ids=ids, segment=segment, segments=segments, gamma=gamma,
+            beta=beta, dropout_p=0.25, seed=seed, backend=backend,
+        ),
+    ),
+    "embedding_layer_norm, GPT-1's": (
+        ("tokens", "word", "position", "seed"),
+        lambda tokens, word, position, seed, backend: fastlm.embedding_layer_norm(
+            tokens, word, position=position, dropout_p=0.25, seed=seed, backend=backend
+        ),
+    ),
+    "attention": (
+        ("q", "k", "v", "lengths", "seed"),
+        lambda q, k, v, lengths, seed, backend: fastlm.attention(
+            q, k, v, lengths=lengths, dropout_p=0.25, seed=seed, backend=backend
+        ),
+    ),
+    "attention_packed": (
+        ("qkv", "cu_seqlens", "seed"),
+        lambda qkv, cu_seqlens, seed, backend: fastlm.attention_packed(
+            qkv, cu_seqlens=cu_seqlens, max_seqlen=S, dropout_p=0.25, seed=seed, backend=backend
+        ),
+    ),
+    "linear_cross_entropy": (
+        ("x", "weight", "targets", "class_bias", "row_weights"),
+        lambda x, weight, targets, bias, row_weights, backend: fastlm.linear_cross_entropy(
+            x, weight, targets, bias=bias, row_weights=row_weights, backend=backend
+        ),
+    ),
+    "linear_cross_entropy, a loss per row": (
+        ("x", "weight", "targets", "class_bias", "row_weights"),
+        lambda x, weight, targets, bias, row_weights, backend: fastlm.linear_cross_entropy(
+            x, weight, targets, bias=bias, row_weights=row_weights, reduction="none", backend=backend
+        ),
+    ),
+}  # fmt: skip
+
+WITHOUT_GRADIENT = ("row_weights",)
+
+
+def _call_cases() -> list:
+    """Every call in float16, which all backends take, on every backend."""
+    return [
+        pytest.param(call, case.values[0], id=f"{call}-{case.id}", marks=case.marks)
+        for call in CALLS
+        for case in cases(call.partition(",")[0])
+        if case.values[0].dtype == torch.float16
+    ]
+
+
+def _evaluate(
+    call: str, case: Case, tensors: Tensors, lay: Callable[[str, Tensor], Tensor] = lambda _, t: t
+) -> Tensors:
+    """The output and all gradients of a call whose tensors are laid out by `lay`."""
+    names, function = CALLS[call]
+    leaves, arguments = {}, []
+    for name in names:
+        t = tensors[name].to(case.device)
+        if t.is_floating_point() and name not in WITHOUT_GRADIENT:
+            leaves[name] = t = t.to(case.dtype).requires_grad_()
+        arguments.append(lay(name, t))
+    out = function(*arguments, backend=case.backend)
+    out.sum().backward()  # whose gradient is one number, expanded
+    return {"out": out.detach()} | {f"d{name}": leaf.grad for name, leaf in leaves.items()}
+
+
+@functools.cache
+def _expected(call: str, case: Case) -> Tensors:
+    return _evaluate(call, case, _tensors())
+
+
+def _apart(t: Tensor) -> Tensor:
+    """The same values with a gap after each element of the first dimension, and NaN or -1 in the gaps."""
+    room = t.new_full((2 * t.shape[0] + 1, *t.shape[1:]), float("nan") if t.is_floating_point() else -1)
+    room[1::2] = t
+    return room[1::2]
+
+
+def _offset(t: Tensor) -> Tensor:
+    """The same values, contiguous, but beginning one element after an aligned address."""
+    return torch.cat([t.new_zeros(1), t.reshape(-1)])[1:].view(t.shape)
+
+
+def _turned(t: Tensor) -> Tensor:
+    """The same values with the dimensions before the last in the opposite order in memory."""
+    order = (*range(t.ndim - 2, -1, -1), t.ndim - 1)
+    return t.permute(order).contiguous().permute(order)
+
+
+class Relaid(TorchDispatchMode):
+    """Hands every fastlm op its tensors, statistics and incoming gradients among them, in another layout."""
+
+    def __init__(self, lay: Callable[[Tensor], Tensor]):
+        super().__init__()
+        self.lay, self.seen = lay, 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function.namespace == "fastlm":
+            args = [self.lay(a) if isinstance(a, Tensor) and a.ndim > 0 else a for a in args]
+            self.seen += 1
+        return function(*args, **(kwargs or {}))
+
+
+def _assert_same(actual: Tensors, expected: Tensors) -> None:
+    for name, value in expected.items():
+        assert torch.equal(actual[name], value), name
+
+
+@pytest.mark.parametrize("lay", [_apart, _offset, _turned])
+@pytest.mark.parametrize(("call", "case"), _call_cases())
+def test_the_layout_of_a_tensor_changes_nothing(call, case, lay):
+    with Relaid(lay) as mode:
+        actual = _evaluate(call, case, _tensors())
+    assert mode.seen >= 2  # a forward and a backward
+    _assert_same(actual, _expected(call, case))
+
+
+# What a kernel reads by index beside the activations; cu_seqlens rises, so that it cannot be one number expanded.
+SMALL = ("gamma", "beta", "bias", "seed", "lengths", "tokens", "segments", "position_ids", "class_bias", "targets",
+         "row_weights")  # fmt: skip
+
+
+@pytest.mark.parametrize(("call", "case"), _call_cases())
+def test_one_value_may_be_expanded(call, case):
+    tensors = {n: t.flatten()[0].expand(t.shape).clone() if n in SMALL else t for n, t in _tensors().items()}
+    expected = _evaluate(call, case, tensors)
+    expanded = lambda name, t: t.flatten()[0].expand(t.shape) if name in SMALL else t  # noqa: E731
+    summed = {f"d{name}" for name in SMALL}  # over what is expanded, so that these differ
+    actual = _evaluate(call, case, tensors, expanded)
+    _assert_same(actual, {name: value for name, value in expected.items() if name not in summed})
+
+
+@pytest.mark.parametrize("table", [lambda t: t[:, 0], lambda t: t[0, 0].expand(B)], ids=["column", "expanded"])
+@pytest.mark.parametrize("case", [p for p in cases("attention") if p.values[0].dtype == torch.float16])
+def test_lengths_may_be_a_column_of_a_table(case, table):
+    lengths = table(torch.tensor([[4, 1], [3, 1], [5, 1]], dtype=torch.int32, device=case.device))
+    q = torch.randn(B, S, H, D, dtype=case.dtype, device=case.device)
+    options = {"backend": case.backend}
+    expected = fastlm.attention(q, q, q, lengths=lengths.clone(memory_format=torch.contiguous_format), **options)
+    assert torch.equal(fastlm.attention(q, q, q, lengths=lengths, **options), expected)
+
+
+@pytest.mark.parametrize("shape", [(0, S), (B, 0)], ids=["no sequences", "empty sequences"])
+@pytest.mark.parametrize(("call", "case"), _call_cases())
+def test_no_rows(call, case, shape):
+    """An empty output, or a loss of 0, and gradients that are zero."""
+    results = _evaluate(call, case, _tensors(*shape))
+    assert results["out"].numel() == 0 or results["out"] == 0
+    for name, value in results.items():
+        assert not value.count_nonzero(), name
+
+
+@pytest.mark.parametrize("backend", backends.NAMES)
+@pytest.mark.parametrize("call", CALLS)
+def test_meta_tensors_give_shapes(call, backend):
+    dtype = torch.float16
+    expected = _expected(call, Case("reference", dtype, "cpu"))
+    results = _evaluate(call, Case(backend, dtype, "meta"), _tensors())
+    for name, value in results.items():
+        assert value.is_meta
+        assert (value.shape, value.dtype) == (expected[name].shape, expected[name].dtype), name
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_forward_mode_raises(call):
+    names, function = CALLS[call]
+    tensors = _tensors()
+    sentence = f"^{call.partition(',')[0]}: .* has a forward-mode tangent, but .* use reverse mode"
+    for name in names:
+        if not tensors[name].is_floating_point():
+            continue
+
+        def of_one(t: Tensor, name: str = name) -> Tensor:
+            return function(*(t if n == name else tensors[n] for n in names), backend="auto")
+
+        with pytest.raises(NotImplementedError, match=sentence):
+            torch.func.jvp(of_one, (tensors[name],), (torch.ones_like(tensors[name]),))
+        with forward_ad.dual_level(), pytest.raises(NotImplementedError, match=sentence):
+            of_one(forward_ad.make_dual(tensors[name], torch.ones_like(tensors[name])))
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_what_is_not_a_tensor_is_named(call):
+    names, function = CALLS[call]
+    tensors = _tensors()
+    for name in names:
+        argument = "bias" if name == "class_bias" else name
+        for wrong, kind in ((tensors[name].tolist(), "list"), (7, "int")):
+            sentence = rf"^{call.partition(',')[0]}: {argument} must be a tensor( of .*)?, got {kind}$"
+            with pytest.raises(TypeError, match=sentence):
+                function(*(wrong if n == name else tensors[n] for n in names), backend="auto")
+
+
+def _numbers(value: float) -> list:
+    return [np.float64(value), torch.tensor(value, dtype=torch.float64), torch.tensor([value], dtype=torch.float64)[0]]
+
+
+def _eps(op: Callable[..., Tensor], **options) -> Callable[..., Tensor]:
+    return lambda t, eps: op(t["x"], t["gamma"], eps=eps, **options)
+
+
+def _attention(t: Tensors, **options) -> Tensor:
+    return fastlm.attention(t["q"], t["k"], t["v"], seed=t["seed"], **options)
+
+
+def _loss(t: Tensors, **options) -> Tensor:
+    return fastlm.linear_cross_entropy(t["x"], t["weight"], t["targets"], **options)
+
+
+NUMBERS: dict[str, tuple[float, Callable[..., Tensor]]] = {
+    "layer_norm eps": (1e-3, _eps(fastlm.layer_norm)),
+    "gelu_layer_norm eps": (1e-3, _eps(fastlm.gelu_layer_norm)),
+    "layer_norm_gelu eps": (1e-3, _eps(fastlm.layer_norm_gelu)),
+    "add_layer_norm eps": (1e-3, lambda t, v: fastlm.add_layer_norm(t["x"], t["residual"], t["gamma"], eps=v)),
+    "add_layer_norm dropout_p": (
+        0.3,
+        lambda t, v: fastlm.add_layer_norm(t["x"], t["residual"], t["gamma"], dropout_p=v, seed=t["seed"]),
+    ),
+    "embedding_layer_norm eps": (
+        1e-3,
+        lambda t, v: fastlm.embedding_layer_norm(t["tokens"], t["word"], gamma=t["gamma"], eps=v),
+    ),
+    "embedding_layer_norm dropout_p": (
+        0.3,
+        lambda t, v: fastlm.embedding_layer_norm(t["tokens"], t["word"], dropout_p=v, seed=t["seed"]),
+    ),
+    "attention dropout_p": (0.3, lambda t, v: _attention(t, dropout_p=v)),
+    "attention scale": (0.3, lambda t, v: _attention(t, scale=v)),
+    "linear_cross_entropy label_smoothing": (0.3, lambda t, v: _loss(t, label_smoothing=v)),
+    "linear_cross_entropy z_loss": (0.3, lambda t, v: _loss(t, z_loss=v)),
+}
+
+
+@pytest.mark.parametrize("what", NUMBERS)
+def test_numbers_of_any_kind_are_one_number(what):
+    value, function = NUMBERS[what]
+    expected = function(_tensors(), value)
+    for number in _numbers(value):
+        assert torch.equal(function(_tensors(), number), expected), type(number)
+
+
+@pytest.mark.parametrize("what", NUMBERS)
+def test_what_is_no_number_is_named(what):
+    op, argument = what.split()
+    for wrong, kind in (("0.1", "str"), (torch.ones(2), r"a tensor of shape \(2,\)"), (None, "NoneType")):
+        if wrong is None and argument == "scale":
+            continue  # None is its default
+        with pytest.raises(TypeError, match=f"^{op}: {argument} must be a number, got {kind}$"):
+            NUMBERS[what][1](_tensors(), wrong)
+
+
+def test_max_seqlen_and_ignore_index_may_be_any_integer():
+    t = _tensors()
+    packed = lambda n: fastlm.attention_packed(t["qkv"], cu_seqlens=t["cu_seqlens"], max_seqlen=n)  # noqa: E731
+    for number in (np.int64(S), torch.tensor(S)):
+        assert torch.equal(packed(number), packed(S))
+        assert torch.equal(_loss(t, ignore_index=number), _loss(t, ignore_index=S))
+    with pytest.raises(TypeError, match="^attention_packed: max_seqlen must be an integer, got float$"):
+        packed(5.0)
+    with pytest.raises(TypeError, match="^linear_cross_entropy: ignore_index must be an integer, got str$"):
+        _loss(t, ignore_index="5")
