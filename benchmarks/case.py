@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from fastlm import backends
-from fastlm.costs import Cost
 from fastlm.dropout import LEVELS, keep_count
+from fastlm.ops import SPECS
+from fastlm.ops._cost import Cost
 
 Inputs = dict[str, Tensor]
 Run = Callable[[Inputs], Tensor]
@@ -48,6 +49,11 @@ class Case(ABC):
         return f"{self.label} p={self.dropout_p:g}" if self.dropout_p else self.label
 
     @property
+    def spec(self) -> backends.Spec:
+        """The facts of the op."""
+        return SPECS[self.op]
+
+    @property
     def keep(self) -> int:
         return keep_count(self.dropout_p)
 
@@ -68,7 +74,7 @@ class Case(ABC):
 
     @abstractmethod
     def cost(self, dtype: torch.dtype) -> Cost:
-        """The least bytes and operations (fastlm.costs)."""
+        """The least bytes and operations (the op's `cost`)."""
 
     def exponentials(self) -> tuple[int, int]:
         """Of the forward and of the backward, where they may be what binds."""
@@ -142,11 +148,8 @@ class Case(ABC):
         return reasons
 
     def _reason_against(self, backend: str, dtype: torch.dtype, device: torch.device) -> str | None:
-        try:
-            backends.resolve(self.op, backend, dtype, device.type)
-        except RuntimeError as error:
-            return str(error).partition(": ")[2].partition(": ")[2]
-        return None
+        reasons = backends.reasons_against(self.spec, backend, backends.Call(device.type, dtype))
+        return "; ".join(reasons) or None
 
 
 def leaves(t: Inputs) -> Inputs:

@@ -1,5 +1,7 @@
 """One step of training (forward, backward, clipping, optimizer) of GPT-1 and BERT, ours beside what others have.
 
+Ours is the trainer's own `update`, its hand-over of batches included; the others' step is written here.
+
 Before it is timed, a candidate's loss and every gradient are held against our reference backend in float32 on two
 sequences with the same weights: ours with dropout, for the masks are the same, others without.
 """
@@ -7,8 +9,10 @@ sequences with the same weights: ours with dropout, for the masks are the same, 
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,7 +28,9 @@ from benchmarks.run import SEED, SETS, Bench, explain, quiet
 from fastlm import models
 from fastlm.integrations import transformers as hf
 from fastlm.models import BERTConfig, GPT1Config
-from fastlm.train.optim import build_optimizer, clip_and_step
+from fastlm.tasks.base import Notify, Task
+from fastlm.train.config import TrainConfig
+from fastlm.train.trainer import Plan, Trainer
 
 Batch = dict[str, Tensor]
 Loss = Callable[[nn.Module, Batch], Tensor]
@@ -115,7 +121,7 @@ class Candidate:
 
 def candidates(case: ModelCase, on_gpu: bool) -> list[Candidate]:
     def build_ours(config: Any, source: nn.Module) -> nn.Module:
-        model = models.build(config, "auto")
+        model = models.build(config)
         model.load_state_dict(source.state_dict())
         return model
 
@@ -128,7 +134,7 @@ def candidates(case: ModelCase, on_gpu: bool) -> list[Candidate]:
 
 def _our_loss(model: nn.Module, batch: Batch, seeds: Tensor | None = None) -> Tensor:
     if "labels" not in batch:
-        return model(batch["tokens"], batch["targets"], seeds=seeds)
+        return model(batch["tokens"], targets=batch["targets"], seeds=seeds).loss
     rest = {name: batch[name] for name in ("mlm_positions", "mlm_targets")}
     labels = {"next_sentence_labels": batch["labels"]}
     return model(batch["tokens"], batch["segments"], **rest, **labels, seeds=seeds).loss
@@ -173,7 +179,7 @@ def run_model(case: ModelCase, bench: Bench) -> Iterator[Record]:
     """The records of one model and shape."""
     torch.backends.cuda.enable_cudnn_sdp(False)  # it rounds dropout to sixteenths
     torch.manual_seed(SEED)
-    source = models.build(case.config, "reference").to(bench.device).train()
+    source = models.build(case.config, backend="reference").to(bench.device).train()
     generator = torch.Generator(bench.device).manual_seed(SEED)
     check = _ModelCheck(case, source, case.inputs(generator, 2), bench)
     batches = [case.inputs(generator, case.batch) for _ in range(SETS)]
@@ -213,7 +219,7 @@ class _ModelCheck:
 
     def __init__(self, case: ModelCase, source: nn.Module, batch: Batch, bench: Bench):
         self.case, self.source, self.batch, self.bench = case, source, batch, bench
-        self.seeds = torch.arange(1, 2 + 3 * case.config.layers, device=bench.device)
+        self.seeds = torch.arange(1, 1 + source.dropout_sites, device=bench.device)
         self._exact: dict[bool, tuple[Tensor, dict[str, Tensor]]] = {}
 
     def __call__(self, candidate: Candidate) -> float:
@@ -235,7 +241,7 @@ class _ModelCheck:
     def _reference(self, dropout: bool) -> tuple[Tensor, dict[str, Tensor]]:
         if dropout not in self._exact:
             config = self.case.config if dropout else _without_dropout(self.case.config)
-            model = models.build(config, "reference").to(self.bench.device).train()
+            model = models.build(config, backend="reference").to(self.bench.device).train()
             model.load_state_dict(self.source.state_dict())
             loss = _our_loss(model, self.batch, self.seeds)
             loss.backward()
@@ -263,39 +269,74 @@ def autocast(bench: Bench) -> torch.autocast:
 
 
 def _step(case: ModelCase, candidate: Candidate, source: nn.Module, bench: Bench) -> Callable[[Batch], None]:
-    """A step as its users make it: ours with our optimizer and clipping, others with torch's fused AdamW."""
-    model = candidate.build(case.config, source).to(bench.device).train()
-    loss = candidate.loss
-    if candidate.compiled:
-        model = _compiled(candidate, model)
-    parameters = list(model.parameters())
+    """Makes a step as its users make it: ours by the trainer, others with torch's fused AdamW."""
     if candidate.ours:
-        recipe = {"lr": 1e-4, "betas": (0.9, 0.999), "eps": 1e-6 if case.is_bert else 1e-8, "weight_decay": 0.01}
-        optimizer = build_optimizer([(parameters, 1.0)], bias_correction=not case.is_bert, **recipe)
-    else:
-        optimizer = torch.optim.AdamW(parameters, lr=1e-4, weight_decay=0.01, fused=True)
+        return _trainer_step(case, candidate, source, bench)
+    model = candidate.build(case.config, source).to(bench.device).train()
+    if candidate.compiled:
+        model = torch.compile(model, dynamic=False)
+    parameters = list(model.parameters())
+    optimizer = torch.optim.AdamW(parameters, lr=1e-4, weight_decay=0.01, fused=True)
 
     def step(batch: Batch) -> None:
         with autocast(bench):
-            value = loss(model, batch)
+            value = candidate.loss(model, batch)
         value.backward()
-        if candidate.ours:
-            clip_and_step(optimizer, 1.0)
-        else:
-            nn.utils.clip_grad_norm_(parameters, 1.0, foreach=True)
-            optimizer.step()
+        nn.utils.clip_grad_norm_(parameters, 1.0, foreach=True)
+        optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
     return step
 
 
-def _compiled(candidate: Candidate, model: nn.Module) -> nn.Module:
-    """Ours block by block, all of one graph, for its ops are fused already; others whole."""
-    if not candidate.ours:
-        return torch.compile(model, dynamic=False)
-    for block in model.blocks:
-        block.compile(fullgraph=True, dynamic=False)
-    return model
+class _GivenBatches(Task):
+    """The model of a case on batches that are there already, so that the trainer's own step can be timed."""
+
+    def __init__(self, build: Callable[[], nn.Module], batches: list[Batch]):
+        self._build = build
+        self.batches, self.batches_per_epoch = batches, len(batches)
+
+    def prepare(self, folder: Path, notify: Notify) -> None:
+        pass
+
+    def dataset(self, split: str, length: int, batch_size: int, seed: int) -> _GivenBatches:
+        return self
+
+    def batch(self, step: int) -> Batch:
+        return self.batches[step % len(self.batches)]
+
+    def tokens(self, batch: Batch) -> int:
+        return batch["tokens"].numel()
+
+    def build(self, backend: str) -> nn.Module:
+        return self._build()
+
+    def losses(self, model: nn.Module, batch: Batch) -> tuple[Tensor, ...]:
+        return (_our_loss(model, batch),)
+
+    def evaluate(self, model: nn.Module, batches: Iterable[Batch]) -> dict[str, float]:
+        return {"loss": sum(self.losses(model, batch)[0].item() for batch in batches)}
+
+
+def _trainer_step(case: ModelCase, candidate: Candidate, source: nn.Module, bench: Bench) -> Callable[[Batch], None]:
+    """Makes a function that makes the trainer's next update, on batches of its own; its argument is not used."""
+    generator = torch.Generator().manual_seed(SEED)
+    batches = [case.inputs(generator, case.batch) for _ in range(SETS)]
+    task = _GivenBatches(lambda: candidate.build(case.config, source), batches)
+    epsilon, length = 1e-6 if case.is_bert else 1e-8, ((1.0, case.length),)
+    config = TrainConfig(steps=1, phases=length, batch_size=case.batch, learning_rate=1e-4, epsilon=epsilon,
+                         bias_correction=not case.is_bert)  # fmt: skip
+    precision = "bf16" if bench.dtype == torch.bfloat16 else "fp32"
+    trainer = Trainer(task, config, Plan(1 << 30, 0, bench.device.type, precision, {}))
+    if candidate.compiled:
+        for block in trainer.model.blocks:  # all of one graph: its ops are fused already
+            block.compile(fullgraph=True, dynamic=False)
+    steps = itertools.count()
+
+    def step(batch: Batch) -> None:
+        trainer.update(next(steps))
+
+    return step
 
 
 def _record(case: ModelCase, bench: Bench, candidate: Candidate, **outcome: Any) -> Record:

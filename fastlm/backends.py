@@ -1,8 +1,8 @@
-"""Which backend serves an op, and why.
+"""Which backend serves a call of an op, and why the others do not.
 
-`reference` (plain PyTorch) runs anywhere; `triton` and `cuda` are the fused kernels. An explicit request
-works or raises, saying why; `auto` takes the first backend in the device's order of preference that
-supports the call. The choice is made once, in the op's public function, and passed to its backward.
+`reference` (plain PyTorch) runs anywhere; `triton` and `cuda` are the fused kernels. An op's SPEC says what each
+backend takes. An explicit request works or raises, and the error names every reason. `auto` takes the first backend in
+its order that serves the call. The choice is made once, in the op's public function, and is passed to its backward.
 """
 
 from __future__ import annotations
@@ -11,66 +11,99 @@ import contextlib
 import functools
 import importlib
 import os
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 NAMES = ("auto", "reference", "triton", "cuda")
 
-_KERNEL = (torch.float32, torch.float16, torch.bfloat16)
-_HALF = (torch.float16, torch.bfloat16)
-_ANY = (*_KERNEL, torch.float64)
+# Backends in plain PyTorch: modules with a function per op and direction, which returns new tensors.
+PLAIN = {"reference": "fastlm.reference"}
 
-# The truth about op x backend x dtype: `fastlm info` prints it, the tests are generated from it.
-DTYPES: dict[str, dict[str, tuple[torch.dtype, ...]]] = {
-    "attention": {"reference": _ANY, "triton": _KERNEL, "cuda": _HALF},
-    "attention_packed": {"reference": _ANY, "triton": _KERNEL, "cuda": _HALF},
-    "layer_norm": {"reference": _ANY, "triton": _KERNEL, "cuda": _KERNEL},
-    "add_layer_norm": {"reference": _ANY, "triton": _KERNEL, "cuda": _KERNEL},
-    "gelu_layer_norm": {"reference": _ANY, "triton": _KERNEL, "cuda": _KERNEL},
-    "layer_norm_gelu": {"reference": _ANY, "triton": _KERNEL, "cuda": _KERNEL},
-    "bias_gelu": {"reference": _ANY, "triton": _KERNEL, "cuda": _KERNEL},
-    "embedding_layer_norm": {"reference": _ANY, "triton": _KERNEL, "cuda": _KERNEL},
-    "linear_cross_entropy": {"reference": _ANY, "triton": _KERNEL, "cuda": _KERNEL},
-    "adamw": {"reference": _ANY, "triton": _KERNEL, "cuda": _KERNEL},
-}
+# The order in which `auto` tries the backends, by device type. No GPU has measured the kernels yet: Triton comes first
+# because its compiler knows the chip at hand. A SPEC's `order` goes before this.
+ORDER = {"cuda": ("triton", "cuda", "reference"), "cpu": ("reference",)}
 
-# The file, in kernels/ and csrc/, that holds an op's launchers, where it is not named after the op.
-STEMS = {"add_layer_norm": "layer_norm", "attention_packed": "attention"}
+KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+HALF_DTYPES = (torch.float16, torch.bfloat16)
+ALL_DTYPES = (*KERNEL_DTYPES, torch.float64)
 
-# The largest last dimension that an op's kernels take, where there is a limit.
-_ROWS = ("layer_norm", "add_layer_norm", "gelu_layer_norm", "layer_norm_gelu", "embedding_layer_norm")
-WIDEST = {
-    "attention": {"triton": 128, "cuda": 128},
-    "attention_packed": {"triton": 128, "cuda": 128},
-    **{op: {"triton": 8192, "cuda": 8192} for op in _ROWS},
-}
 
-# What the last dimension must be a multiple of: CUDA C++ reads heads 16 bytes at a time.
-MULTIPLES = {op: {"cuda": 8} for op in ("attention", "attention_packed")}
+@dataclass(frozen=True)
+class Limits:
+    """What one backend of an op takes.
 
-# `auto` on each kind of device. No GPU has measured the kernels yet: Triton comes first because its
-# compiler knows the chip at hand, and the order is to be replaced by a table of measurements.
-PREFERENCE = {"cuda": ("triton", "cuda", "reference"), "cpu": ("reference",)}
+    `widest` bounds the last dimension (0: no bound), which must be a multiple of `multiple`. `chip` is the lowest
+    compute capability, (0, 0) for any.
+    """
+
+    dtypes: tuple[torch.dtype, ...]
+    widest: int = 0
+    multiple: int = 1
+    chip: tuple[int, int] = (0, 0)
+
+
+SM80 = (8, 0)  # the lowest compute capability that the CUDA C++ is compiled for, and that Triton supports
+
+
+@dataclass(frozen=True, eq=False)
+class Spec:
+    """The facts of one op.
+
+    `limits` has an entry per backend that serves the op. `kernels` names the file of kernels/, and of csrc/, with the
+    op's launchers. `cost` gives the least bytes and operations of a call from its sizes. `order` overrides ORDER on a
+    GPU, by the chip's major compute capability and the call's shape class.
+    """
+
+    op: str
+    kernels: str
+    limits: Mapping[str, Limits]
+    cost: Callable[..., Any]
+    order: Mapping[tuple[int, str], tuple[str, ...]] = field(default_factory=dict)
+
+
+class Call(NamedTuple):
+    """What the choice of a backend depends on. width=0 skips the checks of the last dimension."""
+
+    device: str  # its type: "cpu", "cuda", "meta"
+    dtype: torch.dtype
+    width: int = 0
+    chip: tuple[int, int] | None = None  # compute capability, where it is known
+    shape_class: str = ""
+
+
+def call_of(x: Tensor, *, dtype: torch.dtype | None = None, width: int = 0, shape_class: str = "") -> Call:
+    """Describes a call whose activations lie where x does, by default in its dtype."""
+    device = x.device.type
+    chip = compute_capability(x.device) if device == "cuda" else None
+    return Call(device, x.dtype if dtype is None else dtype, width, chip, shape_class)
+
+
+def compute_capability(device: torch.device) -> tuple[int, int] | None:
+    """Returns a GPU's compute capability, or None where there is no GPU to ask (fake tensors)."""
+    return torch.cuda.get_device_capability(device) if torch.cuda.is_available() else None
+
 
 _default = "auto"
 
 
 def set_backend(name: str) -> None:
-    """Set the backend of all calls that do not name one: "auto", "reference", "triton" or "cuda"."""
+    """Sets the backend of all calls that do not name one: "auto", "reference", "triton" or "cuda"."""
     global _default
     _default = _checked(name)
 
 
 def get_backend() -> str:
-    """The backend of calls that do not name one."""
+    """Returns the backend of calls that do not name one."""
     return _default
 
 
 @contextlib.contextmanager
 def use_backend(name: str) -> Iterator[None]:
-    """`set_backend` for the duration of a `with` block."""
+    """Does what `set_backend` does, for the duration of a `with` block."""
     previous = get_backend()
     set_backend(name)
     try:
@@ -79,56 +112,93 @@ def use_backend(name: str) -> Iterator[None]:
         set_backend(previous)
 
 
-def resolve(op: str, requested: str, dtype: torch.dtype, device: str, width: int = 0) -> str:
-    """The backend that serves `op` for activations of `dtype` and last dimension `width` on a device of type `device`.
+def choose(spec: Spec, request: str, call: Call) -> str:
+    """Returns the backend that serves a call.
 
-    Of width 0 nothing is asked. Raises RuntimeError where the backend that was asked for cannot serve the call.
+    Raises RuntimeError with every reason, where the backend asked for, or for "auto" every backend, cannot serve it.
     """
-    name = _checked(requested)
+    name = _checked(request)
     if name == "auto":
         name = _default
-    if name == "auto":
-        return _first_able(op, dtype, device, width)
-    reason = _reason_against(op, name, dtype, device) or _wrong_width(op, name, width)
-    if reason is not None:
-        raise RuntimeError(f"{op}: backend '{name}' cannot serve this call: {reason}")
-    return name
+    if name != "auto":
+        reasons = reasons_against(spec, name, call)
+        if reasons:
+            raise RuntimeError(f"{spec.op}: backend '{name}' cannot serve this call: {'; '.join(reasons)}")
+        return name
+    for name in order(spec, call):
+        if not reasons_against(spec, name, call):
+            return name
+    refused = (f"{name}: {', '.join(reasons_against(spec, name, call))}" for name in order(spec, call))
+    raise RuntimeError(f"{spec.op}: no backend serves this call: {'; '.join(refused)}")
 
 
-def explain(op: str, dtype: torch.dtype, device: str) -> tuple[str, str]:
-    """What `auto` takes for a call, and why in words."""
-    chosen = _first_able(op, dtype, device)
-    passed = [f"{b}: {_reason_against(op, b, dtype, device)}" for b in ("triton", "cuda") if b != chosen]
-    passed = [p for p in passed if not p.endswith(": None")]
-    order = "first in the order of preference, not yet measured" if device == "cuda" else "the CPU's path"
-    return chosen, "; ".join([order, *passed])
+def order(spec: Spec, call: Call) -> tuple[str, ...]:
+    """Returns the backends that `auto` tries for a call, the first choice first."""
+    if call.chip is not None and spec.order:
+        measured = spec.order.get((call.chip[0], call.shape_class))
+        if measured is not None:
+            return measured
+    return ORDER.get(call.device, ("reference",))
 
 
-def launchers(backend: str, op: str) -> Any:
-    """The object whose attributes are an op's launchers: a module of kernels/, or `_C` with the stream."""
+def reasons_against(spec: Spec, name: str, call: Call) -> list[str]:
+    """Returns every reason why a backend cannot serve a call; none where it can."""
+    limits = spec.limits.get(name)
+    if limits is None:
+        return [f"there is no {name} kernel for {spec.op} yet"]
+    reasons = []
+    if call.dtype not in limits.dtypes:
+        reasons.append(f"it takes {', '.join(_short(d) for d in limits.dtypes)}, not {_short(call.dtype)}")
+    unavailable = _unavailable(name, spec.kernels, call.dtype, call.device)
+    if unavailable is not None:
+        reasons.append(unavailable)
+    if limits.widest and call.width > limits.widest:
+        reasons.append(f"it takes a last dimension of at most {limits.widest}, not {call.width}")
+    if call.width % limits.multiple:
+        reasons.append(f"it takes a last dimension that is a multiple of {limits.multiple}, not {call.width}")
+    if call.chip is not None and call.chip < limits.chip:
+        needed, there = (".".join(map(str, chip)) for chip in (limits.chip, call.chip))
+        reasons.append(f"it needs a GPU of compute capability {needed} or more, and this one has {there}")
+    return reasons
+
+
+def implementation(spec: Spec, backend: str, name: str, launch: Callable[..., Any]) -> Callable[..., Any]:
+    """Returns the function that computes one direction of an op.
+
+    In a plain backend it is that backend's function `name`. The others have launchers, which write into tensors that
+    they are given: there it is `launch`, which allocates, and to which they are bound as its first argument.
+    """
+    plain = PLAIN.get(backend)
+    if plain is not None:
+        return getattr(_module(plain), name)
+    return functools.partial(launch, launchers(backend, spec.kernels))
+
+
+def launchers(backend: str, kernels: str) -> Any:
+    """Returns the object whose attributes are launchers: a module of kernels/, or `_C` with the stream."""
     if backend == "triton":
-        return _kernels(STEMS.get(op, op))
+        return _module(f"fastlm.kernels.{kernels}")
     return _emulated_launchers() if emulated() else _cuda_launchers()
 
 
 def emulated() -> bool:
-    """Whether `backend="cuda"` runs CPU tensors on the emulator: a switch for tests only."""
+    """Tells whether `backend="cuda"` runs CPU tensors on the emulator: a switch for tests only."""
     return os.environ.get("FASTLM_EMULATE") == "1"
 
 
 def interpreted() -> bool:
-    """Whether Triton's kernels run in its interpreter."""
+    """Tells whether Triton's kernels run in its interpreter."""
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def extension_error() -> str | None:
-    """Why `fastlm._C` cannot be used, or None where it can."""
+    """Returns why `fastlm._C` cannot be used, or None where it can."""
     return _import_error("fastlm._C")
 
 
-def kernels_error(stem: str = "layer_norm") -> str | None:
-    """Why the Triton kernels cannot be used, or None where they can."""
-    return _import_error("triton") or _import_error(f"fastlm.kernels.{stem}")
+def kernels_error(kernels: str = "layer_norm") -> str | None:
+    """Returns why the Triton kernels of a file cannot be used, or None where they can."""
+    return _import_error("triton") or _import_error(f"fastlm.kernels.{kernels}")
 
 
 def _checked(name: str) -> str:
@@ -137,50 +207,32 @@ def _checked(name: str) -> str:
     return name
 
 
-def _first_able(op: str, dtype: torch.dtype, device: str, width: int = 0) -> str:
-    for name in PREFERENCE.get(device, ("reference",)):
-        if (_reason_against(op, name, dtype, device) or _wrong_width(op, name, width)) is None:
-            return name
-    raise RuntimeError(f"{op}: no backend serves {dtype} on {device}")
-
-
-def _wrong_width(op: str, name: str, width: int) -> str | None:
-    widest = WIDEST.get(op, {}).get(name, width)
-    if width > widest:
-        return f"it takes a last dimension of at most {widest}, not {width}"
-    multiple = MULTIPLES.get(op, {}).get(name, 1)
-    return f"it takes a last dimension that is a multiple of {multiple}, not {width}" if width % multiple else None
-
-
-def _reason_against(op: str, name: str, dtype: torch.dtype, device: str) -> str | None:
-    supported = DTYPES[op].get(name)
-    if supported is None:
-        return f"there is no {name} kernel for {op} yet"
-    if dtype not in supported:
-        return f"it takes {', '.join(_short(d) for d in supported)}, not {_short(dtype)}"
+def _unavailable(name: str, kernels: str, dtype: torch.dtype, device: str) -> str | None:
+    """Returns why a backend cannot run on a device with what is installed, or None where it can."""
     if device == "meta":
         return None  # shapes alone: no kernel runs
     if name == "triton":
-        return _reason_against_triton(STEMS.get(op, op), dtype, device)
+        return _triton_unavailable(kernels, dtype, device)
     if name == "cuda":
-        return _reason_against_cuda(device)
+        return _cuda_unavailable(device)
     return None
 
 
-# torch.compile takes the answer as a constant: it rests on what is installed, not on tensors. This is all that
-# torch.compiler.assume_constant_result does, short of importing torch._dynamo, which takes two seconds.
-_reason_against._dynamo_marked_constant = True
+# torch.compile takes the answers as constants: they rest on the machine and on what is installed, not on tensors. This
+# is all that torch.compiler.assume_constant_result does, short of importing torch._dynamo, which takes two seconds.
+_unavailable._dynamo_marked_constant = True
+compute_capability._dynamo_marked_constant = True
 
 
-def _reason_against_triton(stem: str, dtype: torch.dtype, device: str) -> str | None:
+def _triton_unavailable(kernels: str, dtype: torch.dtype, device: str) -> str | None:
     if device != "cuda" and not interpreted():
         return f"the tensors are on {device}, and Triton's kernels need a CUDA device (or TRITON_INTERPRET=1)"
     if interpreted() and dtype == torch.bfloat16:
         return "Triton's interpreter computes bfloat16 wrongly"
-    return kernels_error(stem)
+    return kernels_error(kernels)
 
 
-def _reason_against_cuda(device: str) -> str | None:
+def _cuda_unavailable(device: str) -> str | None:
     if emulated():
         return _import_error("_C_emulated") if device == "cpu" else "FASTLM_EMULATE=1 is for CPU tensors"
     if device != "cuda":
@@ -202,12 +254,12 @@ def _import_error(module: str) -> str | None:
 
 
 @functools.cache
-def _kernels(stem: str) -> Any:
-    return importlib.import_module(f"fastlm.kernels.{stem}")
+def _module(name: str) -> Any:
+    return importlib.import_module(name)
 
 
 class _Extension:
-    """`_C`'s launchers with the current stream as their last argument."""
+    """`_C`'s launchers, with the current stream as their last argument."""
 
     def __init__(self, module: str, stream: Callable[[], int]):
         self._module = importlib.import_module(module)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import fields, replace
+from dataclasses import Field
 from typing import Any, NoReturn
 
-from fastlm.train.config import PRETRAIN_PRESETS, PretrainConfig, resolve_model
+from fastlm import recipes
+from fastlm.recipes import Recipe
+from fastlm.run_folder import RunError, RunFolder
 
 EXTRAS = ("tqdm", "matplotlib", "tokenizers", "safetensors", "numpy")
 USAGE_ERROR, INTERRUPTED = 2, 130
@@ -18,6 +20,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command; returns the exit code. What a user can mend is one sentence on stderr, without a traceback."""
     options = _parser().parse_args(arguments)
     try:
+        _check_text(options)
         return options.command(options)
     except KeyboardInterrupt:
         return _fail("interrupted", INTERRUPTED)
@@ -36,39 +39,85 @@ def _fail(sentence: str, code: int = USAGE_ERROR) -> int:
     return code
 
 
+def _check_text(options: argparse.Namespace) -> None:
+    """Raises ValueError for an argument whose bytes are not the text of the terminal's encoding."""
+    for name, value in vars(options).items():
+        for text in value if isinstance(value, tuple) else (value,):
+            if isinstance(text, str) and any("\ud800" <= c <= "\udfff" for c in text):
+                raise ValueError(f"{name.replace('_', '-')}: text in UTF-8 expected, got {text!r}")
+
+
 # The commands; each imports what it needs, so that --help and the usage errors are immediate -------------------
 
 
 def _pretrain(options: argparse.Namespace) -> int:
-    import torch
+    given = {f.name: getattr(options, f.name) for f in recipes.OPTIONS if hasattr(options, f.name)}
+    recipe, folder, note = _chosen_run(options, given)
+    import torch  # noqa: F401, for errors of the options come before the seconds that it takes
 
-    from fastlm.train.pretrain import Interrupted, pretrain
+    from fastlm.train.loop import Interrupted, train
     from fastlm.train.report import markdown
-    from fastlm.train.run import RunFolder
 
-    given = {f.name: getattr(options, f.name) for f in fields(PretrainConfig) if hasattr(options, f.name)}
-    cuda = given.get("device", "auto") == "cuda" or (
-        given.get("device", "auto") == "auto" and torch.cuda.is_available()
-    )
-    name, why = resolve_model(given.get("model", "gpt1"), cuda=cuda)
-    if "model" in given:
-        given["model"] = name
-    folder = RunFolder(options.run or f"runs/{name}")
-    if folder.begun():  # what is not given is as it was
-        config = _configure(folder.recorded_config(), given)
-    else:
-        config = _configure(PRETRAIN_PRESETS[name], given)
-        print(why or f"model {name}")
+    if note:
+        print(note)
+    task = recipe.task()
+    run = {"record": recipe.to_json(), "name": recipe.name}
     try:
-        result = pretrain(config, folder.path)
+        result = train(task, recipe.train, recipe.placement, folder.path, **run)
     except Interrupted as interruption:
         return _fail(str(interruption), INTERRUPTED)
-    print(f"\n{markdown(result)}\n{_next_steps(folder, config)}")
+    command = task.try_command(folder.path)
+    made = f"In {folder.path}: model/, metrics.jsonl, loss.png, report.md."
+    print(f"\n{markdown(result)}\n{made}" + (f" Try: {command}" if command else ""))
     return 0
 
 
+def _chosen_run(options: argparse.Namespace, given: dict[str, Any]) -> tuple[Recipe, RunFolder, str | None]:
+    """The recipe with the options that are given, the run's folder, and what to say of the choice.
+
+    In a folder with a run that has begun, what is not given is as it was.
+    """
+    name = getattr(options, "model", recipes.DEFAULT)
+    if options.run is not None and (folder := RunFolder(options.run)).begun():
+        return _recorded(folder, options).with_options(given), folder, None
+    recipe, why = recipes.resolve(name, cuda=_cuda_wanted(name, given))
+    folder = RunFolder(options.run or f"runs/{recipe.name}")
+    if folder.begun():
+        recipe = _recorded(folder, options)
+        why = None
+    else:
+        why = why or f"model {recipe.name}"
+    return recipe.with_options(given), folder, why
+
+
+def _recorded(folder: RunFolder, options: argparse.Namespace) -> Recipe:
+    """The recipe of the run in a folder. Raises RunError if it is of another model than the one asked for."""
+    record = folder.recorded()
+    try:
+        recipe = recipes.from_record(record)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise RunError(f"run: {folder.config_file} was written by another version of fastlm ({error!r})") from error
+    asked = getattr(options, "model", recipe.name)
+    if recipe.name != asked and recipe.name not in recipes.FAMILIES.get(asked, ()):
+        raise RunError(
+            f"run: {folder.path} holds a run with another configuration: model (now {asked!r}, there "
+            f"{recipe.name!r}); give the same options to resume it, or another --run"
+        )
+    return recipe
+
+
+def _cuda_wanted(name: str, given: dict[str, Any]) -> bool:
+    """Whether a run is to be on a CUDA device; asked only where a name's size depends on it, for it imports torch."""
+    device = given.get("device", "auto")
+    if device != "auto" or name not in recipes.FAMILIES:
+        return device == "cuda"
+    import torch
+
+    return torch.cuda.is_available()
+
+
 def _generate(options: argparse.Namespace) -> int:
-    from fastlm.generate import generate
+    from fastlm.inference.generate import generate
 
     sampling = {name: getattr(options, name) for name in ("tokens", "temperature", "top_k", "top_p", "seed", "device")}
     print(generate(options.run, options.prompt, **sampling))
@@ -76,7 +125,7 @@ def _generate(options: argparse.Namespace) -> int:
 
 
 def _fill_mask(options: argparse.Namespace) -> int:
-    from fastlm.fill_mask import fill_mask
+    from fastlm.inference.fill_mask import fill_mask
 
     for number, guesses in enumerate(fill_mask(options.run, options.text, top=options.top, device=options.device), 1):
         print(f"[MASK] {number}: " + "  ".join(f"{guess.token} {guess.probability:.1%}" for guess in guesses))
@@ -90,20 +139,6 @@ def _info(options: argparse.Namespace) -> int:
     return 0
 
 
-def _configure(config: PretrainConfig, given: dict[str, Any]) -> PretrainConfig:
-    lengths = {name: given[name] for name in ("steps", "minutes", "epochs") if name in given}
-    return replace(config.with_length(**lengths) if lengths else config, **given)
-
-
-def _next_steps(folder: Any, config: PretrainConfig) -> str:
-    example = (
-        f'fastlm generate {folder.path} --prompt "..."'
-        if config.model.startswith("gpt1")
-        else f'fastlm fill-mask {folder.path} "... [MASK] ..."'
-    )
-    return f"In {folder.path}: model/, metrics.jsonl, loss.png, report.md. Try: {example}"
-
-
 # The options ---------------------------------------------------------------------------------------------------
 
 
@@ -114,7 +149,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="fastlm", description="Pretrain GPT-1 and BERT as their papers did, and use them.")
+    parser = _Parser(prog="fastlm", description="Pretrain language models as their papers did, and use them.")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
@@ -122,26 +157,28 @@ def _parser() -> argparse.ArgumentParser:
         "pretrain",
         help="pretrain a model, or resume a run",
         description="Pretrains a model on text. With the run folder of an interrupted run it goes on with that run. "
-        "An option that is not given has the value of the model's preset (or of the run that is resumed).",
+        "An option that is not given has the value of the model's recipe (or of the run that is resumed).",
         argument_default=argparse.SUPPRESS,
     )
     pretrain.add_argument("--run", default=None, help="run folder (default: runs/MODEL)")
-    for option in fields(PretrainConfig):
+    names = ", ".join([*recipes.FAMILIES, *recipes.RECIPES])
+    pretrain.add_argument("--model", metavar="NAME", help=f"recipe: {names} (default: {recipes.DEFAULT})")
+    for option in recipes.OPTIONS:
         _add_option(pretrain, option)
     pretrain.set_defaults(command=_pretrain)
 
-    generate = commands.add_parser("generate", help="let a trained GPT-1 write")
-    generate.add_argument("run", help="run folder of a GPT-1")
+    generate = commands.add_parser("generate", help="let a trained decoder write")
+    generate.add_argument("run", help="run folder of a causal language model")
     generate.add_argument("--prompt", required=True, help="the text to go on from")
     generate.add_argument("--tokens", type=int, default=100, help="tokens to write (%(default)s)")
     generate.add_argument("--temperature", type=float, default=0.8, help="0: always the likeliest (%(default)s)")
     generate.add_argument("--top-k", type=int, default=40, help="draw among the k likeliest (%(default)s)")
     generate.add_argument("--top-p", type=float, default=None, help="draw among the likeliest that have p together")
-    generate.add_argument("--seed", type=int, default=0, help="another one gives another text (%(default)s)")
+    generate.add_argument("--seed", type=_seed, default=0, help="another one gives another text (%(default)s)")
     generate.set_defaults(command=_generate)
 
-    fill_mask = commands.add_parser("fill-mask", help="let a trained BERT fill the [MASK]s of a text")
-    fill_mask.add_argument("run", help="run folder of a BERT")
+    fill_mask = commands.add_parser("fill-mask", help="let a trained encoder fill the [MASK]s of a text")
+    fill_mask.add_argument("run", help="run folder of a masked language model")
     fill_mask.add_argument("text", help='such as "it is a truth [MASK] acknowledged"')
     fill_mask.add_argument("--top", type=int, default=5, help="guesses for each [MASK] (%(default)s)")
     fill_mask.set_defaults(command=_fill_mask)
@@ -153,7 +190,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_option(parser: argparse.ArgumentParser, option: Any) -> None:
+def _add_option(parser: argparse.ArgumentParser, option: Field) -> None:
     kind = option.type.removesuffix(" | None")
     settings: dict[str, Any] = {"help": option.metadata["help"]}
     if "choices" in option.metadata:
@@ -162,6 +199,8 @@ def _add_option(parser: argparse.ArgumentParser, option: Any) -> None:
         settings |= {"type": _phases, "metavar": "FRACTION:LENGTH,..."}
     elif option.name == "data":
         settings |= {"type": str, "nargs": "+", "action": _Tuple, "metavar": "FILE"}
+    elif kind == "bool":
+        settings["action"] = argparse.BooleanOptionalAction
     else:
         settings |= {"type": {"int": int, "float": float, "str": str}[kind], "metavar": kind.upper()}
     parser.add_argument(f"--{option.name.replace('_', '-')}", **settings)
@@ -170,6 +209,16 @@ def _add_option(parser: argparse.ArgumentParser, option: Any) -> None:
 class _Tuple(argparse.Action):
     def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option: str | None = None) -> None:
         setattr(namespace, self.dest, tuple(values))
+
+
+def _seed(text: str) -> int:
+    try:
+        seed = int(text)
+    except ValueError:
+        seed = -1
+    if not 0 <= seed < 1 << 63:
+        raise argparse.ArgumentTypeError(f"an integer of at least 0 and below 2^63 expected, got {text!r}")
+    return seed
 
 
 def _phases(text: str) -> tuple[tuple[float, int], ...]:

@@ -19,29 +19,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-LEVELS = 256  # `keep == LEVELS` means that nothing is dropped
+from fastlm.keep import LEVELS, keep_count
+
+__all__ = ["LEVELS", "attention_mask", "draw_seeds", "keep_count", "row_mask"]
+
 ROUNDS = 7
 MASK32 = 0xFFFFFFFF
 MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 WEYL = (0x9E3779B9, 0xBB67AE85)
 EACH_ITS_BIT = 0x8040201008040201 - 2**64
 ROW_DOMAIN, ATTENTION_DOMAIN = 0, 1  # the last counter word keeps the two kinds of mask apart
-
-
-def keep_count(dropout_p: float) -> int:
-    """The number of the 256 levels at which an element is kept, for a dropout probability in [0, 1).
-
-    Raises ValueError where the nearest level would keep everything although `dropout_p` > 0, or nothing.
-    """
-    if not 0.0 <= dropout_p < 1.0:
-        raise ValueError(f"dropout_p must be in [0, 1), got {dropout_p}")
-    keep = round((1.0 - dropout_p) * LEVELS)
-    if dropout_p > 0.0 and not 0 < keep < LEVELS:
-        raise ValueError(
-            f"dropout_p is applied in steps of 1/256 and {dropout_p} rounds to {1 - keep / LEVELS:g}: "
-            f"give 0, or a value from {1 / LEVELS:.4f} to {1 - 1 / LEVELS:.4f}"
-        )
-    return keep
 
 
 def draw_seeds(count: int, device: torch.device | str | None = None) -> Tensor:

@@ -15,6 +15,7 @@ import torch
 
 import fastlm
 from fastlm import backends
+from fastlm.ops import SPECS
 
 WIDTH = 100  # columns
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -78,7 +79,7 @@ def _ops() -> Iterator[str]:
     yield from (f"What backend='auto' takes for tensors on {device}:", "")
     yield f"{'op':22} " + " ".join(f"{_name(dtype):10}" for dtype in DTYPES).rstrip()
     refused: dict[str, dict[str, list[tuple[str, str]]]] = {}  # backend -> reason -> (op, dtype)s
-    for op in backends.DTYPES:
+    for op in SPECS:
         chosen = {dtype: _chosen(op, dtype, device) for dtype in DTYPES}
         yield f"{op:22} " + " ".join(f"{backend:10}" for backend, _ in chosen.values()).rstrip()
         for dtype, (_, reasons) in chosen.items():
@@ -90,9 +91,14 @@ def _ops() -> Iterator[str]:
 
 
 def _chosen(op: str, dtype: torch.dtype, device: str) -> tuple[str, dict[str, str]]:
-    """Returns the backend that `auto` takes, and the reason against each backend that it prefers but cannot take."""
-    chosen, why = backends.explain(op, dtype, device)
-    return chosen, dict(reason.split(": ", 1) for reason in why.split("; ")[1:])
+    """Returns the backend that `auto` takes, and the first reason against each kernel backend that cannot serve."""
+    spec, call = SPECS[op], backends.Call(device, dtype)
+    chosen, others = backends.choose(spec, "auto", call), {}
+    for backend in ("triton", "cuda"):
+        reasons = backends.reasons_against(spec, backend, call) if backend != chosen else []
+        if reasons:
+            others[backend] = reasons[0]
+    return chosen, others
 
 
 def _grouped(reasons: dict[str, list[tuple[str, str]]]) -> Iterator[str]:
@@ -106,7 +112,7 @@ def _grouped(reasons: dict[str, list[tuple[str, str]]]) -> Iterator[str]:
 def _calls(calls: list[tuple[str, str]]) -> str:
     """Names calls in few words: dtypes unless all, then ops unless all, by those left out where they are fewer."""
     ops, dtypes = (list(dict.fromkeys(column)) for column in zip(*calls, strict=True))
-    others = [op for op in backends.DTYPES if op not in ops]
+    others = [op for op in SPECS if op not in ops]
     named = f"all ops but {', '.join(others)}" if 0 < len(others) < len(ops) else ", ".join(ops)
     if len(dtypes) == len(DTYPES):
         return named

@@ -75,8 +75,9 @@ def add_layer_norm_forward(
     seed: Tensor | None,
     keep: int,
     eps: float,
+    save_sum: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """s = residual + dropout(x + bias), y = LN(s): y, s, mean, rstd.
+    """s = residual + dropout(x + bias), y = LN(s): y, s (empty unless `save_sum`), mean, rstd.
 
     The sum is rounded to the activations' dtype first and then normalised, so that the backward, which has only
     the rounded sum, sees the very row that the statistics are of: were it another, a row of little variance
@@ -84,7 +85,7 @@ def add_layer_norm_forward(
     """
     s = (_wide(residual) + _drop_rows(_biased(x, bias), seed, keep)).to(x.dtype)
     y, mean, rstd = _normalise(_wide(s), gamma, beta, eps)
-    return y.to(x.dtype), s, mean, rstd
+    return y.to(x.dtype), s if save_sum else s.new_empty(0), mean, rstd
 
 
 def add_layer_norm_backward(
@@ -105,10 +106,21 @@ def add_layer_norm_backward(
     return ds.to(s.dtype), dx.to(s.dtype), dgamma, dbeta, dx.sum(0)
 
 
-def sum_of_output(y: Tensor, mean: Tensor, rstd: Tensor, gamma: Tensor, beta: Tensor | None) -> Tensor:
-    """The sum whose layer norm y (N, E) is, wide: (y - beta) / gamma / rstd + mean."""
+def add_layer_norm_backward_from_output(
+    dy: Tensor,
+    y: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    gamma: Tensor,
+    beta: Tensor | None,
+    seed: Tensor | None,
+    keep: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """`add_layer_norm_backward` from the output: s = (y - beta) / gamma / rstd + mean."""
     xhat = (_wide(y) if beta is None else _wide(y) - _wide(beta)) / _wide(gamma)
-    return xhat / rstd[:, None] + mean[:, None]
+    s = xhat / rstd[:, None] + mean[:, None]
+    ds, dx, *parameters = add_layer_norm_backward(dy, None, s, mean, rstd, gamma, seed, keep)
+    return ds.to(dy.dtype), dx.to(dy.dtype), *parameters
 
 
 # GELU (Hendrycks & Gimpel 2016): "tanh" is both papers' code, "none" the exact erf form --------------------------
@@ -176,16 +188,21 @@ def embedding_layer_norm_forward(
     gamma: Tensor | None,
     beta: Tensor | None,
     seed: Tensor | None,
+    sequence: int,
     keep: int,
     eps: float,
     dtype: torch.dtype,
+    save_sum: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """s = We[tokens] + Wp[position_ids] + Ws[segments], y = dropout(LN(s)) of (N, E): y, s, mean, rstd.
 
-    Ids are (N,). Without gamma there is no layer norm, and s and the statistics are empty.
+    Ids are (N,). Row n takes position n % sequence where there are no position_ids. s is empty unless `save_sum`.
+    Without gamma there is no layer norm, and s and the statistics are empty.
     """
     s = _wide(word[tokens])
     if position is not None:
+        if position_ids is None:
+            position_ids = torch.arange(tokens.shape[0], device=tokens.device) % max(sequence, 1)
         s = s + _wide(position[position_ids])
     if segment is not None:
         s = s + _wide(segment[segments])
@@ -193,7 +210,7 @@ def embedding_layer_norm_forward(
         return _drop_rows(s, seed, keep).to(dtype), s.new_empty(0, dtype=dtype), s.new_empty(0), s.new_empty(0)
     s = s.to(dtype)  # rounded before it is normalised, as in add_layer_norm
     y, mean, rstd = _normalise(_wide(s), gamma, beta, eps)
-    return _drop_rows(y, seed, keep).to(dtype), s, mean, rstd
+    return _drop_rows(y, seed, keep).to(dtype), s if save_sum else s.new_empty(0), mean, rstd
 
 
 def embedding_layer_norm_backward(
@@ -304,17 +321,23 @@ def cross_entropy_rows(
     logits: Tensor,
     targets: Tensor,
     row_weights: Tensor | None,
+    losses: Tensor,
+    lse: Tensor,
+    vocabulary: int,
     ignore_index: int,
     label_smoothing: float,
     z_loss: float,
     need_gradient: bool,
-) -> tuple[Tensor, Tensor]:
-    """Losses (n,) and lse (n,) of logits (n, V); the logits become their own gradient if it is needed.
+) -> None:
+    """Writes losses (n,) and lse (n,) of logits (n, PADDED), which become their own gradient if it is needed.
+
+    Columns from `vocabulary` on are padding, which counts for nothing and stays as it is.
 
     loss = w * ((1 - e) * (lse - x_t) + e * (lse - mean(x)) + z * lse^2). Loss, lse and gradient are 0 where the target
     is ignored, whatever the row's weight and logits are, NaN included;
     dlogits = w * (softmax * (1 + 2 * z * lse) - (1 - e) * onehot - e / V).
     """
+    logits = logits[:, :vocabulary]
     x = _wide(logits)
     counted = targets != ignore_index
     weight = counted.to(x.dtype) if row_weights is None else row_weights.to(x.dtype).where(counted, 0.0)
@@ -325,15 +348,15 @@ def cross_entropy_rows(
     p = torch.exp(x)
     total = p.sum(-1, keepdim=True)
     spread = total.log()[:, 0]
-    lse = top[:, 0] + spread
+    row_lse = top[:, 0] + spread
     loss = spread - (1 - label_smoothing) * x.gather(1, target)[:, 0] - label_smoothing * x.mean(-1)
-    loss = weight * (loss + z_loss * lse.square())
+    loss = weight * (loss + z_loss * row_lse.square())
     if need_gradient:
-        gradient = p / total * (1 + 2 * z_loss * lse[:, None])
+        gradient = p / total * (1 + 2 * z_loss * row_lse[:, None])
         gradient -= label_smoothing / x.shape[1]
         gradient.scatter_add_(1, target, gradient.new_full(target.shape, label_smoothing - 1))
         logits.copy_(gradient * weight[:, None]).masked_fill_(~counted[:, None], 0.0)
-    return loss.where(counted, 0.0), lse.where(counted, 0.0)
+    losses[:], lse[:] = loss.where(counted, 0.0), row_lse.where(counted, 0.0)
 
 
 # AdamW (Loshchilov and Hutter 2019) with clipping by the global norm ----------------------------------------------
@@ -393,3 +416,54 @@ def unpad(padded: Tensor, cu_seqlens: Tensor, rows: int) -> Tensor:
     row = torch.arange(rows, device=padded.device)
     sequence = torch.bucketize(row, cu_seqlens[1:], right=True)
     return padded[sequence, row - cu_seqlens[sequence]].contiguous()
+
+
+def self_attention_forward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    lengths: Tensor | None,
+    cu_seqlens: Tensor | None,
+    max_seqlen: int,
+    seed: Tensor | None,
+    causal: bool,
+    scale: float,
+    keep: int,
+) -> tuple[Tensor, Tensor]:
+    """`attention_forward`, also of packed rows (T, H, D): o (T, H, D), lse (T, H)."""
+    if cu_seqlens is None:
+        return attention_forward(q, k, v, lengths, seed, causal, scale, keep)
+    rows = q.shape[0]
+    q, k, v = (pad(x, cu_seqlens, max_seqlen) for x in (q, k, v))
+    o, lse = attention_forward(q, k, v, cu_seqlens.diff(), seed, causal, scale, keep)
+    return unpad(o, cu_seqlens, rows), unpad(lse.transpose(1, 2), cu_seqlens, rows)
+
+
+def self_attention_backward(
+    do: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    o: Tensor,
+    lse: Tensor,
+    lengths: Tensor | None,
+    cu_seqlens: Tensor | None,
+    max_seqlen: int,
+    seed: Tensor | None,
+    causal: bool,
+    scale: float,
+    keep: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`attention_backward`, also of packed rows: dq, dk, dv (T, H, D)."""
+    if cu_seqlens is None:
+        return attention_backward(do, q, k, v, o, lse, lengths, seed, causal, scale, keep)
+    rows = q.shape[0]
+    do, q, k, v, o, lse = (pad(x, cu_seqlens, max_seqlen) for x in (do, q, k, v, o, lse))
+    lengths, lse = cu_seqlens.diff(), lse.transpose(1, 2)
+    gradients = attention_backward(do, q, k, v, o, lse, lengths, seed, causal, scale, keep)
+    return tuple(unpad(x, cu_seqlens, rows) for x in gradients)
+
+
+def packed_attention_backward(do: Tensor, qkv: Tensor, *rest: Tensor | int | float | bool | None) -> Tensor:
+    """`self_attention_backward` of a projection (..., 3, H, D): dqkv, of its shape."""
+    return torch.stack(self_attention_backward(do, *qkv.unbind(-3), *rest), dim=-3)

@@ -20,7 +20,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastlm import backends
+from fastlm.ops import SPECS
 
 Op = Callable[..., Tensor | tuple[Tensor, ...]]
 
@@ -38,10 +38,10 @@ class Case:
 
 
 def cases(op: str, *, float64: bool = False) -> list:
-    """The (backend, dtype, device) of the op's row in `backends.DTYPES`, those on a GPU marked `gpu`."""
+    """The (backend, dtype, device) that the op's SPEC names, those on a GPU marked `gpu`."""
     found = []
-    for backend, dtypes in backends.DTYPES[op].items():
-        for dtype in dtypes:
+    for backend, limits in SPECS[op].limits.items():
+        for dtype in limits.dtypes:
             if dtype == torch.float64 and not float64:
                 continue
             on_gpu = Case(backend, dtype, "cuda")

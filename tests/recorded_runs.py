@@ -47,13 +47,12 @@ def hashes(folder: Path) -> dict[str, str]:
 
 
 def record(model: str, folder: Path, text: Path) -> dict:
-    config = configuration(text, model, **OPTIONS)
-    run(config, folder)
-    options = {name: value for name, value in config.to_json().items() if name != "data"}
+    recipe = configuration(text, model, **OPTIONS)
+    run(recipe, folder)
     return {
         "numerics": NUMERICS,
         "machine": machine(),
-        "options": options,
+        "recipe": recipe.to_json(),
         "updates": losses(folder),
         "weights": hashes(folder),
     }

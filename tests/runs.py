@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from unittest.mock import patch
 
@@ -11,9 +10,9 @@ import pytest
 import torch
 from corpora import chapters
 
-from fastlm.train import objectives, trainer
-from fastlm.train.config import PRETRAIN_PRESETS, PretrainConfig
-from fastlm.train.pretrain import pretrain
+from fastlm.recipes import RECIPES, Recipe
+from fastlm.tasks import causal_lm
+from fastlm.train import loop, trainer
 
 STEPS = 12
 # Dropout, parts and (BERT) two lengths: all that a resumed run has to find again.
@@ -45,19 +44,20 @@ def one_thread():
     torch.set_num_threads(before)
 
 
-def configuration(text: Path, model: str = "gpt1_tiny", **options) -> PretrainConfig:
-    return replace(
-        PRETRAIN_PRESETS[model].with_length(steps=STEPS),
-        **{"data": (str(text),), "device": "cpu", "precision": "fp32", "checkpoint_every": 4, "validate_every": 5}
-        | {"backend": "reference", "validation_fraction": 0.2}
+def configuration(text: Path, model: str = "gpt1_tiny", **options) -> Recipe:
+    return RECIPES[model].with_options(
+        {"data": (str(text),), "device": "cpu", "precision": "fp32", "checkpoint_every": 4, "validate_every": 5}
+        | {"backend": "reference", "validation_fraction": 0.2, "steps": STEPS}
         | OPTIONS[model]
-        | options,
+        | options
     )
 
 
-def run(config: PretrainConfig, folder: Path, notes: list[str] | None = None) -> dict:
-    with patch.object(objectives, "WRITTEN", 5):
-        return pretrain(config, folder, notify=(notes if notes is not None else []).append)
+def run(recipe: Recipe, folder: Path, notes: list[str] | None = None) -> dict:
+    notify = (notes if notes is not None else []).append
+    record = {"record": recipe.to_json(), "name": recipe.name}
+    with patch.object(causal_lm, "WRITTEN", 5):
+        return loop.train(recipe.task(), recipe.train, recipe.placement, folder, **record, notify=notify)
 
 
 def losses(folder: Path) -> list[dict]:

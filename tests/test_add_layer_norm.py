@@ -27,6 +27,7 @@ from hypothesis import strategies as st
 import fastlm
 from fastlm import backends
 from fastlm.dropout import draw_seeds, keep_count, row_mask
+from fastlm.ops import SPECS
 
 OP = "add_layer_norm"
 SHAPES = [(37, 768), (5, 1024), (3, 1000), (64, 16), (17, 100), (9, 7), (1, 3), (2, 8192), (33, 2), (8, 48)]
@@ -313,7 +314,7 @@ def test_float64_is_the_references_alone():
     assert fastlm.add_layer_norm(x, x, gamma).dtype == torch.float64
     with pytest.raises(RuntimeError, match="not float64"):
         fastlm.add_layer_norm(x, x, gamma, backend="cuda")
-    assert backends.resolve(OP, "auto", torch.float64, "cuda") == "reference"
+    assert backends.choose(SPECS[OP], "auto", backends.Call("cuda", torch.float64)) == "reference"
 
 
 def test_second_derivative_raises():

@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 import fastlm
 from fastlm import backends, reference
 from fastlm.dropout import attention_mask, keep_count
+from fastlm.ops import SPECS
 
 KERNEL_CASES = [case for case in cases("attention") if case.values[0].backend != "reference"]
 
@@ -90,7 +91,7 @@ def test_accuracy_with_lengths(case, causal):
 @pytest.mark.parametrize("dim", [1, 7, 40, 120])
 def test_accuracy_with_other_heads(case, dim):
     """Sizes between the powers of 2; those of which a row does not begin at a multiple of 16 bytes, or a refusal."""
-    multiple = backends.MULTIPLES["attention"].get(case.backend, 1)
+    multiple = SPECS["attention"].limits[case.backend].multiple
     if dim % multiple == 0:
         check(case, (2, 19, 2, dim), causal=True)
     else:
@@ -276,7 +277,7 @@ def test_log_sum_exp(case, lengths):
 def test_packed_projection_is_not_copied(case, monkeypatch):
     """The kernels read the projection where it lies, and write its one gradient."""
     seen: dict[str, list[torch.Tensor]] = {}
-    launchers = backends.launchers(case.backend, "attention_packed")
+    launchers = backends.launchers(case.backend, "attention")
 
     def forward(q, k, v, *rest):
         seen["inputs"] = [q, k, v]
@@ -333,10 +334,10 @@ def test_tf32_where_torch_allows_it(monkeypatch):
 
 
 def test_large_heads_are_the_references():
-    q = torch.zeros(1, 4, 1, 136)
+    q, call = torch.zeros(1, 4, 1, 136), backends.Call("cuda", torch.float32, 136)
     with pytest.raises(RuntimeError, match="last dimension of at most 128, not 136"):
-        backends.resolve("attention", "triton", torch.float32, "cuda", 136)
-    assert backends.resolve("attention", "auto", torch.float32, "cuda", 136) == "reference"
+        backends.choose(SPECS["attention"], "triton", call)
+    assert backends.choose(SPECS["attention"], "auto", call) == "reference"
     assert torch.equal(fastlm.attention(q, q, q), q)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
+import re
 import sys
 import types
 
@@ -12,14 +14,28 @@ from checks import Case, cases
 
 import fastlm
 from fastlm import backends
+from fastlm.backends import Call, Limits, Spec
+from fastlm.ops import SPECS
 
-SERVED = {"reference": (torch.float32, torch.float64), "triton": (torch.float32, torch.bfloat16)}
+# An op with a reference and a Triton kernel (kernels/toy.py).
+TOY = Spec(
+    "toy",
+    kernels="toy",
+    limits={
+        "reference": Limits((torch.float32, torch.float64)),
+        "triton": Limits((torch.float32, torch.bfloat16), widest=64, multiple=4, chip=(8, 0)),
+    },
+    cost=lambda: None,
+)
+
+
+def choose(spec: Spec | str, request: str, dtype: torch.dtype, device: str, **more) -> str:
+    return backends.choose(SPECS[spec] if isinstance(spec, str) else spec, request, Call(device, dtype, **more))
 
 
 @pytest.fixture
 def toy(monkeypatch):
-    """An op "toy" with a reference and a Triton kernel (kernels/toy.py), where everything is installed."""
-    monkeypatch.setitem(backends.DTYPES, "toy", SERVED)
+    """What is missing on a machine where everything else is installed."""
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     monkeypatch.delenv("FASTLM_EMULATE", raising=False)
     missing = {}
@@ -33,8 +49,8 @@ def calls(monkeypatch):
     found, launchers = [], backends.launchers
 
     class Spy:
-        def __init__(self, backend, op):
-            self.backend, self.launchers = backend, launchers(backend, op)
+        def __init__(self, backend, kernels):
+            self.backend, self.launchers = backend, launchers(backend, kernels)
 
         def __getattr__(self, name):
             found.append(f"{self.backend}.{name}")
@@ -45,28 +61,42 @@ def calls(monkeypatch):
 
 
 def test_auto_takes_the_first_that_is_able(toy):
-    assert backends.resolve("toy", "auto", torch.float32, "cuda") == "triton"
-    assert backends.resolve("toy", "auto", torch.float64, "cuda") == "reference"
-    assert backends.resolve("toy", "auto", torch.float32, "cpu") == "reference"
-    assert backends.resolve("toy", "auto", torch.float32, "mps") == "reference"
+    assert choose(TOY, "auto", torch.float32, "cuda") == "triton"
+    assert choose(TOY, "auto", torch.float64, "cuda") == "reference"
+    assert choose(TOY, "auto", torch.float32, "cpu") == "reference"
+    assert choose(TOY, "auto", torch.float32, "mps") == "reference"
     toy["fastlm.kernels.toy"] = "fastlm.kernels.toy cannot be imported (a reason)"
-    assert backends.resolve("toy", "auto", torch.float32, "cuda") == "reference"
-    with pytest.raises(RuntimeError, match=r"toy: no backend serves torch.float16 on cuda"):
-        backends.resolve("toy", "auto", torch.float16, "cuda")
+    assert choose(TOY, "auto", torch.float32, "cuda") == "reference"
+    every = (
+        "toy: no backend serves this call: triton: it takes float32, bfloat16, not float16, fastlm.kernels.toy cannot "
+        "be imported (a reason); cuda: there is no cuda kernel for toy yet; reference: it takes float32, float64, not "
+        "float16"
+    )
+    with pytest.raises(RuntimeError, match=f"^{re.escape(every)}$"):
+        choose(TOY, "auto", torch.float16, "cuda")
+
+
+def test_auto_goes_by_the_chip_and_the_shape_class(toy):
+    spec = dataclasses.replace(TOY, order={(9, "short"): ("reference", "triton")})
+    assert choose(spec, "auto", torch.float32, "cuda", chip=(9, 0), shape_class="short") == "reference"
+    assert choose(spec, "auto", torch.bfloat16, "cuda", chip=(9, 0), shape_class="short") == "triton"
+    assert choose(spec, "auto", torch.float32, "cuda", chip=(9, 0), shape_class="long") == "triton"
+    assert choose(spec, "auto", torch.float32, "cuda", chip=(10, 0), shape_class="short") == "triton"
+    assert choose(spec, "auto", torch.float32, "cuda", chip=(7, 5), shape_class="short") == "reference"
 
 
 def test_auto_on_the_cpu_is_the_reference_for_every_op_and_dtype():
-    for op, dtype in itertools.product(backends.DTYPES, (torch.float32, torch.float16, torch.bfloat16, torch.float64)):
-        assert backends.resolve(op, "auto", dtype, "cpu") == "reference"
+    for op, dtype in itertools.product(SPECS, (torch.float32, torch.float16, torch.bfloat16, torch.float64)):
+        assert choose(op, "auto", dtype, "cpu") == "reference"
 
 
-@pytest.mark.parametrize("op", backends.DTYPES)
+@pytest.mark.parametrize("op", SPECS)
 def test_an_explicit_request_is_served_or_refused_by_name(op):
     served = 0
     for name, dtype, device in itertools.product(backends.NAMES[1:], (torch.float32, torch.float64), ("cpu", "cuda")):
         try:
-            assert backends.resolve(op, name, dtype, device) == name
-            assert dtype in backends.DTYPES[op][name]
+            assert choose(op, name, dtype, device) == name
+            assert dtype in SPECS[op].limits[name].dtypes
             served += 1
         except RuntimeError as error:
             assert str(error).startswith(f"{op}: backend '{name}' cannot serve this call: "), error
@@ -83,7 +113,18 @@ def test_an_explicit_request_is_served_or_refused_by_name(op):
 )
 def test_reasons(toy, backend, dtype, device, reason):
     with pytest.raises(RuntimeError, match=f"toy: backend '{backend}' cannot serve this call: {reason}"):
-        backends.resolve("toy", backend, dtype, device)
+        choose(TOY, backend, dtype, device)
+
+
+def test_a_refusal_names_every_reason(toy):
+    call = {"width": 70, "chip": (7, 5)}
+    sentence = (
+        "toy: backend 'triton' cannot serve this call: it takes float32, bfloat16, not float64; it takes a last "
+        "dimension of at most 64, not 70; it takes a last dimension that is a multiple of 4, not 70; it needs a GPU of "
+        "compute capability 8.0 or more, and this one has 7.5"
+    )
+    with pytest.raises(RuntimeError, match=f"^{re.escape(sentence)}$"):
+        choose(TOY, "triton", torch.float64, "cuda", **call)
 
 
 def test_reasons_of_what_is_not_installed(toy):
@@ -91,30 +132,30 @@ def test_reasons_of_what_is_not_installed(toy):
     with pytest.raises(
         RuntimeError, match="cannot serve this call: triton cannot be imported .No module named 'triton'"
     ):
-        backends.resolve("toy", "triton", torch.float32, "cuda")
+        choose(TOY, "triton", torch.float32, "cuda")
     del toy["triton"]
     toy["fastlm.kernels.toy"] = "fastlm.kernels.toy cannot be imported"
     with pytest.raises(RuntimeError, match="fastlm.kernels.toy cannot be imported"):
-        backends.resolve("toy", "triton", torch.float32, "cuda")
+        choose(TOY, "triton", torch.float32, "cuda")
     toy["fastlm._C"] = "fastlm._C cannot be imported"
     with pytest.raises(RuntimeError, match="fastlm._C cannot be imported"):
-        backends.resolve("add_layer_norm", "cuda", torch.float32, "cuda")
+        choose("add_layer_norm", "cuda", torch.float32, "cuda")
     with pytest.raises(RuntimeError, match="the tensors are on cpu, and CUDA kernels need a CUDA device"):
-        backends.resolve("add_layer_norm", "cuda", torch.float32, "cpu")
+        choose("add_layer_norm", "cuda", torch.float32, "cpu")
 
 
 def test_reasons_where_kernels_are_interpreted_and_emulated(toy, monkeypatch):
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     monkeypatch.setenv("FASTLM_EMULATE", "1")
-    assert backends.resolve("toy", "triton", torch.float32, "cpu") == "triton"
+    assert choose(TOY, "triton", torch.float32, "cpu") == "triton"
     with pytest.raises(RuntimeError, match="Triton's interpreter computes bfloat16 wrongly"):
-        backends.resolve("toy", "triton", torch.bfloat16, "cpu")
-    assert backends.resolve("add_layer_norm", "cuda", torch.float32, "cpu") == "cuda"
+        choose(TOY, "triton", torch.bfloat16, "cpu")
+    assert choose("add_layer_norm", "cuda", torch.float32, "cpu") == "cuda"
     with pytest.raises(RuntimeError, match="FASTLM_EMULATE=1 is for CPU tensors"):
-        backends.resolve("add_layer_norm", "cuda", torch.float32, "cuda")
+        choose("add_layer_norm", "cuda", torch.float32, "cuda")
     toy["_C_emulated"] = "_C_emulated cannot be imported"
     with pytest.raises(RuntimeError, match="_C_emulated cannot be imported"):
-        backends.resolve("add_layer_norm", "cuda", torch.float32, "cpu")
+        choose("add_layer_norm", "cuda", torch.float32, "cpu")
 
 
 def test_import_errors_name_the_module(monkeypatch):
@@ -127,14 +168,21 @@ def test_import_errors_name_the_module(monkeypatch):
         backends._import_error.cache_clear()
 
 
-def test_explain_says_what_and_why(toy):
-    chosen, why = backends.explain("toy", torch.float32, "cuda")
-    assert chosen == "triton"
-    assert why.endswith("cuda: there is no cuda kernel for toy yet")
-    assert "not yet measured" in why
-    chosen, why = backends.explain("toy", torch.float32, "cpu")
-    assert chosen == "reference"
-    assert "triton: the tensors are on cpu" in why
+def test_the_first_reason_is_what_no_machine_changes(toy):
+    assert backends.reasons_against(TOY, "triton", Call("cuda", torch.float32)) == []
+    assert backends.reasons_against(TOY, "cuda", Call("cpu", torch.float32)) == ["there is no cuda kernel for toy yet"]
+    dtype, device = backends.reasons_against(TOY, "triton", Call("cpu", torch.float64))
+    assert dtype == "it takes float32, bfloat16, not float64"
+    assert device.startswith("the tensors are on cpu, and Triton's kernels need a CUDA device")
+
+
+def test_a_plain_backend_computes_by_its_function_and_the_others_by_their_launchers(monkeypatch):
+    def launch(launchers, x):
+        return launchers, x
+
+    monkeypatch.setattr(backends, "launchers", lambda backend, kernels: (backend, kernels))
+    assert backends.implementation(TOY, "triton", "bias_gelu_forward", launch)(1) == (("triton", "toy"), 1)
+    assert backends.implementation(TOY, "reference", "bias_gelu_forward", launch) is fastlm.reference.bias_gelu_forward
 
 
 def test_names_are_checked_where_they_are_given():
@@ -144,7 +192,7 @@ def test_names_are_checked_where_they_are_given():
     with pytest.raises(ValueError, match=sentence), fastlm.use_backend("cudnn"):
         pass
     with pytest.raises(ValueError, match=sentence):
-        backends.resolve("layer_norm", "cudnn", torch.float32, "cpu")
+        choose("layer_norm", "cudnn", torch.float32, "cpu")
     assert fastlm.get_backend() == "auto"
 
 
@@ -162,7 +210,7 @@ def test_set_backend_lasts():
     fastlm.set_backend("reference")
     try:
         assert fastlm.get_backend() == "reference"
-        assert backends.resolve("add_layer_norm", "auto", torch.float32, "cuda") == "reference"
+        assert choose("add_layer_norm", "auto", torch.float32, "cuda") == "reference"
     finally:
         fastlm.set_backend("auto")
 

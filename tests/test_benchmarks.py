@@ -24,7 +24,7 @@ from benchmarks.check import OURS, Check, Refused, check_keep_rate
 from benchmarks.grid import Grid
 from benchmarks.models import ModelCase, candidates, model_cases, run_model
 from benchmarks.results import Record, Results, ResultsError, quartiles
-from fastlm import costs
+from fastlm.ops import SPECS
 
 LIMITS = limits.Limits("float32", ((1000, 1.0), (4000, 4.0), (16000, 8.0)), 1e9, 64, 2e9)
 
@@ -168,11 +168,11 @@ def test_pairs_of_attention():
 
 def test_costs_of_cases_are_those_of_their_shapes():
     bert = EmbeddingLayerNorm("", 0.1, batch=3, length=4, columns=8, vocabulary=10)
-    assert bert.cost(torch.bfloat16) == costs.embedding_layer_norm(12, 8, 10, 4, 2, element=2, table=2)
+    assert bert.cost(torch.bfloat16) == SPECS["embedding_layer_norm"].cost(12, 8, 10, 4, 2, element=2, table=2)
     gpt1 = dataclasses.replace(bert, bert=False)
-    assert gpt1.cost(torch.float32) == costs.embedding_layer_norm(12, 8, 10, 4, 0, 4, 4, layer_norm=False)
+    assert gpt1.cost(torch.float32) == SPECS["embedding_layer_norm"].cost(12, 8, 10, 4, 0, 4, 4, layer_norm=False)
     causal = Attention("", batch=2, length=4, heads=3, causal=True)
-    assert causal.cost(torch.float16) == costs.attention(20, 8, 3, 64)
+    assert causal.cost(torch.float16) == SPECS["attention"].cost(20, 8, 3, 64)
 
 
 def test_costs_of_cases_are_in_their_dtype():

@@ -81,11 +81,11 @@ def assert_agree(
     asked = batch["mlm_targets"] != -100
     rows = torch.arange(positions.shape[0])[:, None]
     assert_same("loss", output.loss, expected.loss)
-    assert_same("sum of losses", output.mlm_loss + output.nsp_loss, expected.loss)
+    assert_same("sum of losses", output.losses["mlm"] + output.losses["nsp"], expected.loss)
     assert_same("hidden", output.hidden[valid], expected.hidden_states[-1][valid])
-    logits = ours.mlm_logits(output.hidden, positions)
+    logits = ours.logits("mlm", output.hidden, positions)
     assert_same("masked-LM logits", logits[asked], expected.prediction_logits[rows, positions][asked])
-    assert_same("next-sentence logits", ours.nsp_logits(output.pooled), expected.seq_relationship_logits)
+    assert_same("next-sentence logits", ours.logits("nsp", output.hidden), expected.seq_relationship_logits)
     output.loss.backward()
     expected.loss.backward()
     assert_same_gradients(ours, theirs)
@@ -167,7 +167,7 @@ def test_real_weights_fill_in_masked_atoms():
         positions = torch.arange(1, int(length) - 1)[:, None]  # each token in turn
         tokens = ids[: int(length)].expand(len(positions), -1)
         masked = tokens.scatter(1, positions, vocabulary["[MASK]"])
-        guesses = model.mlm_logits(model(masked).hidden, positions).argmax(-1)
+        guesses = model.logits("mlm", model(masked).hidden, positions).argmax(-1)
         right, total = right + int((guesses == tokens.gather(1, positions)).sum()), total + len(positions)
     assert right / total > 0.9, f"{right} of {total}"  # 113 of 121; an untrained model guesses 1 in 591
 
@@ -191,7 +191,7 @@ def test_a_real_encoder_on_real_sentences_agrees_with_transformers():
     valid = valid_in({"tokens": tokens, "lengths": lengths})
     output, expected = ours(tokens, None, lengths), theirs(tokens, attention_mask=valid.long())
     assert_same("hidden", output.hidden[valid], expected.last_hidden_state[valid])
-    assert_same("pooled", output.pooled, expected.pooler_output)
+    assert_same("pooled", ours.pooled(output.hidden), expected.pooler_output)
     # Its purpose: the mean of a sentence's states is near that of a paraphrase, far from that of another subject.
     means = F.normalize((output.hidden * valid[..., None]).sum(1), dim=-1)
     likeness = means @ means.T
@@ -351,17 +351,30 @@ def test_losses_come_for_the_targets_that_are_given():
     mlm = model(**data)
     del data["mlm_positions"], data["mlm_targets"]
     nsp, none = model(**data, next_sentence_labels=labels), model(**data)
-    assert torch.equal(both.loss, both.mlm_loss + both.nsp_loss) and both.loss.dtype == torch.float32
-    assert mlm.loss == mlm.mlm_loss == both.mlm_loss and mlm.nsp_loss is None
-    assert nsp.loss == nsp.nsp_loss == both.nsp_loss and nsp.mlm_loss is None
-    assert none.loss is none.mlm_loss is none.nsp_loss is None and torch.equal(none.hidden, both.hidden)
+    assert torch.equal(both.loss, both.losses["mlm"] + both.losses["nsp"]) and both.loss.dtype == torch.float32
+    assert mlm.losses == {"mlm": mlm.loss} and torch.equal(mlm.loss, both.losses["mlm"])
+    assert nsp.losses == {"nsp": nsp.loss} and torch.equal(nsp.loss, both.losses["nsp"])
+    assert none.losses == {} and none.loss is None and torch.equal(none.hidden, both.hidden)
+
+
+def test_a_head_without_targets_is_not_called(monkeypatch):
+    model, data = models.build(TINY).eval(), batch(TINY.vocab_size)
+    monkeypatch.setattr(model, "pooled", None)  # would fail if called
+    monkeypatch.setattr(model.mlm, "dense", None)
+    del data["next_sentence_labels"], data["mlm_positions"], data["mlm_targets"]
+    assert model(**data).loss is None
 
 
 def results(model: BERT, function, data: dict[str, Tensor], seeds: Tensor) -> list[Tensor]:
     model.zero_grad()
     output = function(**data, seeds=seeds)
     output.loss.backward()
-    return [*(t.detach() for t in output), *(p.grad.clone() for p in model.parameters())]
+    return [
+        output.loss.detach(),
+        *(t.detach() for t in output.losses.values()),
+        output.hidden.detach(),
+        *(p.grad.clone() for p in model.parameters()),
+    ]
 
 
 def test_twelve_layers_compile_whole_and_give_the_same_bits():
@@ -432,9 +445,9 @@ def test_bad_positions_for_logits_get_a_sentence():
     model = models.build(TINY)
     hidden = model(TOKENS).hidden
     with pytest.raises(ValueError, match=r"BERT: positions must lie in \[0, 8\), got 8"):
-        model.mlm_logits(hidden, POSITIONS + 8)
+        model.logits("mlm", hidden, POSITIONS + 8)
     with pytest.raises(ValueError, match=r"BERT: positions must have shape \(2, 3\), got \(1, 3\)"):
-        model.mlm_logits(hidden, POSITIONS[:1])
+        model.logits("mlm", hidden, POSITIONS[:1])
 
 
 def test_bad_configurations_get_a_sentence():

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from fastlm.files import named_tensors, write_tensors
+from fastlm.run_folder import find_checkpoints
 from fastlm.train import checkpoint
 from fastlm.train.checkpoint import CheckpointError
 from fastlm.train.optim import build_optimizer
@@ -77,7 +78,7 @@ def train(model, optimizer, updates):
 def make_heads(kind="adamw", seed=0, **options):
     torch.manual_seed(seed)
     model = Heads(**options)
-    return model, build_optimizer(model, kind=kind, **RECIPE)
+    return model, build_optimizer([(model.parameters(), 1.0)], bias_correction=kind == "adamw", **RECIPE)
 
 
 def train_heads(model, optimizer, steps, late=4):
@@ -156,7 +157,7 @@ def test_the_last_two_are_kept(tmp_path):
     train(model, optimizer, 1)
     for step in (5, 10, 15, 20):
         save(tmp_path, step, model, optimizer)
-    assert [path.name for path in checkpoint.find(tmp_path)] == ["step-00000015", "step-00000020"]
+    assert [path.name for path in find_checkpoints(tmp_path)] == ["step-00000015", "step-00000020"]
 
 
 def test_nothing_there_is_none(tmp_path):
@@ -278,7 +279,7 @@ def test_an_unusable_one_is_named_and_the_one_before_it_is_used(tmp_path, damage
     # It is out of the way, not gone, and the next ones are kept as ever.
     assert (tmp_path / "step-00000002.unusable").is_dir()
     save(tmp_path, 2, other, other_optimizer)
-    assert [p.name for p in checkpoint.find(tmp_path)] == ["step-00000001", "step-00000002"]
+    assert [p.name for p in find_checkpoints(tmp_path)] == ["step-00000001", "step-00000002"]
 
 
 def test_if_none_is_usable_nothing_starts_anew_in_silence(tmp_path):

@@ -9,8 +9,10 @@ import pytest
 from runs import before_update, losses, one_thread, text, weights
 
 from fastlm import cli
-from fastlm.train import objectives
-from fastlm.train.config import PRETRAIN_PRESETS
+from fastlm.models import GPT1Config
+from fastlm.models import load as load_model
+from fastlm.recipes import RECIPES
+from fastlm.tasks import causal_lm
 
 __all__ = ["one_thread", "text"]  # fixtures
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -18,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.fixture(autouse=True)
 def brief(monkeypatch):
-    monkeypatch.setattr(objectives, "WRITTEN", 5)
+    monkeypatch.setattr(causal_lm, "WRITTEN", 5)
 
 
 def main(capsys, *arguments):
@@ -42,7 +44,7 @@ def trained(tmp_path_factory, text):
     """Run folders of a GPT-1 and a BERT."""
     folders = {}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(objectives, "WRITTEN", 5)
+        patch.setattr(causal_lm, "WRITTEN", 5)
         for model in ("gpt1_tiny", "bert_tiny"):
             folders[model] = tmp_path_factory.mktemp(model) / "run"
             chosen = options(text, folders[model], model, steps=2, validation_fraction=0.2)
@@ -106,10 +108,26 @@ USAGE = [
     (["train"], "argument COMMAND: invalid choice: 'train'"),
     (["pretrain", "--steps", "many"], "argument --steps: invalid int value: 'many'"),
     (["pretrain", "--phases", "0.9:x"], "argument --phases: FRACTION:LENGTH,... expected, such as 0.9:128,0.1:512"),
-    (["pretrain", "--optimizer", "sgd"], "argument --optimizer: invalid choice: 'sgd'"),
+    (["pretrain", "--decay", "steps"], "argument --decay: invalid choice: 'steps'"),
+    (["pretrain", "--gelu", "none"], "gelu: gpt1_small has no such option"),
+    (["pretrain", "--hidden", "100", "--heads", "3"], "hidden must be a multiple of heads, got hidden 100 and heads 3"),
+    (["pretrain", "--phases", "1:256"], "phases: sequence length 256 is above the 128 of gpt1_small; --context 256 "),
+    (["pretrain", "--epochs", "inf"], "epochs: a number above 0, and finite, expected, got inf"),
+    (["pretrain", "--minutes", "inf"], "minutes: a number above 0, and finite, expected, got inf"),
+    (["pretrain", "--seed", "9" * 20], "seed: at least 0 and below 2^63 expected, got 99999999999999999999"),
+    (
+        ["generate", "GPT", "--prompt", "a", "--seed", "9" * 20],
+        "argument --seed: an integer of at least 0",
+    ),
+    (
+        ["generate", "GPT", "--prompt", "a", "--temperature", "1e-42"],
+        "temperature: 0 (which takes the likeliest",
+    ),
+    (["generate", "GPT", "--prompt", "a\udcff"], "prompt: text in UTF-8 expected, got 'a\\udcff'"),
+    (["fill-mask", "BERT", "[MASK] \udc80"], "text: text in UTF-8 expected, got '[MASK] \\udc80'"),
     (["pretrain", "--dropouts", "0.1"], "unrecognized arguments: --dropouts 0.1"),
-    (["pretrain", "--model", "gpt5"], "model: one of gpt1, bert, gpt1_full, "),
-    (["pretrain", "--steps", "-1"], "steps: above 0 expected, got -1"),
+    (["pretrain", "--model", "gpt5"], "model: one of gpt1, bert, bert_base, "),
+    (["pretrain", "--steps", "-1"], "steps: a number above 0, and finite, expected, got -1"),
     (["pretrain", "--steps", "1", "--minutes", "2"], "steps, minutes, epochs: exactly one of them expected"),
     (["pretrain", "--run", "RUN", "--data", "no.txt"], "no.txt: no such file"),
     (["pretrain", "--run", "RUN", "--data", "a.docx"], "a.docx: a file whose name ends in .txt, "),
@@ -118,8 +136,8 @@ USAGE = [
     (["generate", "GPT", "--prompt", " "], "prompt: at least one token expected, got ' '"),
     (["generate", "GPT", "--prompt", "a", "--tokens", "0"], "tokens: at least 1 expected, got 0"),
     (["generate", "GPT", "--prompt", "a", "--top-p", "2"], "top_p: above 0 and at most 1 expected, got 2.0"),
-    (["generate", "BERT", "--prompt", "a"], "holds a BERT; generate needs a GPT1 (try fill-mask)"),
-    (["fill-mask", "GPT", "a [MASK]"], "holds a GPT1; fill-mask needs a BERT (try generate)"),
+    (["generate", "BERT", "--prompt", "a"], "holds a BERT with 'mlm', 'nsp'; a model with 'lm' is needed"),
+    (["fill-mask", "GPT", "a [MASK]"], "holds a GPT1 with 'lm'; a model with 'mlm' is needed"),
     (["fill-mask", "BERT", "a walk"], "text: at least one [MASK] expected, got 'a walk'"),
 ]
 
@@ -181,7 +199,31 @@ def test_every_option_of_a_run_is_on_the_command_line():
     given = parser.parse_args(["pretrain", "--data", "a.txt", "b.txt", "--batch-size", "8", "--phases", "64"])
     assert (given.data, given.batch_size, given.phases) == (("a.txt", "b.txt"), 8, ((1.0, 64),))
     assert not hasattr(given, "steps")  # what is not given is the preset's
-    for name, value in PRETRAIN_PRESETS["bert_base"].to_json().items():
+    sections = RECIPES["bert_base"].to_json()
+    for name, value in {n: v for section in list(sections)[1:] for n, v in sections[section].items()}.items():
         if value is not None and name not in ("data", "phases"):
-            parsed = parser.parse_args(["pretrain", f"--{name.replace('_', '-')}", str(value)])
+            flag = f"--{'no-' if value is False else ''}{name.replace('_', '-')}"
+            parsed = parser.parse_args(["pretrain", flag, *([] if isinstance(value, bool) else [str(value)])])
             assert getattr(parsed, name) == value
+
+
+def test_any_size_can_be_built(tmp_path, text, capsys):
+    size = {"layers": 3, "hidden": 32, "heads": 4, "intermediate": 48, "context": 20, "dropout": 0.2}
+    chosen = options(
+        text, tmp_path / "run", **size, attention_dropout=0.0, steps=1, phases="20", validation_fraction=0.2
+    )
+    assert main(capsys, "pretrain", *chosen)[0] == 0
+    built = load_model(tmp_path / "run" / "model").config
+    assert built == GPT1Config(vocab_size=built.vocab_size, **size, attention_dropout=0.0, embedding_dropout=0.2)
+
+
+def test_commands_to_try_quote_a_path_with_spaces(tmp_path, text, capsys):
+    code, out, _ = main(capsys, "pretrain", *options(text, tmp_path / "my run", steps=1, validation_fraction=0.2))
+    assert code == 0 and out.endswith(f"Try: fastlm generate '{tmp_path / 'my run'}' --prompt \"...\"\n")
+
+
+def test_a_run_of_another_model_is_named(trained, text, capsys):
+    folder = trained["gpt1_tiny"]
+    code, _, err = main(capsys, "pretrain", "--run", folder, "--model", "bert_tiny")
+    assert code == cli.USAGE_ERROR
+    assert "another configuration: model (now 'bert_tiny', there 'gpt1_tiny')" in err[0]

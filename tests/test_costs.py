@@ -1,26 +1,27 @@
-"""The floors of fastlm.costs, against cases worked by hand."""
+"""The least bytes and operations of each op, against cases worked by hand."""
 
 from __future__ import annotations
 
-from fastlm import costs
-from fastlm.costs import Cost
+from fastlm.ops import SPECS
+from fastlm.ops._cost import Cost
+from fastlm.ops.linear_cross_entropy import row_cost
 
 
 def test_layer_norms():
     """BERT-base's 32768 rows of 768 in bf16: 25,165,824 elements, 50,331,648 bytes; 262,144 bytes of statistics."""
     n, mb, statistics = 25_165_824, 50_331_648, 262_144
-    norm = costs.layer_norm(32768, 768)
+    norm = SPECS["layer_norm"].cost(32768, 768)
     assert norm == Cost(100_663_296 + statistics, 176_160_768, 150_994_944 + statistics, 327_155_712)
-    assert costs.add_layer_norm(32768, 768) == Cost(4 * mb + statistics, 10 * n, 4 * mb + statistics, 15 * n)
-    lean = costs.add_layer_norm(32768, 768, dropout=False, keep_sum=False)
+    assert SPECS["add_layer_norm"].cost(32768, 768) == Cost(4 * mb + statistics, 10 * n, 4 * mb + statistics, 15 * n)
+    lean = SPECS["add_layer_norm"].cost(32768, 768, dropout=False, keep_sum=False)
     assert lean == Cost(3 * mb + statistics, 9 * n, 3 * mb + statistics, 14 * n)
-    for op, forward, backward in ((costs.gelu_layer_norm, 18, 34), (costs.layer_norm_gelu, 17, 34)):
-        assert op(32768, 768) == norm._replace(forward_flops=forward * n, backward_flops=backward * n)
+    for op, forward, backward in (("gelu_layer_norm", 18, 34), ("layer_norm_gelu", 17, 34)):
+        assert SPECS[op].cost(32768, 768) == norm._replace(forward_flops=forward * n, backward_flops=backward * n)
 
 
 def test_bias_gelu():
     """Two rows of 3 in fp32: 6 elements, 24 bytes."""
-    assert costs.bias_gelu(2, 3, element=4) == Cost(48, 66, 72, 126)
+    assert SPECS["bias_gelu"].cost(2, 3, element=4) == Cost(48, 66, 72, 126)
 
 
 def test_embedding_layer_norm():
@@ -29,10 +30,10 @@ def test_embedding_layer_norm():
     Forward (3 + 2) * 2 * 4 = 40 bytes of tables, 32 of ids, 32 of y and sum, 32 of statistics; backward 32, 32, 32 and
     40 of gradients. With 5 segments 40 more of them each way, and 32 of ids.
     """
-    assert costs.embedding_layer_norm(4, 2, 3, positions=2) == Cost(136, 72, 136, 128)
-    assert costs.embedding_layer_norm(4, 2, 3, positions=2, segments=5) == Cost(208, 80, 208, 136)
+    assert SPECS["embedding_layer_norm"].cost(4, 2, 3, positions=2) == Cost(136, 72, 136, 128)
+    assert SPECS["embedding_layer_norm"].cost(4, 2, 3, positions=2, segments=5) == Cost(208, 80, 208, 136)
     # GPT-1's, without layer norm: no sum (16 bytes) and no statistics; a sum and dropout, backward 1 + 2
-    assert costs.embedding_layer_norm(4, 2, 3, positions=2, layer_norm=False) == Cost(88, 16, 88, 24)
+    assert SPECS["embedding_layer_norm"].cost(4, 2, 3, positions=2, layer_norm=False) == Cost(88, 16, 88, 24)
 
 
 def test_attention():
@@ -43,9 +44,11 @@ def test_attention():
     """
     product, lse = 51_539_607_552, 3_145_728
     forward, backward = 402_653_184 + lse, 805_306_368 + lse
-    assert costs.attention(128 * 512 * 512, 128 * 512, 12, 64) == Cost(forward, 2 * product, backward, 5 * product)
+    assert SPECS["attention"].cost(128 * 512 * 512, 128 * 512, 12, 64) == Cost(
+        forward, 2 * product, backward, 5 * product
+    )
     # One row of two heads of 3 in fp32: 6 elements, 2 scores of 6 operations a product
-    assert costs.attention(1, 1, 2, 3, element=4) == Cost(96 + 8, 24, 192 + 8, 60)
+    assert SPECS["attention"].cost(1, 1, 2, 3, element=4) == Cost(96 + 8, 24, 192 + 8, 60)
 
 
 def test_linear_cross_entropy():
@@ -54,18 +57,18 @@ def test_linear_cross_entropy():
     x is 25,165,824 elements, W 31,087,104, and a product 2 * 32768 * 31,087,104 = 2,037,324,447,744 operations.
     Forward 2 * 56,252,928 bytes, targets 262,144, the loss 4; backward 2 * 81,418,752 and 4 * 31,087,104 of dW.
     """
-    cost = costs.linear_cross_entropy(32768, 768, 40478)
+    cost = SPECS["linear_cross_entropy"].cost(32768, 768, 40478)
     assert cost == Cost(112_768_004, 2_037_324_447_744, 287_185_920, 4_074_648_895_488)
     # x 6, W 8 elements of 4 bytes; a product of 2 * 3 * 2 * 4
-    assert costs.linear_cross_entropy(3, 2, 4, element=4) == Cost(56 + 24 + 4, 48, 4 * 20 + 32, 96)
+    assert SPECS["linear_cross_entropy"].cost(3, 2, 4, element=4) == Cost(56 + 24 + 4, 48, 4 * 20 + 32, 96)
 
 
 def test_cross_entropy_rows():
     """BERT's 4915 masked rows of 30522 words in bf16: 150,015,630 logits of 2 bytes, and 16 bytes a row."""
-    assert costs.cross_entropy_rows(4915, 30522) == Cost(300_031_260 + 78_640, 0, 300_031_260, 0)
+    assert row_cost(4915, 30522) == Cost(300_031_260 + 78_640, 0, 300_031_260, 0)
 
 
 def test_adamw():
     """Ten parameters in fp32: 40 bytes of gradients twice, 80 of parameters, 160 of moments."""
-    assert costs.adamw(10) == Cost(320, 190, 0, 0)
-    assert costs.adamw(10, element=2) == Cost(240, 190, 0, 0)
+    assert SPECS["adamw"].cost(10) == Cost(320, 190, 0, 0)
+    assert SPECS["adamw"].cost(10, element=2) == Cost(240, 190, 0, 0)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import fastlm
-from fastlm.ops._register import programs
+from fastlm.ops._register import num_partials
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="the emulator, which counts bytes, is for the CPU")
 
@@ -53,7 +53,7 @@ def test_bytes_of_the_forward(rows, columns, dtype):
 @pytest.mark.parametrize("keep_sum", [True, False])
 def test_bytes_of_the_backward(rows, columns, dtype, p, keep_sum):
     array = rows * columns * dtype.itemsize
-    sums = 3 * programs(rows, torch.device("cpu")) * columns * 4
+    sums = 3 * num_partials(rows, torch.device("cpu")) * columns * 4
     forward, moved = run(rows, columns, dtype, p=p, keep_sum=keep_sum)
     assert forward["written"] == (1 + keep_sum) * array + 8 * rows
     assert moved["read"] == 2 * array + sums

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import fastlm
-from fastlm.ops._register import programs
+from fastlm.ops._register import num_partials
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="the emulator, which counts bytes, is for the CPU")
 
@@ -32,9 +32,9 @@ def test_bytes(op, rows, columns, dtype):
     parameters = {name: torch.randn(columns, dtype=dtype, requires_grad=True) for name in names}
     array, statistics = rows * columns * dtype.itemsize, 8 * rows * normalises
     sums = len(names) * columns * 4
-    partials = sums * programs(rows, x.device)
+    partials = sums * num_partials(rows, x.device)
     if op == "bias_gelu":  # whose programs share the columns too
-        partials = sums * max(1, programs(rows, x.device) // math.ceil(columns / 256))
+        partials = sums * max(1, num_partials(rows, x.device) // math.ceil(columns / 256))
 
     take_traffic()
     y = getattr(fastlm, op)(x, **parameters, backend="cuda")

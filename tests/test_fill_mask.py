@@ -7,8 +7,8 @@ import torch
 from corpora import tokenizer
 
 from fastlm import models
-from fastlm.fill_mask import fill, fill_mask
-from fastlm.train.run import RunError
+from fastlm.inference.fill_mask import fill, fill_mask
+from fastlm.run_folder import RunError
 
 WORDS = tokenizer("wordpiece")
 
@@ -41,7 +41,7 @@ def test_the_likeliest_words_of_each_mask_in_order(bert):
     hidden = model(torch.tensor([ids])).hidden
     assert len(guesses) == len(places) == 2
     for place, found in zip(places, guesses, strict=True):
-        logits = model.mlm_logits(hidden, torch.tensor([[place]]))[0, 0]
+        logits = model.logits("mlm", hidden, torch.tensor([[place]]))[0, 0]
         best = logits.softmax(-1).topk(3)
         assert [guess.token for guess in found] == [WORDS.decode([i]) for i in best.indices.tolist()]
         assert [guess.probability for guess in found] == pytest.approx(best.values.tolist(), rel=1e-4)
@@ -70,5 +70,5 @@ def test_input_that_makes_no_sense_is_named(bert, text, top, sentence):
 
 def test_another_model_is_named(tmp_path):
     save(tmp_path, "gpt1_tiny", tokenizer("bpe"))
-    with pytest.raises(RunError, match=r"holds a GPT1; fill-mask needs a BERT \(try generate\)"):
+    with pytest.raises(RunError, match="holds a GPT1 with 'lm'; a model with 'mlm' is needed"):
         fill_mask(tmp_path, "a [MASK]", device="cpu")

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from fastlm.generate import continue_tokens, filter_logits
+from fastlm.inference.generate import continue_tokens, filter_logits
 
 PLAIN = {"temperature": 1.0, "top_k": None, "top_p": None}
 
@@ -25,7 +25,11 @@ class Successor(nn.Module):
     def forward(self, tokens):
         assert not self.training
         self.seen.append(tokens.shape[1])
-        return self.scale * nn.functional.one_hot((tokens + 1) % self.vocab_size, self.vocab_size).float()
+        return SimpleNamespace(hidden=tokens)
+
+    def logits(self, head, hidden):
+        assert head == "lm"
+        return self.scale * nn.functional.one_hot((hidden + 1) % self.vocab_size, self.vocab_size).float()
 
 
 def kept(logits, **options):
@@ -93,8 +97,10 @@ def test_the_same_seed_gives_the_same_text_and_another_one_another():
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"temperature": -1.0}, "temperature: at least 0 expected"),
-        ({"temperature": float("nan")}, "temperature: at least 0 expected"),
+        ({"temperature": -1.0}, r"temperature: 0 \(which takes the likeliest token\) or at least 1e-06 expected"),
+        ({"temperature": float("nan")}, "temperature: 0 .* expected, got nan"),
+        ({"temperature": float("inf")}, "temperature: 0 .* expected, got inf"),
+        ({"temperature": 1e-42}, "temperature: 0 .* or at least 1e-06 expected, got 1e-42"),
         ({"top_k": 0}, "top_k: at least 1 expected, got 0"),
         ({"top_p": 0.0}, "top_p: above 0 and at most 1 expected"),
         ({"top_p": 1.5}, "top_p: above 0 and at most 1 expected"),

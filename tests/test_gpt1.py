@@ -41,6 +41,14 @@ def batch(vocab_size: int, length: int = LENGTH, *, padded: bool = False) -> tup
     return text[:, :-1], text[:, 1:].where(valid, -100)
 
 
+def loss_of(model, tokens, targets, **options) -> torch.Tensor:
+    return model(tokens, targets=targets, **options).loss
+
+
+def logits_of(model, tokens, **options) -> torch.Tensor:
+    return model.logits("lm", model(tokens, **options).hidden)
+
+
 @pytest.mark.parametrize("padded", [False, True], ids=["full", "padded"])
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
 def test_loss_logits_and_every_gradient_agree_with_transformers(training, padded, monkeypatch):
@@ -54,10 +62,10 @@ def test_loss_logits_and_every_gradient_agree_with_transformers(training, padded
     # Theirs with `labels` computes the loss in float32, whatever the model's dtype: so it is computed here.
     expected = F.cross_entropy(logits.flatten(0, 1), targets.flatten())
     expected.backward()
-    loss = ours(tokens, targets, lengths=lengths, seeds=seeds)
-    loss.backward()
-    assert_same("loss", loss, expected)
-    assert_same("logits", ours(tokens, lengths=lengths, seeds=seeds)[valid], logits[valid])
+    output = ours(tokens, lengths=lengths, targets=targets, seeds=seeds)
+    output.loss.backward()
+    assert_same("loss", output.loss, expected)
+    assert_same("logits", ours.logits("lm", output.hidden)[valid], logits[valid])
     assert_same_gradients(ours, theirs)
 
 
@@ -67,7 +75,7 @@ def test_saved_for_transformers_it_is_the_same_model_there(tmp_path):
     hf.save(ours, tmp_path)
     theirs = transformers.OpenAIGPTLMHeadModel.from_pretrained(tmp_path).double().eval()
     tokens, _ = batch(TINY.vocab_size)
-    assert_same("logits", ours.double()(tokens), theirs(tokens).logits)
+    assert_same("logits", logits_of(ours.double(), tokens), theirs(tokens).logits)
 
 
 def test_saved_by_transformers_it_is_the_same_model_here(tmp_path):
@@ -151,7 +159,7 @@ def test_save_and_load_give_the_same_model_and_leave_the_generator_alone(tmp_pat
     for loaded in (GPT1.load(tmp_path), models.load(tmp_path)):
         assert loaded.config == TINY and type(loaded) is GPT1
         tokens, targets = batch(TINY.vocab_size)
-        assert torch.equal(loaded.eval()(tokens, targets), model(tokens, targets))
+        assert torch.equal(loss_of(loaded.eval(), tokens, targets), loss_of(model, tokens, targets))
         assert all(p.requires_grad for p in loaded.parameters())
     assert torch.equal(torch.get_rng_state(), state)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
@@ -162,9 +170,9 @@ def test_causality_and_padding_leave_valid_positions_alone():
     tokens, _ = batch(TINY.vocab_size)
     changed = tokens.clone()
     changed[:, 12:] = (changed[:, 12:] + 1) % TINY.vocab_size
-    first, second = model(tokens), model(changed)
+    first, second = logits_of(model, tokens), logits_of(model, changed)
     assert torch.equal(first[:, :12], second[:, :12]) and not torch.equal(first[:, 12:], second[:, 12:])
-    padded = model(changed, lengths=torch.tensor([12] * BATCH, dtype=torch.int32))
+    padded = logits_of(model, changed, lengths=torch.tensor([12] * BATCH, dtype=torch.int32))
     torch.testing.assert_close(padded[:, :12], first[:, :12], rtol=1e-5, atol=1e-5)
 
 
@@ -174,14 +182,14 @@ def test_padding_attends_to_nothing():
     changed = tokens.clone()
     changed[:, :12] = (changed[:, :12] + 1) % TINY.vocab_size
     lengths = torch.full((BATCH,), 12, dtype=torch.int32)
-    first, second = model.hidden_states(tokens, lengths), model.hidden_states(changed, lengths)
+    first, second = (model(t, lengths=lengths).hidden for t in (tokens, changed))
     assert torch.equal(first[:, 12:], second[:, 12:]) and not torch.equal(first[:, :12], second[:, :12])
 
 
 def compiled_and_eager(model, tokens, targets, seeds, compiled) -> list[tuple[torch.Tensor, torch.Tensor]]:
     def results(function):
         model.zero_grad()
-        loss = function(tokens, targets, seeds=seeds)
+        loss = loss_of(function, tokens, targets, seeds=seeds)
         loss.backward()
         return [loss.detach(), *(p.grad.clone() for p in model.parameters())]
 
@@ -214,10 +222,10 @@ def test_compiled_block_by_block_all_layers_share_one_graph():
         CompileCounterWithBackend("aot_eager"),
     )
     tokens, targets = batch(NARROW.vocab_size)
-    eager = model(tokens, targets, seeds=seeds)
+    eager = loss_of(model, tokens, targets, seeds=seeds)
     for block in model.blocks:
         block.compile(fullgraph=True, backend=counter)
-    assert torch.equal(model(tokens, targets, seeds=seeds), eager)
+    assert torch.equal(loss_of(model, tokens, targets, seeds=seeds), eager)
     assert counter.frame_count == 1
 
 
@@ -226,7 +234,7 @@ def test_a_second_length_makes_one_graph_for_all_lengths():
     model, counter = models.build(TINY).train(), CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(model, fullgraph=True, backend=counter)
     for length in (16, 21, 32, 40):
-        compiled(*batch(TINY.vocab_size, length)).backward()
+        loss_of(compiled, *batch(TINY.vocab_size, length)).backward()
     assert counter.frame_count == 2
 
 
@@ -235,10 +243,10 @@ def test_each_forward_draws_fresh_seeds_in_training_alone():
     model = models.build(TINY)
     tokens, targets = batch(TINY.vocab_size)
     for forward in (model, torch.compile(model, fullgraph=True, backend="aot_eager")):
-        assert forward(tokens, targets) != forward(tokens, targets)
+        assert loss_of(forward, tokens, targets) != loss_of(forward, tokens, targets)
     state = torch.get_rng_state()
     model.eval()
-    assert torch.equal(model(tokens, targets), model(tokens, targets))
+    assert torch.equal(loss_of(model, tokens, targets), loss_of(model, tokens, targets))
     assert torch.equal(torch.get_rng_state(), state)
 
 
@@ -259,6 +267,8 @@ TOKENS = torch.zeros(2, 8, dtype=torch.int64)
         (TOKENS, {"targets": TOKENS.float()}, "GPT1: targets must be int64, got float32"),
         (TOKENS, {"lengths": torch.tensor([8, 8])}, "GPT1: lengths must be int32, got int64"),
         (TOKENS, {"lengths": torch.tensor([9, 8], dtype=torch.int32)}, r"GPT1: lengths must lie in \[0, 9\), got 9"),
+        (TOKENS, {"segments": TOKENS}, "GPT1: segments given, but the model has no segment embedding"),
+        (TOKENS, {"labels": TOKENS}, r"GPT1: no head takes labels \(its heads take: targets\)"),
         (TOKENS, {"seeds": torch.zeros(3, dtype=torch.int64)}, r"seeds must have shape \(7,\), .* got \(3,\)"),
     ],
 )
@@ -286,13 +296,13 @@ def test_bad_configurations_get_a_sentence(change, sentence):
 def test_bf16_on_the_gpu_is_the_same_model_and_never_waits():
     model, seeds = models.build(NARROW).train(), seeds_for(NARROW.layers)
     tokens, targets = batch(NARROW.vocab_size)
-    expected = model(tokens, targets, seeds=seeds)
-    expected_logits = model(tokens, seeds=seeds).detach()
+    expected = loss_of(model, tokens, targets, seeds=seeds)
+    expected_logits = logits_of(model, tokens, seeds=seeds).detach()
     model, tokens, targets, seeds = (x.cuda() for x in (model, tokens, targets, seeds))
     torch.cuda.set_sync_debug_mode("error")
     try:
         with torch.autocast("cuda", torch.bfloat16):
-            loss, logits = model(tokens, targets, seeds=seeds), model(tokens, seeds=seeds)
+            loss, logits = loss_of(model, tokens, targets, seeds=seeds), logits_of(model, tokens, seeds=seeds)
         loss.backward()
     finally:
         torch.cuda.set_sync_debug_mode("default")

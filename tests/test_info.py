@@ -8,6 +8,7 @@ import torch
 
 import fastlm
 from fastlm import backends, info
+from fastlm.ops import SPECS
 
 
 def test_versions_and_devices():
@@ -27,10 +28,10 @@ def test_the_table_is_what_auto_takes():
     table = table[: table.index("")] if "" in table else table
     dtypes = [getattr(torch, name) for name in table[0].split()[1:5]]
     assert dtypes == [torch.float32, torch.bfloat16, torch.float16, torch.float64]
-    assert [line.split()[0] for line in table[1:]] == list(backends.DTYPES)
+    assert [line.split()[0] for line in table[1:]] == list(SPECS)
     for line in table[1:]:
         op, *chosen = line.split()
-        assert chosen == [backends.resolve(op, "auto", dtype, device) for dtype in dtypes]
+        assert chosen == [backends.choose(SPECS[op], "auto", backends.Call(device, dtype)) for dtype in dtypes]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the reasons are those of a machine without a GPU")
@@ -40,7 +41,7 @@ def test_each_reason_is_said_once(monkeypatch, switches):
         monkeypatch.setenv(name, switches.get(name, "0"))
     said = " ".join(info.info().split())
     dtypes = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-    calls = [(op, dtype) for op in backends.DTYPES for dtype in dtypes]
+    calls = [(op, dtype) for op in SPECS for dtype in dtypes]
     reasons = {(name, reason) for call in calls for name, reason in info._chosen(*call, "cpu")[1].items()}
     assert len(reasons) > 3
     for name in {name for name, _ in reasons}:
@@ -50,7 +51,7 @@ def test_each_reason_is_said_once(monkeypatch, switches):
 
 
 def test_a_group_of_calls_is_named_in_few_words():
-    ops, dtypes = list(backends.DTYPES), ["float32", "bfloat16", "float16", "float64"]
+    ops, dtypes = list(SPECS), ["float32", "bfloat16", "float16", "float64"]
 
     def named(ops, dtypes):
         return info._calls([(op, dtype) for op in ops for dtype in dtypes])
@@ -103,6 +104,6 @@ def test_an_extension_that_was_not_compiled_comes_with_the_command_that_compiles
 
 @pytest.mark.gpu
 def test_on_a_gpu_the_kernels_that_exist_are_taken():
-    for op, supported in backends.DTYPES.items():
-        chosen, _ = backends.explain(op, torch.bfloat16, "cuda")
-        assert (chosen == "reference") == (len(supported) == 1), op
+    for op, spec in SPECS.items():
+        chosen = backends.choose(spec, "auto", backends.Call("cuda", torch.bfloat16))
+        assert (chosen == "reference") == (len(spec.limits) == 1), op

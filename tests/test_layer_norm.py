@@ -25,6 +25,8 @@ from hypothesis import strategies as st
 
 import fastlm
 from fastlm import backends
+from fastlm.backends import Call
+from fastlm.ops import SPECS
 
 OP = "layer_norm"
 
@@ -95,10 +97,10 @@ def test_opcheck(case):
 
 
 def test_longer_rows_are_left_to_the_reference():
-    assert backends.resolve(OP, "auto", torch.float16, "cuda", 8192) == "triton"
-    assert backends.resolve(OP, "auto", torch.float16, "cuda", 8193) == "reference"
+    assert backends.choose(SPECS[OP], "auto", Call("cuda", torch.float16, 8192)) == "triton"
+    assert backends.choose(SPECS[OP], "auto", Call("cuda", torch.float16, 8193)) == "reference"
     with pytest.raises(RuntimeError, match="a last dimension of at most 8192, not 8193"):
-        backends.resolve(OP, "triton", torch.float16, "cuda", 8193)
+        backends.choose(SPECS[OP], "triton", Call("cuda", torch.float16, 8193))
 
 
 def test_second_derivative_raises():

@@ -50,7 +50,7 @@ BATCHES = {"gpt1_tiny": causal_batch, "bert_tiny": masked_batch}
 def train(name: str, case: Case) -> tuple[Tensor, dict[str, Tensor]]:
     """STEPS updates on one batch: the losses (STEPS,) and the first gradients; autocast makes activations half."""
     torch.manual_seed(0)
-    model: nn.Module = models.build(replace(models.PRESETS[name], vocab_size=VOCABULARY), case.backend)
+    model: nn.Module = models.build(replace(models.PRESETS[name], vocab_size=VOCABULARY), backend=case.backend)
     model.to(case.device).train()
     batch = {key: x.to(case.device) for key, x in BATCHES[name](torch.Generator().manual_seed(1)).items()}
     corrected = name.startswith("gpt1")
@@ -60,8 +60,7 @@ def train(name: str, case: Case) -> tuple[Tensor, dict[str, Tensor]]:
     losses, gradients = [], {}
     for _ in range(STEPS):
         with torch.autocast(case.device, dtype=case.dtype, enabled=case.dtype != torch.float32):
-            output = model(**batch)
-        loss = output if isinstance(output, Tensor) else output.loss
+            loss = model(**batch).loss
         optimizer.zero_grad()
         loss.backward()
         gradients = gradients or {key: p.grad.clone() for key, p in model.named_parameters()}

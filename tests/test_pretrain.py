@@ -1,8 +1,11 @@
 """What a run of pretraining records and reports, what it refuses, and how its plan is made."""
 
+import gc
 import json
 import os
 import shutil
+import threading
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,12 +16,14 @@ from runs import STEPS, before_update, configuration, losses, one_thread, run, t
 
 from fastlm import data, models
 from fastlm.data import DataError, ngrams
-from fastlm.train import checkpoint, pretrain, trainer
-from fastlm.train.objectives import CausalLM, _masked_pairs, objective_of
-from fastlm.train.pretrain import _make_plan, _precision, _steps
-from fastlm.train.run import NUMERICS, RunError, RunFolder, load_trained
+from fastlm.device import DeviceError
+from fastlm.inference.load import load_trained
+from fastlm.run_folder import RunError, find_checkpoints
+from fastlm.tasks.causal_lm import CausalLM
+from fastlm.tasks.masked_lm import _masked_pairs
+from fastlm.train import loop, plan, trainer
+from fastlm.train.run import NUMERICS, TrainingFolder
 from fastlm.train.schedule import learning_rate
-from fastlm.train.trainer import Plan
 
 __all__ = ["one_thread", "text"]  # fixtures
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -26,7 +31,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.fixture(scope="module", params=["gpt1_tiny", "bert_tiny"])
 def finished(request, tmp_path_factory, text, one_thread):
-    """A finished run of each model: configuration, folder and what pretrain returned."""
+    """A finished run of each model: recipe, folder and what `train` returned."""
     folder = tmp_path_factory.mktemp("finished") / "run"
     config = configuration(text, request.param)
     return config, folder, run(config, folder)
@@ -41,7 +46,7 @@ def test_the_folder_holds_what_it_should(finished):
     }  # fmt: skip
     assert (folder / "loss.png").read_bytes().startswith(b"\x89PNG\r\n")
     assert {path.name for path in (folder / "model").iterdir()} == {"config.json", "model.safetensors"}
-    assert [path.name for path in checkpoint.find(folder / "checkpoints")] == ["step-00000008", "step-00000012"]
+    assert [path.name for path in find_checkpoints(folder / "checkpoints")] == ["step-00000008", "step-00000012"]
     recorded = json.loads((folder / "config.json").read_text())
     assert recorded["plan"]["steps"] == STEPS and recorded["versions"]["torch"] == torch.__version__
 
@@ -50,21 +55,21 @@ def test_metrics_have_a_line_an_update(finished):
     config, folder, _ = finished
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [record["step"] for record in records] == list(range(1, STEPS + 1))
-    names = objective_of(config.model).loss_names
+    names = config.task().loss_names
     for step, record in enumerate(records):
-        rate = learning_rate(step, peak=config.learning_rate, warmup=1, steps=STEPS, decay=config.decay)
+        rate = learning_rate(step, peak=config.train.learning_rate, warmup=1, steps=STEPS, decay=config.train.decay)
         assert record["learning_rate"] == rate
         assert all(0 < record[name] < 20 for name in (*names, "gradient_norm"))
         assert record["tokens_per_second"] > 0
         assert ("validation_loss" in record) == (record["step"] in (5, 10, 12))
     assert [r["tokens"] for r in records] == sorted({r["tokens"] for r in records})
     assert [r["seconds"] for r in records] == sorted(r["seconds"] for r in records)
-    if config.model == "gpt1_tiny":
-        assert records[-1]["tokens"] == STEPS * config.batch_size * 16
+    if config.name == "gpt1_tiny":
+        assert records[-1]["tokens"] == STEPS * config.train.batch_size * 16
     else:  # padding does not count
         tokens = 0
         for length, parts in ((24, range(0, 12)), (32, range(12, 24))):
-            pairs = data.SentencePairs(data.Shards.open(folder / "data"), "train", length, 2, config.seed)
+            pairs = data.SentencePairs(data.Shards.open(folder / "data"), "train", length, 2, config.train.seed)
             tokens += sum(int(pairs.batch(part)["lengths"].sum()) for part in parts)
         assert records[-1]["tokens"] == tokens
         assert records[3]["loss"] == pytest.approx(records[3]["mlm_loss"] + records[3]["nsp_loss"], rel=1e-6)
@@ -74,7 +79,8 @@ def held_out(config, folder):
     """The trained model, its shards, and the batches of the held-out text."""
     model, tokenizer = load_trained(folder, "cpu")
     shards = data.Shards.open(folder / "data", tokenizer)
-    dataset = objective_of(config.model).dataset(shards, "validation", config.phases[-1][1], 2, config.seed)
+    kind = data.Windows if config.name == "gpt1_tiny" else data.SentencePairs
+    dataset = kind(shards, "validation", config.train.phases[-1][1], 2, config.train.seed)
     return model, shards, [dataset.batch(i) for i in range(dataset.batches_per_epoch)]
 
 
@@ -87,8 +93,8 @@ def test_the_report_agrees_with_its_definitions(finished):
     assert result["parameters"] == models.parameter_count(model.config)
     train, validation = shards.split("train").tokens, shards.split("validation")
     scores = result["scores"]
-    if config.model == "gpt1_tiny":
-        loss = torch.stack([model(**batch) for batch in batches]).double().mean().item()
+    if config.name == "gpt1_tiny":
+        loss = torch.stack([model(**batch).loss for batch in batches]).double().mean().item()
         assert scores["gpt1_tiny"]["loss"] == pytest.approx(loss, rel=1e-5)
         before, after = (np.concatenate([b[name] for b in batches]) for name in ("tokens", "targets"))
         counted = ngrams.ngram_losses(train, before, after, shards.vocab_size)
@@ -102,8 +108,8 @@ def test_the_report_agrees_with_its_definitions(finished):
     most = np.bincount(train).argmax()
     for batch in batches:
         output = model(batch["tokens"], batch["segments"], batch["lengths"])
-        words = model.mlm_logits(output.hidden, batch["mlm_positions"]).double().log_softmax(-1)
-        following = model.nsp_logits(output.pooled).double().log_softmax(-1)
+        words = model.logits("mlm", output.hidden, batch["mlm_positions"]).double().log_softmax(-1)
+        following = model.logits("nsp", output.hidden).double().log_softmax(-1)
         for row, labels in enumerate(batch["next_sentence_labels"].tolist()):
             pairs, pairs_right = pairs + 1, pairs_right + (following[row].argmax().item() == labels)
             nsp_loss -= following[row, labels].item()
@@ -125,7 +131,7 @@ def test_the_examples_are_of_the_held_out_text(finished):
     plain = tokenizer.decode(shards.split("validation").tokens.tolist()).replace("\n", " ").replace('"', "")
     assert len(result["examples"]) == 4 and len(set(result["examples"])) == 4
     for example in result["examples"]:
-        if config.model == "gpt1_tiny":
+        if config.name == "gpt1_tiny":
             begun = example.split("**")[1]
             assert len(begun.split()) == 4 and begun in plain and len(example) > len(begun) + 5
         else:
@@ -136,7 +142,7 @@ def test_the_examples_are_of_the_held_out_text(finished):
 
 def test_a_finished_run_is_reported_again_and_not_trained(finished, monkeypatch):
     config, folder, result = finished
-    monkeypatch.setattr(pretrain, "_train", None)
+    monkeypatch.setattr(loop, "_train", None)
     notes = []
     assert run(config, folder, notes) == result
     assert notes == [f"{folder} is finished; this is its report"]
@@ -178,8 +184,8 @@ def test_training_lowers_the_loss(tmp_path, text):
 
 def test_two_processes_may_not_train_in_one_folder(tmp_path, text):
     config = configuration(text)
-    first = RunFolder(tmp_path)
-    first.open(config)
+    first = TrainingFolder(tmp_path)
+    first.open(config.task(), config.to_json())
     with pytest.raises(RunError, match="another process is training in"):
         run(config, tmp_path)
     first.close()
@@ -192,7 +198,7 @@ def test_another_configuration_is_named(tmp_path, text):
     with pytest.raises(
         RunError, match=r"another configuration: batch_size \(now 2, there 4\), seed \(now 7, there 0\)"
     ):
-        run(replace(config, batch_size=2, seed=7), tmp_path)
+        run(config.with_options({"batch_size": 2, "seed": 7}), tmp_path)
 
 
 def test_a_run_without_an_update_gives_way_to_another(tmp_path, text):
@@ -216,7 +222,7 @@ def test_a_start_on_corrected_data_makes_its_tokenizer_and_shards_anew(tmp_path,
     data_file.write_bytes(text.read_bytes())
     run(configuration(data_file), folder, notes)
     run(configuration(text), tmp_path / "fresh")
-    assert notes[0] == f"{folder} has a tokenizer or shards of other data or options; they are made anew"
+    assert notes[0] == f"{folder} has data that was made from other files or options; it is made anew"
     assert losses(folder) == losses(tmp_path / "fresh")
 
 
@@ -238,8 +244,8 @@ def prepared(tmp_path, text, monkeypatch):
 
 def made_anew(config, folder):
     """Whether opening the folder removes its tokenizer and shards, and says so."""
-    notes, opened = [], RunFolder(folder)
-    opened.open(config, notes.append)
+    notes, opened = [], TrainingFolder(folder)
+    opened.open(config.task(), config.to_json(), notes.append)
     opened.close()
     removed = {not opened.tokenizer_file.exists(), not opened.data.exists(), bool(notes)}
     assert len(removed) == 1
@@ -265,7 +271,7 @@ OTHER = {
     "vocab_size": lambda *_: {"vocab_size": 400},
     "validation_fraction": lambda *_: {"validation_fraction": 0.3},
     "document": lambda *_: {"document": "file"},
-    "format": lambda _, monkeypatch: monkeypatch.setattr(data.shards, "FORMAT", 99) or {},
+    "format": lambda _, monkeypatch: monkeypatch.setattr(CausalLM, "data_version", 99) or {},
     "numerics": lambda _, monkeypatch: monkeypatch.setattr("fastlm.train.run.NUMERICS", 99) or {},
 }
 
@@ -299,7 +305,7 @@ def test_too_little_data_is_found_before_an_update(tmp_path, text, monkeypatch, 
     before_update(monkeypatch, 0, lambda: pytest.fail("an update was made"))
     config = configuration(tmp_path / "text.jsonl", **{"validation_fraction": 0.05, "validate_every": 1000, **options})
     with pytest.raises(DataError, match=sentence):
-        run(config.with_length(epochs=1.0), tmp_path / "run")
+        run(config.with_options({"epochs": 1.0}), tmp_path / "run")
 
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path, text):
@@ -316,9 +322,8 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path, text):
     [
         ("{", "is not JSON"),
         ("[]", "is not the configuration"),
-        ('{"format": 1, "config": {}}', f"numerics version 0, and this fastlm computes with version {NUMERICS}"),
-        (f'{{"format": 1, "numerics": {NUMERICS}, "config": {{}}, "plan": null}}', "damaged: it has no 'made_from'"),
-        (f'{{"format": 1, "numerics": {NUMERICS}, "config": {{}}, "plan": 0, "made_from": 0}}', "another version"),
+        ('{"format": 3}', "is not the configuration of a fastlm run of format 1 or 2"),
+        (f'{{"format": 2, "numerics": {NUMERICS}, "train": {{}}, "plan": null}}', "damaged: it has no 'made_from'"),
     ],
 )
 def test_a_foreign_config_is_refused(tmp_path, text, content, sentence):
@@ -340,7 +345,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_leaves_the_checkpoints(tmp_p
     before_update(monkeypatch, 7, spoil)
     with pytest.raises(RunError, match="loss became nan at step 8, with learning rate .*; start another run with"):
         run(configuration(text), tmp_path)
-    assert [path.name for path in checkpoint.find(tmp_path / "checkpoints")] == ["step-00000004"]
+    assert [path.name for path in find_checkpoints(tmp_path / "checkpoints")] == ["step-00000004"]
     assert len(losses(tmp_path)) == 7
 
 
@@ -363,7 +368,7 @@ def test_a_trained_model_is_loaded_also_while_it_trains(tmp_path, text, monkeypa
         load_trained(tmp_path, "cpu")
 
     def look():
-        if not checkpoint.find(tmp_path / "checkpoints"):
+        if not find_checkpoints(tmp_path / "checkpoints"):
             with pytest.raises(RunError, match="neither model/ nor a checkpoint yet"):
                 load_trained(tmp_path, "cpu")
         seen.append(load_trained(tmp_path, "cpu")[0].training)
@@ -376,13 +381,13 @@ def test_a_trained_model_is_loaded_also_while_it_trains(tmp_path, text, monkeypa
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_cuda_that_is_not_there(tmp_path, text):
-    with pytest.raises(RunError, match="device: cuda asked for"):
+    with pytest.raises(DeviceError, match="device: cuda asked for"):
         run(configuration(text, device="cuda"), tmp_path / "run")
 
 
 # The plan -------------------------------------------------------------------------------------------------------
 
-PLAN = Plan(1, 0, "cpu", "auto", 512, "")
+PLAN = trainer.Plan(1, 0, "cpu", "auto", {})
 
 
 @pytest.fixture
@@ -390,28 +395,26 @@ def clock(monkeypatch):
     """The seconds of an update, by precision or sequence length."""
     seconds = {}
 
-    def timed(config, plan, objective, shards, length, least):
+    def timed(task, config, placement, plan, length, least):
         return [seconds.get(plan.precision, 0.0) + seconds.get(length, 0.0)] * 3
 
-    monkeypatch.setattr(pretrain, "_update_seconds", timed)
+    monkeypatch.setattr(plan, "update_seconds", timed)
     return seconds
 
 
 def test_minutes_become_steps(text, clock):
     clock |= {24: 0.5, 32: 1.0}
-    config = configuration(text, "bert_tiny", phases=((0.75, 24), (0.25, 32))).with_length(minutes=3.0)
-    steps, why = _steps(config, PLAN, CausalLM(), None)
+    recipe = configuration(text, "bert_tiny", phases=((0.75, 24), (0.25, 32)), minutes=3.0, steps=None)
+    steps, why = plan.count_steps(recipe.task(), recipe.train, recipe.placement, PLAN)
     assert steps == round(180 / (0.75 * 0.5 + 0.25 * 1.0)) and why == " in about 3 minutes at 0.625 s each"
 
 
 def test_epochs_become_steps(text, finished):
     config, folder, _ = finished
-    shards = data.Shards.open(folder / "data")
-    objective = objective_of(config.model)
-    steps, _ = _steps(config.with_length(epochs=3.0), replace(PLAN, precision="fp32"), objective, shards)
-    batches = [
-        share * objective.dataset(shards, "train", length, 2, 0).batches_per_epoch for share, length in config.phases
-    ]
+    task, phases = config.task(), config.train.phases
+    task.prepare(folder, print)
+    steps, _ = plan.count_steps(task, config.train.with_length(epochs=3.0), config.placement, PLAN)
+    batches = [share * task.dataset("train", length, 2, 0).batches_per_epoch for share, length in phases]
     assert steps == int(np.ceil(3 * sum(batches) / 2))
 
 
@@ -426,23 +429,39 @@ def test_epochs_become_steps(text, finished):
 def test_the_faster_precision_is_taken(text, monkeypatch, clock, able, bf16, expected, why):
     clock |= {"fp32": 0.3, "bf16": bf16}
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": able})
-    precision, sentence = _precision(configuration(text, precision="auto"), PLAN, CausalLM(), None)
+    recipe = configuration(text, precision="auto")
+    precision, sentence = plan.choose_precision(recipe.task(), recipe.train, recipe.placement, PLAN)
     assert precision == expected and why in sentence
-    assert _precision(configuration(text, precision="bf16"), PLAN, CausalLM(), None) == ("bf16", "as asked")
+    asked = replace(recipe.placement, precision="bf16")
+    assert plan.choose_precision(recipe.task(), recipe.train, asked, PLAN) == ("bf16", "as asked")
 
 
-def test_the_plan_is_made_by_real_timing(tmp_path, text):
-    config = configuration(text, precision="auto").with_length(minutes=1e-3)
-    folder = RunFolder(tmp_path)
-    objective = objective_of(config.model)
-    tokenizer, shards = objective.prepare(config, folder, print)
-    notes = []
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pretrain, "TIMED_SECONDS", 0.0)
-        plan = _make_plan(config, objective, tokenizer, shards, notes.append)
-    assert plan.steps >= 1 and plan.warmup <= plan.steps / 10 and plan.precision in ("fp32", "bf16")
-    assert (plan.device, plan.vocab_size, plan.tokenizer_hash) == ("cpu", tokenizer.vocab_size, tokenizer.hash)
-    assert notes[0].startswith("device cpu, ") and f"{plan.steps} updates in about 0.001 minutes" in notes[1]
+def test_the_plan_is_made_by_real_timing(tmp_path, text, monkeypatch):
+    recipe = configuration(text, precision="auto", minutes=1e-3, steps=None)
+    task, notes = recipe.task(), []
+    task.prepare(tmp_path, print)
+    monkeypatch.setattr(plan, "TIMED_SECONDS", 0.0)
+    made = plan.make_plan(task, recipe.train, recipe.placement, notes.append)
+    assert made.steps >= 1 and made.warmup <= made.steps / 10 and made.precision in ("fp32", "bf16")
+    assert made.device == "cpu" and made.task == task.identity()
+    assert made.task == {"vocab_size": task.tokenizer.vocab_size, "tokenizer_hash": task.tokenizer.hash}
+    assert notes[0].startswith("device cpu, ") and f"{made.steps} updates in about 0.001 minutes" in notes[1]
+
+
+def test_a_model_that_was_only_timed_is_freed(tmp_path, text, monkeypatch):
+    recipe = configuration(text)
+    task, made, init = recipe.task(), [], trainer.Trainer.__init__
+    task.prepare(tmp_path, print)
+    monkeypatch.setattr(
+        trainer.Trainer,
+        "__init__",
+        lambda self, *arguments: (init(self, *arguments), made.append(weakref.ref(self)))[0],
+    )
+    threads = threading.active_count()
+    plan.update_seconds(task, recipe.train, recipe.placement, replace(PLAN, precision="fp32"), 16, 0.0)
+    gc.collect()
+    assert len(made) == 1 and made[0]() is None
+    assert threading.active_count() == threads
 
 
 def test_bf16_autocast_trains(tmp_path, text):

@@ -14,9 +14,10 @@ import pytest
 from runs import STEPS, before_update, configuration, losses, one_thread, run, text, weights
 
 from fastlm.data import DataError, SentencePairs, Windows
+from fastlm.run_folder import RunError, find_checkpoints
 from fastlm.train import checkpoint
-from fastlm.train.pretrain import Interrupted
-from fastlm.train.run import NUMERICS, RunError, RunFolder
+from fastlm.train.loop import Interrupted
+from fastlm.train.run import NUMERICS, TrainingFolder
 
 __all__ = ["one_thread", "text"]  # fixtures
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -83,9 +84,9 @@ def run_and_kill(text, model, folder, where, step, **options):
 def test_killed_before_a_checkpoint_within_one_and_between_them(tmp_path, text, whole):
     folder, model = tmp_path / "run", "gpt1_tiny"
     run_and_kill(text, model, folder, "update", 3)
-    assert len(losses(folder)) == 3 and not checkpoint.find(folder / "checkpoints")
+    assert len(losses(folder)) == 3 and not find_checkpoints(folder / "checkpoints")
     run_and_kill(text, model, folder, "sync_tree", ".step-00000008")
-    assert [path.name for path in checkpoint.find(folder / "checkpoints")] == ["step-00000004"]
+    assert [path.name for path in find_checkpoints(folder / "checkpoints")] == ["step-00000004"]
     run_and_kill(text, model, folder, "update", 10)
     assert len(losses(folder)) == 10
     notes = []
@@ -122,12 +123,12 @@ def test_a_second_interrupt_does_not_wait(tmp_path, text, monkeypatch):
     before_update(monkeypatch, 6, twice)
     with pytest.raises(KeyboardInterrupt):
         run(configuration(text), tmp_path)
-    assert [path.name for path in checkpoint.find(tmp_path / "checkpoints")] == ["step-00000004"]
+    assert [path.name for path in find_checkpoints(tmp_path / "checkpoints")] == ["step-00000004"]
 
 
 def test_interrupted_after_the_last_update(tmp_path, text, whole, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr("fastlm.train.pretrain._finish", lambda *arguments: stop())
+        patch.setattr("fastlm.train.loop._finish", lambda *arguments: stop())
         with pytest.raises(Stopped):
             run(configuration(text), tmp_path)
     before_update(monkeypatch, 0, stop)  # none is left to make
@@ -163,7 +164,7 @@ def test_checkpoints_by_the_clock(tmp_path, text, whole, monkeypatch):
     before_update(monkeypatch, 3, stop)
     with pytest.raises(Stopped):
         run(configuration(text, checkpoint_every=1000, checkpoint_seconds=1e-9), tmp_path)
-    assert [path.name for path in checkpoint.find(tmp_path / "checkpoints")] == ["step-00000002", "step-00000003"]
+    assert [path.name for path in find_checkpoints(tmp_path / "checkpoints")] == ["step-00000002", "step-00000003"]
     monkeypatch.undo()
     run(configuration(text), tmp_path)  # what changes no loss may be another in the resumed run
     assert_same_run(tmp_path, whole("gpt1_tiny"))
@@ -260,11 +261,11 @@ def test_a_truncated_checkpoint_gives_way_to_the_one_before(interrupted, text, w
 
 def test_without_a_usable_checkpoint_nothing_is_begun_anew(interrupted, text):
     lines = losses(interrupted)
-    for path in checkpoint.find(interrupted / "checkpoints"):
+    for path in find_checkpoints(interrupted / "checkpoints"):
         (path / "state.json").write_text("{}")
     with pytest.raises(checkpoint.CheckpointError, match="none of its 2 checkpoints can be used"):
         run(configuration(text), interrupted)
-    assert losses(interrupted) == lines and len(checkpoint.find(interrupted / "checkpoints")) == 2
+    assert losses(interrupted) == lines and len(find_checkpoints(interrupted / "checkpoints")) == 2
 
 
 def test_a_checkpoint_of_another_run_is_refused(interrupted, text, tmp_path):
@@ -291,7 +292,7 @@ def test_a_tokenizer_and_shards_of_another_run_are_refused(interrupted, text, tm
     (interrupted / "tokenizer.json").write_bytes((other / "tokenizer.json").read_bytes())
     shutil.rmtree(interrupted / "data")
     shutil.copytree(other / "data", interrupted / "data")
-    with pytest.raises(RunError, match=r"tokenizer\.json is not the tokenizer that the run began with"):
+    with pytest.raises(RunError, match=r"holds other data than what the run began with"):
         run(configuration(text), interrupted)
 
 
@@ -345,4 +346,5 @@ def test_another_error_of_the_disk_is_not_taken_for_a_full_one(tmp_path, text, m
     before_update(monkeypatch, 2, broken)
     with pytest.raises(OSError, match="Input/output error"):
         run(configuration(text), tmp_path)
-    RunFolder(tmp_path).open(configuration(text))  # and the lock is free
+    recipe = configuration(text)
+    TrainingFolder(tmp_path).open(recipe.task(), recipe.to_json())  # and the lock is free

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fastlm import backends
+from fastlm.ops import SPECS
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
@@ -28,8 +28,11 @@ def table() -> str:
         "| op | reference | Triton, interpreter-tested only | CUDA C++, emulator-tested only |",
         "|---|---|---|---|",
     ]
-    for op, served in backends.DTYPES.items():
-        cells = (_cell(served.get(backend, ())) for backend in ("reference", "triton", "cuda"))
+    for op, spec in SPECS.items():
+        cells = (
+            _cell(spec.limits[backend].dtypes if backend in spec.limits else ())
+            for backend in ("reference", "triton", "cuda")
+        )
         rows.append(f"| `{op}` | {' | '.join(cells)} |")
     return "\n".join(rows)
 

@@ -21,6 +21,7 @@ from torch import Tensor
 
 import fastlm
 from fastlm import backends
+from fastlm.ops import SPECS
 
 ROOT = Path(__file__).parent.parent
 TOKENS = (48, 1, 17, 64, 300)  # 1, odd, divisible by 16, and more than there are programs
@@ -43,7 +44,7 @@ def test_one_compilation_for_all_numbers_of_tokens(compilations):
 
 
 def test_every_op_is_called():
-    served = {op for op, dtypes in backends.DTYPES.items() if "triton" in dtypes}
+    served = {op for op, spec in SPECS.items() if "triton" in spec.limits}
     assert {call.partition(" ")[0] for call in CALLS} == served
 
 

@@ -7,6 +7,7 @@ from recorded_runs import FOLDER, MODELS, OPTIONS, hashes, machine
 from runs import configuration, losses, one_thread, run, text
 from test_pretrain_resume import run_and_kill
 
+from fastlm import recipes
 from fastlm.train.run import NUMERICS
 
 __all__ = ["one_thread", "text"]  # fixtures
@@ -37,9 +38,9 @@ def assert_reproduced(folder, record):
 @pytest.mark.parametrize("model", MODELS)
 def test_a_recorded_run_is_reproduced(tmp_path, text, model):
     record = recorded(model)
-    config = configuration(text, model, **OPTIONS)
-    assert {name: value for name, value in config.to_json().items() if name != "data"} == record["options"]
-    run(config, tmp_path / "run")
+    recipe = recipes.from_record({"config": {**record["options"], "data": [str(text)]}})
+    assert recipe == configuration(text, model, **OPTIONS)
+    run(recipe, tmp_path / "run")
     assert_reproduced(tmp_path / "run", record)
 
 

@@ -5,6 +5,8 @@ import json
 import pytest
 from matplotlib.axes import Axes
 
+from fastlm.tasks.causal_lm import CausalLM
+from fastlm.tasks.masked_lm import MaskedLM
 from fastlm.train import report
 from fastlm.train.metrics import Curve
 
@@ -14,6 +16,7 @@ RESULT = {
     "steps": 970,
     "tokens": 993_280,
     "training_seconds": 181.2,
+    "figures": CausalLM.figure_names,
     "scores": {
         "unigram": {"loss": 6.2108, "perplexity": 498.1, "bits_per_byte": 2.1926},
         "gpt1_small": {"loss": 4.7472, "perplexity": 115.27, "bits_per_byte": 1.6759},
@@ -38,10 +41,20 @@ def test_a_report_in_markdown():
 
 def test_a_figure_that_a_model_does_not_have_is_left_empty():
     scores = {"bigram": {"mlm_loss": 5.0}, "bert_small": {"mlm_loss": 4.5, "masked_accuracy": 0.253}}
-    lines = report.markdown({**RESULT, "scores": scores}).splitlines()
+    lines = report.markdown({**RESULT, "figures": MaskedLM.figure_names, "scores": scores}).splitlines()
     assert lines[2] == "| on the held-out text | masked loss | masked accuracy |"
     assert lines[4] == "| bigram               |       5.000 |                 |"
     assert lines[5] == "| bert_small           |       4.500 |           25.3% |"
+
+
+def test_a_figure_that_the_task_does_not_name_goes_by_its_own_and_examples_may_be_none():
+    result = {name: value for name, value in RESULT.items() if not name.startswith("examples")}
+    lines = report.markdown({**result, "scores": {"mine": {"f1": 0.5}}}).splitlines()
+    assert lines[2:] == [
+        "| on the held-out text |    f1 |",
+        "| -------------------- | ----: |",
+        "| mine                 | 0.500 |",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -57,7 +70,7 @@ def test_a_damaged_report_is_named(tmp_path, content):
         report.read(file)
     assert "\n" not in str(caught.value)
     file.write_text(json.dumps(RESULT))
-    assert report.read(file) == RESULT
+    assert report.read(file) == json.loads(json.dumps(RESULT))
 
 
 def curve(steps):

@@ -11,15 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from fastlm import backends
+from benchmarks.resources.__main__ import stems
 
 ROOT = Path(__file__).parent.parent
-STEMS = sorted({backends.STEMS.get(op, op) for op, served in backends.DTYPES.items() if "triton" in served})
 SHARED = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}  # bytes a block can have (CUDA programming guide, table 30)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stem", STEMS)
+@pytest.mark.parametrize("stem", stems())
 def test_nothing_spills_and_shared_memory_suffices(stem):
     usages = compiled(stem)
     assert {usage["arch"] for usage in usages} == SHARED.keys()

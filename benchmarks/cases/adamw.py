@@ -14,8 +14,7 @@ from torch.optim.adamw import adamw as torch_adamw
 import fastlm
 from benchmarks.case import Case, Inputs, Peer, Run, randn
 from benchmarks.grid import Grid
-from fastlm import costs
-from fastlm.costs import Cost
+from fastlm.ops._cost import Cost
 
 LR, DECAY, BETAS, EPS, MAX_NORM, STEP = 1e-4, 0.01, (0.9, 0.999), 1e-6, 1.0, 10
 CORRECTIONS = tuple(1 - beta**STEP for beta in BETAS)
@@ -100,7 +99,7 @@ class AdamW(Case):
         return run
 
     def cost(self, dtype: torch.dtype) -> Cost:
-        return costs.adamw(sum(torch.Size(shape).numel() for shape in self.shapes()), dtype.itemsize)
+        return self.spec.cost(sum(torch.Size(shape).numel() for shape in self.shapes()), dtype.itemsize)
 
 
 @functools.cache

@@ -17,9 +17,8 @@ import fastlm
 from benchmarks.case import Case, Inputs, Peer, Run, Unavailable, dropped, package, randn
 from benchmarks.grid import Grid
 from benchmarks.lengths import lengths
-from fastlm import costs
-from fastlm.costs import Cost
 from fastlm.dropout import attention_mask
+from fastlm.ops._cost import Cost
 
 DIM = 64
 EXACT_SCORES = 2**26  # as many are computed in float64, which with all it takes to differentiate them is some GB
@@ -166,7 +165,7 @@ class Attention(Case):
         return sum(n * (n + 1) // 2 if self.causal else n * n for n in self.lengths())
 
     def cost(self, dtype: torch.dtype) -> Cost:
-        return costs.attention(self.pairs(), sum(self.lengths()), self.heads, DIM, dtype.itemsize)
+        return self.spec.cost(self.pairs(), sum(self.lengths()), self.heads, DIM, dtype.itemsize)
 
     def exponentials(self) -> tuple[int, int]:
         """One a pair, and the backward computes them again."""

@@ -13,8 +13,7 @@ import fastlm
 from benchmarks.case import Case, Inputs
 from benchmarks.grid import Grid
 from benchmarks.rows import Rows
-from fastlm import costs
-from fastlm.costs import Cost
+from fastlm.ops._cost import Cost
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,7 @@ class BiasGELU(Rows):
         return fastlm.bias_gelu(t["x"], t["bias"], approximate=self.approximate, backend=backend)
 
     def cost(self, dtype: torch.dtype) -> Cost:
-        return costs.bias_gelu(self.rows, self.columns, dtype.itemsize)
+        return self.spec.cost(self.rows, self.columns, dtype.itemsize)
 
 
 def cases(grid: Grid) -> Iterator[Case]:

@@ -13,9 +13,8 @@ from torch import Tensor
 import fastlm
 from benchmarks.case import Case, Inputs, dropped, randn
 from benchmarks.grid import Grid
-from fastlm import costs
-from fastlm.costs import Cost
 from fastlm.dropout import row_mask
+from fastlm.ops._cost import Cost
 
 
 @dataclass(frozen=True)
@@ -79,7 +78,7 @@ class EmbeddingLayerNorm(Case):
 
     def cost(self, dtype: torch.dtype) -> Cost:
         sizes = (self.batch * self.length, self.columns, self.vocabulary, self.length, 2 * self.bert)
-        return costs.embedding_layer_norm(*sizes, dtype.itemsize, dtype.itemsize, layer_norm=self.bert)
+        return self.spec.cost(*sizes, dtype.itemsize, dtype.itemsize, layer_norm=self.bert)
 
 
 def cases(grid: Grid) -> Iterator[Case]:

@@ -13,8 +13,7 @@ import fastlm
 from benchmarks.case import Case, Inputs
 from benchmarks.grid import Grid
 from benchmarks.rows import EPS, Rows
-from fastlm import costs
-from fastlm.costs import Cost
+from fastlm.ops._cost import Cost
 
 
 @dataclass(frozen=True)
@@ -32,7 +31,7 @@ class GELULayerNorm(Rows):
         return fastlm.gelu_layer_norm(t["x"], t["gamma"], t["beta"], bias=t["bias"], eps=EPS, backend=backend)
 
     def cost(self, dtype: torch.dtype) -> Cost:
-        return costs.gelu_layer_norm(self.rows, self.columns, dtype.itemsize)
+        return self.spec.cost(self.rows, self.columns, dtype.itemsize)
 
 
 def cases(grid: Grid) -> Iterator[Case]:

@@ -14,9 +14,8 @@ import fastlm
 from benchmarks.case import Case, Inputs, Peer, Run, dropped, package
 from benchmarks.grid import Grid
 from benchmarks.rows import EPS, Rows
-from fastlm import costs
-from fastlm.costs import Cost
 from fastlm.dropout import row_mask
+from fastlm.ops._cost import Cost
 
 
 @dataclass(frozen=True)
@@ -33,7 +32,7 @@ class LayerNorm(Rows):
         return fastlm.layer_norm(t["x"], t["gamma"], t["beta"], eps=EPS, backend=backend)
 
     def cost(self, dtype: torch.dtype) -> Cost:
-        return costs.layer_norm(self.rows, self.columns, dtype.itemsize)
+        return self.spec.cost(self.rows, self.columns, dtype.itemsize)
 
     def peers(self) -> list[Peer]:
         return [*super().peers(), Peer("liger", _liger), Peer("quack", _quack)]
@@ -98,7 +97,7 @@ class AddLayerNorm(Rows):
         return out > 0
 
     def cost(self, dtype: torch.dtype) -> Cost:
-        return costs.add_layer_norm(self.rows, self.columns, dtype.itemsize, dropout=self.dropout_p > 0)
+        return self.spec.cost(self.rows, self.columns, dtype.itemsize, dropout=self.dropout_p > 0)
 
 
 def cases(grid: Grid) -> Iterator[Case]:

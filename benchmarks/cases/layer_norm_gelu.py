@@ -13,8 +13,7 @@ import fastlm
 from benchmarks.case import Case, Inputs
 from benchmarks.grid import Grid
 from benchmarks.rows import EPS, Rows
-from fastlm import costs
-from fastlm.costs import Cost
+from fastlm.ops._cost import Cost
 
 
 @dataclass(frozen=True)
@@ -31,7 +30,7 @@ class LayerNormGELU(Rows):
         return fastlm.layer_norm_gelu(t["x"], t["gamma"], t["beta"], eps=EPS, backend=backend)
 
     def cost(self, dtype: torch.dtype) -> Cost:
-        return costs.layer_norm_gelu(self.rows, self.columns, dtype.itemsize)
+        return self.spec.cost(self.rows, self.columns, dtype.itemsize)
 
 
 def cases(grid: Grid) -> Iterator[Case]:

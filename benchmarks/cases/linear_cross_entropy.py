@@ -13,8 +13,7 @@ from torch import Tensor
 import fastlm
 from benchmarks.case import Case, Inputs, Peer, Run, Unavailable, leaves, package, randn
 from benchmarks.grid import Grid
-from fastlm import costs
-from fastlm.costs import Cost
+from fastlm.ops._cost import Cost
 from fastlm.ops.linear_cross_entropy import chunk_rows
 
 EXACT_ROWS = 4096  # at a time, for float64 logits of a large vocabulary would fill the memory
@@ -68,7 +67,7 @@ class LinearCrossEntropy(Case):
         return fastlm.linear_cross_entropy(t["x"], t["weight"], t["targets"], bias=t.get("bias"), backend=backend)
 
     def cost(self, dtype: torch.dtype) -> Cost:
-        return costs.linear_cross_entropy(self.rows, self.columns, self.vocabulary, dtype.itemsize)
+        return self.spec.cost(self.rows, self.columns, self.vocabulary, dtype.itemsize)
 
     def parts(self, t: Inputs) -> dict[str, tuple[Callable[[], Any], float]]:
         """A chunk's three products, one read and one write of its logits, and the sum of dW; how many chunks there are.

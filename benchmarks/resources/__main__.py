@@ -6,19 +6,19 @@ import argparse
 import dataclasses
 import importlib
 import json
-import pkgutil
 from collections.abc import Iterator
 
 from benchmarks import resources
 from benchmarks.resources._compile import CHIPS, Chip, Usage, compile_for
 from fastlm import backends
+from fastlm.ops import SPECS
 
 COLUMNS = ("kernel", "variant", "arch", "warps", "registers", "spills", "shared", "matrix")
 
 
 def stems() -> list[str]:
-    """The files of kernels/ whose launches are listed here."""
-    return [m.name for m in pkgutil.iter_modules(resources.__path__) if not m.name.startswith("_")]
+    """Returns the files of kernels/; this folder has a file of the same name for each, which lists its launches."""
+    return sorted({spec.kernels for spec in SPECS.values() if "triton" in spec.limits})
 
 
 def compiled(stem: str, chips: list[Chip]) -> Iterator[tuple[str, Usage]]:

@@ -181,7 +181,7 @@ def convert(
         dtype = tensors["embedding.word"].dtype
         heads = {n: p.detach().to(dtype) for n, p in build(ours).named_parameters() if n.startswith(_HEADS)}
         tensors = heads | tensors
-    return model_class.from_weights(ours, tensors, backend, what=what)
+    return model_class.from_weights(ours, tensors, backend=backend, what=what)
 
 
 def load(folder: str | Path, *, backend: str = "auto", fresh_heads: bool = False) -> GPT1 | BERT:

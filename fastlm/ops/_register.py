@@ -1,63 +1,134 @@
-"""How an op becomes a PyTorch operator: schema, implementation, fake, derivative."""
+"""How an op becomes a PyTorch operator: the schema, the implementation, the fake and the derivative.
+
+An op has a forward and a backward, each an operator of its own. The annotated signature of its function is the schema,
+and a NamedTuple of tensors is its return type. A fake takes the same arguments as one NamedTuple, and returns what the
+function returns, allocated but not computed. The derivative needs no code of its own, for names say what is what:
+
+    parameter of the backward    "dy" is the incoming gradient of the forward's output y; another name is that of an
+                                 argument or an output of the forward, which is then saved
+    output of the backward       "dx" is the gradient of the forward's argument x, cast to the dtype of x
+"""
 
 from __future__ import annotations
 
 import contextlib
 import functools
+import inspect
 import math
+from collections import namedtuple
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 LIBRARY = torch.library.Library("fastlm", "DEF")
+TENSORS = (Tensor, Tensor | None)
+
+
+class Direction(NamedTuple):
+    """A forward or a backward: the function that computes it, and its fake.
+
+    `strided` names the arguments whose strides the kernels take; the others are made contiguous.
+    """
+
+    compute: Callable[..., Any]
+    fake: Callable[[Any], Any]
+    strided: tuple[str, ...] = ()
 
 
 def define(
-    schema: str,
-    implementation: Callable[..., Any],
-    fake: Callable[..., Any],
+    name: str,
+    forward: Direction,
+    backward: Direction,
     *,
-    backward: Callable[..., Any] | None = None,
-    setup_context: Callable[..., None] | None = None,
-    strided: tuple[str, ...] = (),
+    save: Callable[[Any, Any], dict[str, Any]] | None = None,
+    finish: Callable[[Any, dict[str, Any]], Any] | None = None,
 ) -> None:
-    """Registers `fastlm::<schema>`.
+    """Registers `fastlm::<name>` with its derivative `fastlm::<name>_backward`.
 
-    `implementation` gets contiguous tensors, but for the arguments named in `strided`. Without `backward`,
-    differentiating the op raises; an op that mutates an argument has no derivative at all.
+    Args:
+        save: from the forward's arguments and outputs, those of the backward's arguments that their names do not tell.
+        finish: from the backward's outputs and the arguments that it shares with the forward, the gradients.
     """
-    name = schema.partition("(")[0]
-    LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
-    arguments = [argument.name for argument in getattr(torch.ops.fastlm, name).default._schema.arguments]
-    as_given = frozenset(arguments.index(argument) for argument in strided)
-    LIBRARY.impl(name, _guarded(implementation, as_given), "CompositeExplicitAutograd")
+    define_operator(name, forward)
+    define_operator(f"{name}_backward", backward)
+    without_derivative(f"{name}_backward")
+    derivative = _Derivative(name, forward.compute, backward.compute, save, finish)
+    differentiate(name, derivative.setup_context, derivative.backward)
+
+
+def define_operator(name: str, direction: Direction, *, mutates: tuple[str, ...] = ()) -> None:
+    """Registers `fastlm::<name>` without a word on its derivative. `mutates` names the arguments that it writes to."""
+    signature = inspect.signature(direction.compute, eval_str=True)
+    arguments = namedtuple(name, signature.parameters)
+    kept = tuple(arguments._fields.index(argument) for argument in (*direction.strided, *mutates))
+    LIBRARY.define(_schema(name, signature, mutates), tags=(torch.Tag.pt2_compliant_tag,))
+    LIBRARY.impl(name, _entered(direction.compute, frozenset(kept)), "CompositeExplicitAutograd")
+
+    def fake(*args: Any) -> Any:
+        return _returned(direction.fake(arguments(*args)))
+
     torch.library.register_fake(f"fastlm::{name}", fake, lib=LIBRARY)
-    if "(a!)" in schema:
-        return
-    torch.library.register_autograd(
-        f"fastlm::{name}",
-        _where_used(backward, len(arguments)) if backward else _no_derivative(name),
-        setup_context=_unmaterialised(setup_context),
-        lib=LIBRARY,
-    )
 
 
-def _guarded(implementation: Callable[..., Any], as_given: frozenset[int]) -> Callable[..., Any]:
-    """Wraps an op's implementation: its tensors become contiguous, their device current, and autocast is off.
+def differentiate(name: str, setup_context: Callable[..., None], backward: Callable[..., Any]) -> None:
+    """Registers the derivative of `fastlm::<name>`.
+
+    An output that nothing used has a gradient of None, where autograd would pass zeros; `backward` is called where
+    some output has a gradient.
+    """
+    count = len(getattr(torch.ops.fastlm, name).default._schema.arguments)
+
+    def setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.set_materialize_grads(False)
+        setup_context(ctx, inputs, output)
+
+    def run(ctx: Any, *grads: Tensor | None) -> Any:
+        return backward(ctx, *grads) if any(g is not None for g in grads) else (None,) * count
+
+    torch.library.register_autograd(f"fastlm::{name}", run, setup_context=setup, lib=LIBRARY)
+
+
+def without_derivative(name: str) -> None:
+    """Makes differentiating `fastlm::<name>` raise: left alone, a second derivative would be silently wrong."""
+
+    def backward(ctx: Any, *grads: Any) -> Any:
+        raise RuntimeError(f"fastlm::{name} has no derivative: fastlm's ops can be differentiated once, not twice")
+
+    differentiate(name, lambda ctx, inputs, output: None, backward)
+
+
+def _schema(name: str, signature: inspect.Signature, mutates: tuple[str, ...]) -> str:
+    """The schema of an annotated signature, with the names of what it returns."""
+
+    def prototype() -> None: ...
+
+    prototype.__signature__ = signature.replace(return_annotation=None)
+    schema = torch.library.infer_schema(prototype, op_name=name, mutates_args=mutates)
+    outputs = ", ".join(f"Tensor {output}" for output in _outputs(signature))
+    return schema.removesuffix("()") + f"({outputs})"
+
+
+def _outputs(signature: inspect.Signature) -> tuple[str, ...]:
+    returned = signature.return_annotation
+    return () if returned is None else returned._fields
+
+
+def _entered(compute: Callable[..., Any], kept: frozenset[int]) -> Callable[..., Any]:
+    """Wraps an op's function: its tensors become contiguous, their device current, and autocast is off.
 
     Kernels read their operands by index. Making every operand contiguous here, unless the op says that its kernels take
-    strides (the positions `as_given`), makes a forgotten stride a copy and not a wrong result.
+    strides (the positions `kept`), makes a forgotten stride a copy and not a wrong result.
     """
 
-    @functools.wraps(implementation)
+    @functools.wraps(compute)
     def run(*args: Any) -> Any:
         device = next(a.device for a in args if isinstance(a, Tensor))
         guard = torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
         with guard, torch.autocast(device.type, enabled=False):
-            return implementation(
-                *(_dense(a) if isinstance(a, Tensor) and i not in as_given else a for i, a in enumerate(args))
+            return _returned(
+                compute(*(_dense(a) if isinstance(a, Tensor) and i not in kept else a for i, a in enumerate(args)))
             )
 
     return run
@@ -68,40 +139,64 @@ def _dense(x: Tensor) -> Tensor:
     return x.contiguous() if x.numel() else torch.empty(x.shape, dtype=x.dtype, device=x.device)
 
 
-def _unmaterialised(setup_context: Callable[..., None] | None) -> Callable[..., None]:
-    """Let an output that nothing used have a gradient of None, where autograd would pass zeros."""
-
-    def setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        ctx.set_materialize_grads(False)
-        if setup_context is not None:
-            setup_context(ctx, inputs, output)
-
-    return setup
+def _returned(outputs: Any) -> Any:
+    """Returns an op's outputs as the dispatcher wants them: one tensor bare, more as a plain tuple."""
+    if outputs is None:
+        return None
+    return outputs[0] if len(outputs) == 1 else tuple(outputs)
 
 
-def _where_used(backward: Callable[..., Any], arguments: int) -> Callable[..., Any]:
-    """`backward`, called only where some output has a gradient."""
+class _Derivative:
+    """The derivative of an op, put together from the names of its forward's and its backward's arguments."""
 
-    def run(ctx: Any, *grads: Tensor | None) -> Any:
-        return backward(ctx, *grads) if any(g is not None for g in grads) else (None,) * arguments
+    def __init__(
+        self, name: str, forward: Callable, backward: Callable, save: Callable | None, finish: Callable | None
+    ):
+        signature, self.parameters = inspect.signature(forward, eval_str=True), _hints(backward)
+        self.arguments, self.outputs = tuple(signature.parameters), _outputs(signature)
+        self.Inputs, self.Outputs = namedtuple("Inputs", self.arguments), signature.return_annotation
+        self.Gradients = inspect.signature(backward, eval_str=True).return_annotation
+        self.incoming = {f"d{o}": i for i, o in enumerate(self.outputs) if f"d{o}" in self.parameters}
+        self.saved = [p for p in self.parameters if p not in self.incoming and self.parameters[p] in TENSORS]
+        self.values = [p for p in self.parameters if p not in self.incoming and self.parameters[p] not in TENSORS]
+        self.name, self.save, self.finish = f"{name}_backward", save, finish
 
-    return run
+    def setup_context(self, ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        inputs = self.Inputs(*inputs)
+        outputs = self.Outputs(*(output if isinstance(output, tuple) else (output,)))
+        known = {**outputs._asdict(), **inputs._asdict()}
+        if self.save is not None:
+            known.update(self.save(inputs, outputs))
+        ctx.save_for_backward(*(known[p] for p in self.saved))
+        ctx.values = {p: known[p] for p in self.values}
+        ctx.dtypes = [a.dtype if isinstance(a, Tensor) else None for a in inputs]
+
+    def backward(self, ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        known = {p: grads[i] for p, i in self.incoming.items()}
+        known |= zip(self.saved, ctx.saved_tensors, strict=True)
+        known |= ctx.values
+        outputs = getattr(torch.ops.fastlm, self.name)(*(known[p] for p in self.parameters))
+        gradients = self.Gradients(*(outputs if isinstance(outputs, tuple) else (outputs,)))
+        if self.finish is not None:
+            gradients = self.finish(gradients, known)
+        named = gradients._asdict()
+        return tuple(
+            named[f"d{a}"].to(dtype) if dtype is not None and f"d{a}" in named else None
+            for a, dtype in zip(self.arguments, ctx.dtypes, strict=True)
+        )
 
 
-def _no_derivative(name: str) -> Callable[..., Any]:
-    def backward(ctx: Any, *grads: Any) -> Any:
-        raise RuntimeError(f"fastlm::{name} has no derivative: fastlm's ops can be differentiated once, not twice")
-
-    return backward
+def _hints(function: Callable) -> dict[str, Any]:
+    return {p.name: p.annotation for p in inspect.signature(function, eval_str=True).parameters.values()}
 
 
 def autocast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
-    """The tensors in autocast's dtype where autocast is on (float64 stays), else as they are."""
+    """Returns the tensors in autocast's dtype where autocast is on (float64 stays), else as they are."""
     return tuple(t.to(autocast_dtype(t)) if isinstance(t, Tensor) and t.is_floating_point() else t for t in tensors)
 
 
 def autocast_dtype(table: Tensor) -> torch.dtype:
-    """The dtype that autocast gives to what is read from a table of parameters."""
+    """Returns the dtype that autocast gives to what is read from a table of parameters."""
     device = table.device.type
     if table.dtype == torch.float64 or not _is_autocast(device):
         return table.dtype
@@ -114,7 +209,7 @@ def _is_autocast(device: str) -> bool:
 
 
 def wants_gradient(*tensors: Tensor | None) -> bool:
-    """Whether autograd will ask for the gradient of any of the tensors."""
+    """Tells whether autograd will ask for the gradient of any of the tensors."""
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
@@ -124,25 +219,25 @@ def as_rows(x: Tensor) -> Tensor:
 
 
 def wide_dtype(x: Tensor) -> torch.dtype:
-    """The dtype of sums and statistics: float32, and float64 for float64 inputs."""
+    """Returns the dtype of sums and statistics: float32, and float64 for float64 inputs."""
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
-def statistics(x: Tensor) -> Tensor:
-    """Room for a number a row of (..., E): (N,), wide."""
+def empty_row_stats(x: Tensor) -> Tensor:
+    """Allocates one number per row of (..., E): (N,), wide."""
     return x.new_empty(math.prod(x.shape[:-1]), dtype=wide_dtype(x))
 
 
-def normalised(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Room for what a layer norm of x gives: y of its shape, mean and rstd."""
-    return x.new_empty(x.shape), statistics(x), statistics(x)
+def empty_parameter_gradient(x: Tensor) -> Tensor:
+    """Allocates the gradient of a parameter with one element per column of (..., E): (E,), wide."""
+    return x.new_empty(x.shape[-1], dtype=wide_dtype(x))
 
 
-def programs(rows: int, device: torch.device) -> int:
-    """How many persistent programs a backward that sums over rows is run with, each with a partial sum of its own.
+def num_partials(rows: int, device: torch.device) -> int:
+    """Returns how many programs a backward that sums over rows runs; each writes a partial sum of its own.
 
-    A function of the shape and the chip alone, so that results repeat bit for bit: four programs a
-    multiprocessor, which fills a Hopper chip at 64 registers a thread; eight on a CPU, where they run in turn.
+    It is a function of the shape and the chip alone, so that results repeat bit for bit: four programs per SM, which
+    fills a Hopper chip at 64 registers per thread; eight on a CPU, where they run in turn.
     """
     most = 4 * torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 8
     return max(1, min(most, rows))

@@ -4,17 +4,41 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from fastlm import backends, reference
+from fastlm import backends
+from fastlm.backends import ALL_DTYPES, KERNEL_DTYPES, SM80, Limits, Spec
 from fastlm.ops import _checks
-from fastlm.ops._register import programs
+from fastlm.ops._cost import Cost
+from fastlm.ops._register import num_partials
 
 OP = "adamw"
 SLICE = 8192  # elements of a tensor that a CTA takes in a turn (csrc/adamw.cu, kernels/adamw.py)
 TENSORS = 480  # that one launch of csrc/adamw.cu takes
+
+
+def cost(elements: int, element: int = 4) -> Cost:
+    """One update of `elements` parameters, clipped: gradients to their norm, then with it parameters and fp32 moments.
+
+    bytes = element * (2 + 2) n + 16 n: gradients twice, parameters and both moments read and written. Operations: the
+    norm 2, scaling 1, moments 3 and 4, corrections 2, root, eps and division 3, decay 2, step 2. There is no backward.
+    """
+    return Cost((4 * element + 16) * elements, 19 * elements, 0, 0)
+
+
+SPEC = Spec(
+    OP,
+    kernels="adamw",
+    limits={
+        "reference": Limits(ALL_DTYPES),
+        "triton": Limits(KERNEL_DTYPES, chip=SM80),
+        "cuda": Limits(KERNEL_DTYPES, chip=SM80),
+    },
+    cost=cost,
+)
 
 
 @torch.no_grad()
@@ -40,13 +64,16 @@ def gradient_squares(gradients: Sequence[Tensor], *, backend: str = "auto") -> T
     for i, g in enumerate(gradients):
         _check_tensor(f"gradients[{i}]", g, gradients[0].device)
     dtype, device = _widest(gradients), gradients[0].device
-    backend = backends.resolve(OP, backend, dtype, device.type)
-    if backend == "reference":
-        return reference.gradient_squares(gradients)
-    launches = -(-len(gradients) // TENSORS)
+    backend = backends.choose(SPEC, backend, backends.call_of(gradients[0], dtype=dtype))
     with _on(device):
-        squares = torch.empty(launches * _num_ctas(gradients), dtype=torch.float32, device=device)
-        backends.launchers(backend, OP).gradient_squares(list(gradients), squares)
+        return backends.implementation(SPEC, backend, "gradient_squares", _launch_squares)(gradients)
+
+
+def _launch_squares(launchers: Any, gradients: Sequence[Tensor]) -> Tensor:
+    launches = -(-len(gradients) // TENSORS)
+    size = launches * _num_ctas(gradients)
+    squares = torch.empty(size, dtype=torch.float32, device=gradients[0].device)
+    launchers.gradient_squares(list(gradients), squares)
     return squares
 
 
@@ -106,22 +133,39 @@ def adamw(
     _check_numbers(len(parameters), dtype, device, rates, decays, corrections, squares, max_norm, scale)
     if not all(0 <= b < 1 for b in betas) or not eps >= 0:
         raise ValueError(f"{OP}: betas in [0, 1) and eps >= 0 expected, got {betas} and {eps}")
-    backend = backends.resolve(OP, backend, dtype, device.type)
+    backend = backends.choose(SPEC, backend, backends.call_of(parameters[0], dtype=dtype))
     if squares is None:
         squares = gradient_squares(gradients, backend=backend)
-    if backend == "reference":
-        return reference.adamw(*tensors, rates, decays, betas, eps, corrections, squares, max_norm, scale)
+    update = backends.implementation(SPEC, backend, "adamw", _launch_update)
     with _on(device):
-        norm = squares.new_empty(())
-        backends.launchers(backend, OP).adamw(
-            *map(list, tensors), rates, decays, corrections, squares, max_norm, scale, norm, *betas, eps,
-            _num_ctas(parameters),
-        )  # fmt: skip
+        return update(*tensors, rates, decays, betas, eps, corrections, squares, max_norm, scale)
+
+
+def _launch_update(
+    launchers: Any,
+    parameters: Sequence[Tensor],
+    gradients: Sequence[Tensor],
+    first_moments: Sequence[Tensor],
+    second_moments: Sequence[Tensor],
+    rates: Tensor,
+    decays: Tensor,
+    betas: tuple[float, float],
+    eps: float,
+    corrections: Tensor | None,
+    squares: Tensor,
+    max_norm: Tensor | None,
+    scale: Tensor | None,
+) -> Tensor:
+    norm = squares.new_empty(())
+    launchers.adamw(
+        *map(list, (parameters, gradients, first_moments, second_moments)), rates, decays, corrections, squares,
+        max_norm, scale, norm, *betas, eps, _num_ctas(parameters),
+    )  # fmt: skip
     return norm
 
 
 def _num_ctas(tensors: Sequence[Tensor]) -> int:
-    return programs(sum(-(-x.numel() // SLICE) for x in tensors), tensors[0].device)
+    return num_partials(sum(-(-x.numel() // SLICE) for x in tensors), tensors[0].device)
 
 
 def _widest(tensors: Sequence[Tensor]) -> torch.dtype:

@@ -2,17 +2,61 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from fastlm import backends, reference
+from fastlm import backends
+from fastlm.backends import Spec
 from fastlm.dropout import LEVELS, keep_count
 from fastlm.ops import _checks
-from fastlm.ops._register import as_rows, autocast, define, programs, statistics, wants_gradient
+from fastlm.ops._cost import Cost
+from fastlm.ops._norm import NORM_BACKWARD, NORM_FORWARD, NORM_LIMITS
+from fastlm.ops._register import (
+    Direction,
+    as_rows,
+    autocast,
+    define,
+    empty_parameter_gradient,
+    empty_row_stats,
+    num_partials,
+    wants_gradient,
+)
 
-OP = "add_layer_norm"
+
+def cost(rows: int, columns: int, element: int = 2, *, dropout: bool = True, keep_sum: bool = True) -> Cost:
+    """x and residual (N, E) to y, statistics and, if kept, the sum; dy and the sum or y to ds and, with dropout, dx.
+
+    bytes = element * (3 + keep_sum) N E + 8 N, backward element * (3 + dropout) N E + 8 N. Beside the layer norm the
+    bias, the residual and dropout's factor are an operation each forward; dropout's factor and dbias backward.
+    """
+    n = rows * columns
+    forward = (3 + keep_sum) * element * n + 8 * rows
+    backward = (3 + dropout) * element * n + 8 * rows
+    return Cost(forward, (NORM_FORWARD + 2 + dropout) * n, backward, (NORM_BACKWARD + 1 + dropout) * n)
+
+
+SPEC = Spec("add_layer_norm", kernels="layer_norm", limits=NORM_LIMITS, cost=cost)
+
+
+class Outputs(NamedTuple):
+    """y and, if saved, the sum, of the shape of x; the statistics of the sum's rows."""
+
+    y: Tensor
+    sum: Tensor
+    mean: Tensor
+    rstd: Tensor
+
+
+class Gradients(NamedTuple):
+    """dx is empty where nothing is dropped: it is dresidual then."""
+
+    dresidual: Tensor
+    dx: Tensor
+    dgamma: Tensor
+    dbeta: Tensor
+    dbias: Tensor
 
 
 def add_layer_norm(
@@ -51,17 +95,17 @@ def add_layer_norm(
             device's error.
         RuntimeError: the backend asked for cannot serve the call.
     """
-    keep = keep_count(_checks.number(OP, "dropout_p", dropout_p))
+    keep = keep_count(_checks.number(SPEC.op, "dropout_p", dropout_p))
     x, residual = autocast(x, residual)
-    _checks.activation(OP, "x", x)
-    _checks.activation(OP, "residual", residual, x)
+    _checks.activation(SPEC.op, "x", x)
+    _checks.activation(SPEC.op, "residual", residual, x)
     for name, p in (("gamma", gamma), ("beta", beta), ("bias", bias)):
-        _checks.parameter(OP, name, p, x, x.shape[-1])
-    eps = _checks.epsilon(OP, eps)
-    seed = _checks.seed(OP, seed, keep, x)
+        _checks.parameter(SPEC.op, name, p, x, x.shape[-1])
+    eps = _checks.epsilon(SPEC.op, eps)
+    seed = _checks.seed(SPEC.op, seed, keep, x)
     if return_sum and not keep_sum:
-        raise ValueError(f"{OP}: return_sum=True keeps the sum: give it or keep_sum=False, not both")
-    backend = backends.resolve(OP, backend, x.dtype, x.device.type, x.shape[-1])
+        raise ValueError(f"{SPEC.op}: return_sum=True keeps the sum: give it or keep_sum=False, not both")
+    backend = backends.choose(SPEC, backend, backends.call_of(x, width=x.shape[-1]))
     differentiable = wants_gradient(x, residual, gamma, beta, bias)
     save_sum, from_output = return_sum or (differentiable and keep_sum), differentiable and not keep_sum
     y, s, _, _ = torch.ops.fastlm.add_layer_norm(
@@ -82,38 +126,41 @@ def _forward(
     save_sum: bool,
     from_output: bool,
     backend: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> Outputs:
     if from_output:
-        _checks.invertible(OP, gamma, beta)
-    rows, residual_rows = as_rows(x), as_rows(residual)
-    if backend == "reference":
-        y, s, mean, rstd = reference.add_layer_norm_forward(rows, residual_rows, bias, gamma, beta, seed, keep, eps)
-        return y.view(x.shape), s.view(x.shape) if save_sum else s.new_empty(0), mean, rstd
-    y, s, mean, rstd = _outputs(x, save_sum)
-    backends.launchers(backend, OP).add_layer_norm_forward(
-        rows,
-        residual_rows,
-        bias,
-        gamma,
-        beta,
-        seed,
-        as_rows(y),
-        as_rows(s) if save_sum else None,
-        mean,
-        rstd,
-        keep,
-        eps,
+        _checks.invertible(SPEC.op, gamma, beta)
+    compute = backends.implementation(SPEC, backend, "add_layer_norm_forward", _launch_forward)
+    y, s, mean, rstd = compute(as_rows(x), as_rows(residual), bias, gamma, beta, seed, keep, eps, save_sum)
+    return Outputs(y.view(x.shape), s.view(x.shape) if save_sum else s, mean, rstd)
+
+
+def _launch_forward(
+    launchers: Any,
+    x: Tensor,
+    residual: Tensor,
+    bias: Tensor | None,
+    gamma: Tensor,
+    beta: Tensor | None,
+    seed: Tensor | None,
+    keep: int,
+    eps: float,
+    save_sum: bool,
+) -> Outputs:
+    """Launches LN(residual + dropout(x + bias)) of (N, E)."""
+    y, s, mean, rstd = outputs = _empty_outputs(x, save_sum)
+    launchers.add_layer_norm_forward(
+        x, residual, bias, gamma, beta, seed, y, s if save_sum else None, mean, rstd, keep, eps
     )
-    return y, s, mean, rstd
+    return outputs
 
 
-def _outputs(x: Tensor, save_sum: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _empty_outputs(x: Tensor, save_sum: bool) -> Outputs:
     y = x.new_empty(x.shape)
-    return y, y.new_empty(y.shape if save_sum else 0), statistics(x), statistics(x)
+    return Outputs(y, y.new_empty(y.shape if save_sum else 0), empty_row_stats(x), empty_row_stats(x))
 
 
 def _backward(
-    dy: Tensor,
+    dy: Tensor | None,
     dsum: Tensor | None,
     saved: Tensor,
     mean: Tensor,
@@ -124,68 +171,73 @@ def _backward(
     keep: int,
     from_output: bool,
     backend: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """`saved` (..., E) is the sum, or y if `from_output`."""
-    dy, saved = as_rows(dy), as_rows(saved)
-    dsum = None if dsum is None else as_rows(dsum)
-    if backend == "reference":
-        s = reference.sum_of_output(saved, mean, rstd, gamma, beta) if from_output else saved
-        ds, dx, *parameters = reference.add_layer_norm_backward(dy, dsum, s, mean, rstd, gamma, seed, keep)
-        return ds.to(dy.dtype), dx.to(dy.dtype) if keep < LEVELS else dy.new_empty(0), *parameters
-    gradients = ds, dx, dgamma, dbeta, dbias = _gradients(dy, mean, keep)
-    partials = mean.new_empty(3, programs(dy.shape[0], dy.device), dy.shape[1])
-    outs = (ds, dx if keep < LEVELS else None, dgamma, dbeta, dbias, keep, partials)
-    launchers = backends.launchers(backend, OP)
+) -> Gradients:
+    """`saved` (..., E) is the sum, or y if `from_output`; dy or dsum may be missing."""
+    dy = torch.zeros_like(saved) if dy is None else dy
+    rows, statistics = as_rows(saved), (mean, rstd, gamma)
     if from_output:
-        launchers.add_layer_norm_backward_from_output(dy, saved, rstd, gamma, beta, seed, *outs)
+        compute = backends.implementation(
+            SPEC, backend, "add_layer_norm_backward_from_output", _launch_backward_from_output
+        )
+        ds, dx, *parameters = compute(as_rows(dy), rows, *statistics, beta, seed, keep)
     else:
-        launchers.add_layer_norm_backward(dy, dsum, saved, mean, rstd, gamma, seed, *outs)
+        compute = backends.implementation(SPEC, backend, "add_layer_norm_backward", _launch_backward)
+        dsum = None if dsum is None else as_rows(dsum)
+        ds, dx, *parameters = compute(as_rows(dy), dsum, rows, *statistics, seed, keep)
+    dx = dx.view(saved.shape) if keep < LEVELS else ds.new_empty(0)
+    return Gradients(ds.view(saved.shape), dx, *parameters)
+
+
+def _launch_backward(
+    launchers: Any,
+    dy: Tensor,
+    dsum: Tensor | None,
+    s: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    gamma: Tensor,
+    seed: Tensor | None,
+    keep: int,
+) -> Gradients:
+    """Launches the gradients of LN(s) of (N, E), and of s by dsum."""
+    gradients, outs = _rows_of_gradients(dy, keep)
+    launchers.add_layer_norm_backward(dy, dsum, s, mean, rstd, gamma, seed, *outs)
     return gradients
 
 
-def _gradients(dy: Tensor, mean: Tensor, keep: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    dx = dy.new_empty(dy.shape if keep < LEVELS else 0)
-    return dy.new_empty(dy.shape), dx, *(mean.new_empty(dy.shape[-1]) for _ in range(3))
+def _launch_backward_from_output(
+    launchers: Any,
+    dy: Tensor,
+    y: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    gamma: Tensor,
+    beta: Tensor | None,
+    seed: Tensor | None,
+    keep: int,
+) -> Gradients:
+    """Launches the gradients of LN(s) of (N, E), where y stands for s; the kernels need no mean."""
+    gradients, outs = _rows_of_gradients(dy, keep)
+    launchers.add_layer_norm_backward_from_output(dy, y, rstd, gamma, beta, seed, *outs)
+    return gradients
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    x, _, bias, gamma, beta, seed, ctx.keep, _, _, ctx.from_output, ctx.backend = inputs
-    y, s, mean, rstd = output
-    saved = (y, mean, rstd, gamma, beta) if ctx.from_output else (s, mean, rstd, gamma, None)
-    ctx.save_for_backward(*saved, seed)
-    ctx.shape = x.shape
-    ctx.dtypes = tuple(None if p is None else p.dtype for p in (bias, gamma, beta))
+def _rows_of_gradients(dy: Tensor, keep: int) -> tuple[Gradients, tuple[Any, ...]]:
+    """Allocates the gradients of rows (N, E), and lists what launchers take from them on."""
+    ds, dx, *parameters = gradients = _empty_gradients(dy, keep)
+    partials = parameters[0].new_empty(3, num_partials(dy.shape[0], dy.device), dy.shape[1])
+    return gradients, (ds, dx if keep < LEVELS else None, *parameters, keep, partials)
 
 
-def _autograd(ctx: Any, dy: Tensor | None, dsum: Tensor | None, *_: None) -> tuple[Any, ...]:
-    saved, *_ = ctx.saved_tensors
-    dy = torch.zeros_like(saved) if dy is None else dy
-    dsum = None if ctx.from_output else dsum  # of no elements
-    ds, dx, dgamma, dbeta, dbias = torch.ops.fastlm.add_layer_norm_backward(
-        dy, dsum, *ctx.saved_tensors, ctx.keep, ctx.from_output, ctx.backend
-    )
-    ds = ds.view(ctx.shape)
-    dx = dx.view(ctx.shape) if ctx.keep < LEVELS else ds
-    bias_dtype, gamma_dtype, beta_dtype = ctx.dtypes
-    dbias = None if bias_dtype is None else dbias.to(bias_dtype)
-    dbeta = None if beta_dtype is None else dbeta.to(beta_dtype)
-    return dx, ds, dbias, dgamma.to(gamma_dtype), dbeta, *(None,) * 6
+def _empty_gradients(x: Tensor, keep: int) -> Gradients:
+    dx = x.new_empty(x.shape if keep < LEVELS else 0)
+    return Gradients(x.new_empty(x.shape), dx, *(empty_parameter_gradient(x) for _ in range(3)))
 
 
 define(
-    "add_layer_norm(Tensor x, Tensor residual, Tensor? bias, Tensor gamma, Tensor? beta, Tensor? seed, int keep, "
-    "float eps, bool save_sum, bool from_output, str backend) -> (Tensor y, Tensor sum, Tensor mean, Tensor rstd)",
-    _forward,
-    lambda x, residual, bias, gamma, beta, seed, keep, eps, save_sum, from_output, backend: _outputs(x, save_sum),
-    backward=_autograd,
-    setup_context=_setup_context,
-)
-define(
-    "add_layer_norm_backward(Tensor dy, Tensor? dsum, Tensor saved, Tensor mean, Tensor rstd, Tensor gamma, "
-    "Tensor? beta, Tensor? seed, int keep, bool from_output, str backend) "
-    "-> (Tensor ds, Tensor dx, Tensor dgamma, Tensor dbeta, Tensor dbias)",
-    _backward,
-    lambda dy, dsum, saved, mean, rstd, gamma, beta, seed, keep, from_output, backend: _gradients(
-        dy.reshape(-1, dy.shape[-1]), mean, keep
-    ),
+    SPEC.op,
+    Direction(_forward, lambda a: _empty_outputs(a.x, a.save_sum)),
+    Direction(_backward, lambda a: _empty_gradients(a.saved, a.keep)),
+    save=lambda a, out: {"saved": out.y, "beta": a.beta} if a.from_output else {"saved": out.sum, "beta": None},
+    finish=lambda gradients, a: gradients if a["keep"] < LEVELS else gradients._replace(dx=gradients.dresidual),
 )

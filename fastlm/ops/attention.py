@@ -2,16 +2,62 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from fastlm import backends, reference
+from fastlm import backends
+from fastlm.backends import ALL_DTYPES, HALF_DTYPES, KERNEL_DTYPES, SM80, Limits, Spec
 from fastlm.dropout import keep_count
 from fastlm.ops import _checks
-from fastlm.ops._register import autocast, define, wide_dtype
+from fastlm.ops._cost import Cost
+from fastlm.ops._register import Direction, autocast, define, wide_dtype
+
+
+def cost(pairs: int, rows: int, heads: int, head_dim: int, element: int = 2) -> Cost:
+    """q, k, v (N, H, D) to o and lse (H, N); do, q, k, v, o and lse to dq, dk and dv; x = N H D elements.
+
+    `pairs` counts the (query, key) of one head that see each other, over all sequences: B S^2, and B S (S + 1) / 2 with
+    a causal mask. bytes = element * 4 x + 4 N H, backward element * 8 x + 4 N H. Only the products count as operations,
+    2 D per pair: forward two, backward the scores again and four.
+    """
+    x, lse = rows * heads * head_dim, 4 * rows * heads
+    product = 2 * pairs * heads * head_dim
+    return Cost(4 * element * x + lse, 2 * product, 8 * element * x + lse, 5 * product)
+
+
+SPEC = Spec(
+    "attention",
+    kernels="attention",
+    limits={
+        "reference": Limits(ALL_DTYPES),
+        "triton": Limits(KERNEL_DTYPES, widest=128, chip=SM80),
+        # CUDA C++ reads heads 16 bytes at a time.
+        "cuda": Limits(HALF_DTYPES, widest=128, multiple=8, chip=SM80),
+    },
+    cost=cost,
+)
+PACKED = dataclasses.replace(SPEC, op="attention_packed")
+
+
+class Outputs(NamedTuple):
+    """o (B, S, H, D) and lse (B, H, S), or of packed rows (T, H, D) and (T, H)."""
+
+    o: Tensor
+    lse: Tensor
+
+
+class Gradients(NamedTuple):
+    dq: Tensor
+    dk: Tensor
+    dv: Tensor
+
+
+class PackedGradient(NamedTuple):
+    dqkv: Tensor
 
 
 def attention(
@@ -51,7 +97,7 @@ def attention(
         TypeError, ValueError: an argument's dtype, shape, stride, device or range is wrong.
         RuntimeError: the backend asked for cannot serve the call.
     """
-    op = "attention"
+    op = SPEC.op
     q, k, v = autocast(q, k, v)
     _check_projection(op, "q", q, 3 if cu_seqlens is not None else 4, "(T, H, D)", "(B, S, H, D)")
     for name, x in (("k", k), ("v", v)):
@@ -59,7 +105,7 @@ def attention(
         _check_stride(op, name, x)
     rows, keep, seed = _check_sequences(op, q, lengths, cu_seqlens, max_seqlen, dropout_p, seed)
     scale = _check_scale(op, scale, q)
-    backend = backends.resolve(op, backend, q.dtype, q.device.type, q.shape[-1])
+    backend = backends.choose(SPEC, backend, backends.call_of(q, width=q.shape[-1]))
     return torch.ops.fastlm.attention(q, k, v, lengths, cu_seqlens, rows, seed, causal, scale, keep, backend)[0]
 
 
@@ -86,14 +132,14 @@ def attention_packed(
     Raises:
         As `attention`.
     """
-    op = "attention_packed"
+    op = PACKED.op
     (qkv,) = autocast(qkv)
     _check_projection(op, "qkv", qkv, 4 if cu_seqlens is not None else 5, "(T, 3, H, D)", "(B, S, 3, H, D)")
     if qkv.shape[-3] != 3:
         raise ValueError(f"{op}: qkv must have 3 (q, k, v) third from the right, got {tuple(qkv.shape)}")
     rows, keep, seed = _check_sequences(op, qkv, lengths, cu_seqlens, max_seqlen, dropout_p, seed)
     scale = _check_scale(op, scale, qkv)
-    backend = backends.resolve(op, backend, qkv.dtype, qkv.device.type, qkv.shape[-1])
+    backend = backends.choose(PACKED, backend, backends.call_of(qkv, width=qkv.shape[-1]))
     return torch.ops.fastlm.attention_packed(qkv, lengths, cu_seqlens, rows, seed, causal, scale, keep, backend)[0]
 
 
@@ -175,25 +221,14 @@ def _forward(
     scale: float,
     keep: int,
     backend: str,
-) -> tuple[Tensor, Tensor]:
-    if backend != "reference":
-        o, lse = _outputs(q, q.shape)
-        launchers = backends.launchers(backend, "attention")
-        q, k, v = _chunked(backend, q, k, v)
-        launchers.attention_forward(q, k, v, lengths, cu_seqlens, max_seqlen, seed, o, lse, causal, scale, keep)
-        return o, lse
-    if cu_seqlens is None:
-        return reference.attention_forward(q, k, v, lengths, seed, causal, scale, keep)
-    rows = q.shape[0]
-    q, k, v = (reference.pad(x, cu_seqlens, max_seqlen) for x in (q, k, v))
-    o, lse = reference.attention_forward(q, k, v, cu_seqlens.diff(), seed, causal, scale, keep)
-    return tuple(reference.unpad(x, cu_seqlens, rows) for x in (o, lse.transpose(1, 2)))
+) -> Outputs:
+    compute = backends.implementation(SPEC, backend, "self_attention_forward", _launch_forward)
+    q, k, v = _readable(backend, q, k, v)
+    return Outputs(*compute(q, k, v, lengths, cu_seqlens, max_seqlen, seed, causal, scale, keep))
 
 
-def _fake_forward(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
+def _packed_forward(
+    qkv: Tensor,
     lengths: Tensor | None,
     cu_seqlens: Tensor | None,
     max_seqlen: int,
@@ -202,43 +237,99 @@ def _fake_forward(
     scale: float,
     keep: int,
     backend: str,
-) -> tuple[Tensor, Tensor]:
-    return _outputs(q, q.shape)
+) -> Outputs:
+    return _forward(*qkv.unbind(-3), lengths, cu_seqlens, max_seqlen, seed, causal, scale, keep, backend)
 
 
-def _chunked(backend: str, *tensors: Tensor) -> tuple[Tensor, ...]:
-    """The tensors, with copies of those that CUDA C++ cannot read 16 bytes of two-byte elements at a time."""
+def _launch_forward(
+    launchers: Any,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    lengths: Tensor | None,
+    cu_seqlens: Tensor | None,
+    max_seqlen: int,
+    seed: Tensor | None,
+    *numbers: Any,
+) -> Outputs:
+    """Launches the forward; `numbers` are causal, scale and keep."""
+    o, lse = outputs = _empty_outputs(q, q.shape)
+    launchers.attention_forward(q, k, v, lengths, cu_seqlens, max_seqlen, seed, o, lse, *numbers)
+    return outputs
+
+
+def _empty_outputs(x: Tensor, shape: tuple[int, ...]) -> Outputs:
+    """Allocates o of `shape`, and lse."""
+    *rows, heads, _ = shape
+    lse = (rows[0], heads, rows[1]) if len(rows) == 2 else (rows[0], heads)
+    return Outputs(x.new_empty(shape), x.new_empty(lse, dtype=wide_dtype(x)))
+
+
+def _readable(backend: str, *tensors: Tensor) -> tuple[Tensor, ...]:
+    """Returns the tensors, with copies of those that a backend cannot read as many elements at a time as it does."""
+    elements = SPEC.limits[backend].multiple
 
     def readable(x: Tensor) -> bool:
-        return x.data_ptr() % 16 == 0 and all(stride % 8 == 0 for stride in x.stride()[:-1])
+        aligned = x.data_ptr() % (elements * x.element_size()) == 0
+        return aligned and all(stride % elements == 0 for stride in x.stride()[:-1])
 
-    if backend != "cuda":
-        return tensors
     return tuple(x if readable(x) else x.clone(memory_format=torch.contiguous_format) for x in tensors)
 
 
-def _outputs(x: Tensor, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """o of `shape`, and lse: (B, H, S), or (T, H) for packed rows."""
-    *rows, heads, _ = shape
-    lse = (rows[0], heads, rows[1]) if len(rows) == 2 else (rows[0], heads)
-    return x.new_empty(shape), x.new_empty(lse, dtype=wide_dtype(x))
+def _backward(
+    do: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    o: Tensor,
+    lse: Tensor,
+    lengths: Tensor | None,
+    cu_seqlens: Tensor | None,
+    max_seqlen: int,
+    seed: Tensor | None,
+    causal: bool,
+    scale: float,
+    keep: int,
+    backend: str,
+) -> Gradients:
+    compute = backends.implementation(SPEC, backend, "self_attention_backward", _launch_backward)
+    do, q, k, v, o = _readable(backend, do, q, k, v, o)
+    return Gradients(*compute(do, q, k, v, o, lse, lengths, cu_seqlens, max_seqlen, seed, causal, scale, keep))
 
 
-def _backward(do: Tensor, q: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
-    if rest[-1] == "reference":
-        return _reference_backward(do, q, *rest)
-    return _launch_backward(tuple(q.new_empty(q.shape) for _ in range(3)), do, q, *rest)
+def _packed_backward(
+    do: Tensor,
+    qkv: Tensor,
+    o: Tensor,
+    lse: Tensor,
+    lengths: Tensor | None,
+    cu_seqlens: Tensor | None,
+    max_seqlen: int,
+    seed: Tensor | None,
+    causal: bool,
+    scale: float,
+    keep: int,
+    backend: str,
+) -> PackedGradient:
+    compute = backends.implementation(SPEC, backend, "packed_attention_backward", _launch_packed_backward)
+    do, qkv, o = _readable(backend, do, qkv, o)
+    return PackedGradient(compute(do, qkv, o, lse, lengths, cu_seqlens, max_seqlen, seed, causal, scale, keep))
 
 
-def _packed_backward(do: Tensor, qkv: Tensor, *rest: Any) -> Tensor:
-    if rest[-1] == "reference":
-        return torch.stack(_reference_backward(do, *qkv.unbind(-3), *rest), dim=-3)
+def _launch_backward(launchers: Any, do: Tensor, q: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    """Launches the backward into new dq, dk and dv."""
+    return _launch_backward_into(launchers, tuple(q.new_empty(q.shape) for _ in range(3)), do, q, *rest)
+
+
+def _launch_packed_backward(launchers: Any, do: Tensor, qkv: Tensor, *rest: Any) -> Tensor:
+    """Launches the backward into the three parts of a new dqkv."""
     dqkv = qkv.new_empty(qkv.shape)
-    _launch_backward(dqkv.unbind(-3), do, *qkv.unbind(-3), *rest)
+    _launch_backward_into(launchers, dqkv.unbind(-3), do, *qkv.unbind(-3), *rest)
     return dqkv
 
 
-def _launch_backward(
+def _launch_backward_into(
+    launchers: Any,
     gradients: tuple[Tensor, ...],
     do: Tensor,
     q: Tensor,
@@ -250,103 +341,26 @@ def _launch_backward(
     cu_seqlens: Tensor | None,
     max_seqlen: int,
     seed: Tensor | None,
-    causal: bool,
-    scale: float,
-    keep: int,
-    backend: str,
+    *numbers: Any,
 ) -> tuple[Tensor, ...]:
-    """The gradients of q, k and v, written where `gradients` lie."""
-    do, q, k, v, o = _chunked(backend, do, q, k, v, o)
-    backends.launchers(backend, "attention").attention_backward(
-        do,
-        q,
-        k,
-        v,
-        o,
-        lse,
-        lengths,
-        cu_seqlens,
-        max_seqlen,
-        seed,
-        *gradients,
-        lse.new_empty(2, *lse.shape),
-        causal,
-        scale,
-        keep,
-    )
+    """Launches the backward into `gradients`; `numbers` are causal, scale and keep."""
+    scratch = lse.new_empty(2, *lse.shape)
+    sequences = (lengths, cu_seqlens, max_seqlen, seed)
+    launchers.attention_backward(do, q, k, v, o, lse, *sequences, *gradients, scratch, *numbers)
     return gradients
 
 
-def _reference_backward(
-    do: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    o: Tensor,
-    lse: Tensor,
-    lengths: Tensor | None,
-    cu_seqlens: Tensor | None,
-    max_seqlen: int,
-    seed: Tensor | None,
-    causal: bool,
-    scale: float,
-    keep: int,
-    _: str,
-) -> tuple[Tensor, Tensor, Tensor]:
-    if cu_seqlens is None:
-        return reference.attention_backward(do, q, k, v, o, lse, lengths, seed, causal, scale, keep)
-    rows = q.shape[0]
-    do, q, k, v, o, lse = (reference.pad(x, cu_seqlens, max_seqlen) for x in (do, q, k, v, o, lse))
-    lengths, lse = cu_seqlens.diff(), lse.transpose(1, 2)
-    gradients = reference.attention_backward(do, q, k, v, o, lse, lengths, seed, causal, scale, keep)
-    return tuple(reference.unpad(x, cu_seqlens, rows) for x in gradients)
-
-
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    *projections, lengths, cu_seqlens, ctx.max_seqlen, seed, ctx.causal, ctx.scale, ctx.keep, ctx.backend = inputs
-    ctx.save_for_backward(*projections, *output, lengths, cu_seqlens, seed)
-
-
-def _gradients(ctx: Any, op: Any, do: Tensor) -> Any:
-    *tensors, seed = ctx.saved_tensors
-    return op(do, *tensors, ctx.max_seqlen, seed, ctx.causal, ctx.scale, ctx.keep, ctx.backend)
-
-
-def _autograd(ctx: Any, do: Tensor, _: None) -> tuple[Any, ...]:
-    return *_gradients(ctx, torch.ops.fastlm.attention_backward, do), *[None] * 8
-
-
-_SEQUENCES = "Tensor? lengths, Tensor? cu_seqlens, SymInt max_seqlen, Tensor? seed, bool causal, float scale, int keep"
-
 define(
-    f"attention(Tensor q, Tensor k, Tensor v, {_SEQUENCES}, str backend) -> (Tensor o, Tensor lse)",
-    _forward,
-    _fake_forward,
-    backward=_autograd,
-    setup_context=_setup_context,
-    strided=("q", "k", "v"),
+    SPEC.op,
+    Direction(_forward, lambda a: _empty_outputs(a.q, a.q.shape), strided=("q", "k", "v")),
+    Direction(_backward, lambda a: Gradients(*(a.q.new_empty(a.q.shape) for _ in range(3))), strided=("q", "k", "v")),
 )
 define(
-    f"attention_backward(Tensor do, Tensor q, Tensor k, Tensor v, Tensor o, Tensor lse, {_SEQUENCES}, str backend) "
-    "-> (Tensor dq, Tensor dk, Tensor dv)",
-    _backward,
-    lambda do, q, *_: tuple(q.new_empty(q.shape) for _ in range(3)),
-    strided=("q", "k", "v"),
-)
-define(
-    f"attention_packed(Tensor qkv, {_SEQUENCES}, str backend) -> (Tensor o, Tensor lse)",
-    lambda qkv, *rest: _forward(*qkv.unbind(-3), *rest),
-    lambda qkv, *_: _outputs(qkv, (*qkv.shape[:-3], *qkv.shape[-2:])),
-    backward=lambda ctx, do, _: (
-        _gradients(ctx, torch.ops.fastlm.attention_packed_backward, do),
-        *[None] * 8,
+    PACKED.op,
+    Direction(
+        _packed_forward,
+        lambda a: _empty_outputs(a.qkv, (*a.qkv.shape[:-3], *a.qkv.shape[-2:])),
+        strided=("qkv",),
     ),
-    setup_context=_setup_context,
-    strided=("qkv",),
-)
-define(
-    f"attention_packed_backward(Tensor do, Tensor qkv, Tensor o, Tensor lse, {_SEQUENCES}, str backend) -> Tensor dqkv",
-    _packed_backward,
-    lambda do, qkv, *_: qkv.new_empty(qkv.shape),
-    strided=("qkv",),
+    Direction(_packed_backward, lambda a: PackedGradient(a.qkv.new_empty(a.qkv.shape)), strided=("qkv",)),
 )

@@ -3,16 +3,46 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from fastlm import backends, reference
+from fastlm import backends
+from fastlm.backends import ALL_DTYPES, KERNEL_DTYPES, SM80, Limits, Spec
 from fastlm.ops import _checks
-from fastlm.ops._register import as_rows, autocast, define, programs, wide_dtype
+from fastlm.ops._cost import GELU, GELU_SLOPE, Cost
+from fastlm.ops._register import Direction, as_rows, autocast, define, empty_parameter_gradient, num_partials
 
-OP = "bias_gelu"
+
+def cost(rows: int, columns: int, element: int = 2) -> Cost:
+    """x (N, F) to y; dy and x to dx. bytes = element * 2 N F, backward element * 3 N F.
+
+    Operations: forward the bias and GELU; backward both again, GELU's derivative, a product and dbias.
+    """
+    n = rows * columns
+    return Cost(2 * element * n, (1 + GELU) * n, 3 * element * n, (1 + GELU + GELU_SLOPE + 2) * n)
+
+
+SPEC = Spec(
+    "bias_gelu",
+    kernels="bias_gelu",
+    limits={
+        "reference": Limits(ALL_DTYPES),
+        "triton": Limits(KERNEL_DTYPES, chip=SM80),
+        "cuda": Limits(KERNEL_DTYPES, chip=SM80),
+    },
+    cost=cost,
+)
+
+
+class Output(NamedTuple):
+    y: Tensor
+
+
+class Gradients(NamedTuple):
+    dx: Tensor
+    dbias: Tensor
 
 
 def bias_gelu(x: Tensor, bias: Tensor | None = None, *, approximate: str = "tanh", backend: str = "auto") -> Tensor:
@@ -32,60 +62,47 @@ def bias_gelu(x: Tensor, bias: Tensor | None = None, *, approximate: str = "tanh
         RuntimeError: the backend asked for cannot serve the call.
     """
     (x,) = autocast(x)
-    _checks.activation(OP, "x", x)
-    _checks.parameter(OP, "bias", bias, x, x.shape[-1])
-    _checks.approximation(OP, approximate)
-    backend = backends.resolve(OP, backend, x.dtype, x.device.type)
+    _checks.activation(SPEC.op, "x", x)
+    _checks.parameter(SPEC.op, "bias", bias, x, x.shape[-1])
+    _checks.approximation(SPEC.op, approximate)
+    backend = backends.choose(SPEC, backend, backends.call_of(x))
     return torch.ops.fastlm.bias_gelu(x, bias, approximate, backend)
 
 
-def _forward(x: Tensor, bias: Tensor | None, approximate: str, backend: str) -> Tensor:
-    if backend == "reference":
-        return reference.bias_gelu_forward(as_rows(x), bias, approximate).view(x.shape)
+def _forward(x: Tensor, bias: Tensor | None, approximate: str, backend: str) -> Output:
+    compute = backends.implementation(SPEC, backend, "bias_gelu_forward", _launch_forward)
+    return Output(compute(as_rows(x), bias, approximate).view(x.shape))
+
+
+def _launch_forward(launchers: Any, x: Tensor, bias: Tensor | None, approximate: str) -> Tensor:
+    """Launches GELU(x + bias) of (N, F)."""
     y = x.new_empty(x.shape)
-    backends.launchers(backend, OP).bias_gelu_forward(as_rows(x), bias, as_rows(y), approximate == "tanh")
+    launchers.bias_gelu_forward(x, bias, y, approximate == "tanh")
     return y
 
 
-def _backward(dy: Tensor, x: Tensor, bias: Tensor | None, approximate: str, backend: str) -> tuple[Tensor, Tensor]:
-    dy_rows, rows = as_rows(dy), as_rows(x)
-    if backend == "reference":
-        dx, dbias = reference.bias_gelu_backward(dy_rows, rows, bias, approximate)
-        return dx.view(x.shape), dbias
-    dx, dbias = _gradients(x)
+def _backward(dy: Tensor, x: Tensor, bias: Tensor | None, approximate: str, backend: str) -> Gradients:
+    compute = backends.implementation(SPEC, backend, "bias_gelu_backward", _launch_backward)
+    dx, dbias = compute(as_rows(dy), as_rows(x), bias, approximate)
+    return Gradients(dx.view(x.shape), dbias)
+
+
+def _launch_backward(launchers: Any, dy: Tensor, x: Tensor, bias: Tensor | None, approximate: str) -> Gradients:
+    """Launches the gradients of GELU(x + bias) of (N, F)."""
+    dx, dbias = gradients = _empty_gradients(x)
     # Programs share the columns too, 256 to each.
-    down = max(1, programs(rows.shape[0], x.device) // math.ceil(rows.shape[1] / 256))
-    partials = dbias.new_empty(1, down, rows.shape[1])
-    backends.launchers(backend, OP).bias_gelu_backward(
-        dy_rows, rows, bias, as_rows(dx), dbias, approximate == "tanh", partials
-    )
-    return dx, dbias
+    down = max(1, num_partials(x.shape[0], x.device) // math.ceil(x.shape[1] / 256))
+    partials = dbias.new_empty(1, down, x.shape[1])
+    launchers.bias_gelu_backward(dy, x, bias, dx, dbias, approximate == "tanh", partials)
+    return gradients
 
 
-def _gradients(x: Tensor) -> tuple[Tensor, Tensor]:
-    return x.new_empty(x.shape), x.new_empty(x.shape[-1], dtype=wide_dtype(x))
-
-
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, bias, ctx.approximate, ctx.backend = inputs
-    ctx.save_for_backward(x, bias)
-
-
-def _autograd(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
-    x, bias = ctx.saved_tensors
-    dx, dbias = torch.ops.fastlm.bias_gelu_backward(dy, x, bias, ctx.approximate, ctx.backend)
-    return dx, None if bias is None else dbias.to(bias.dtype), None, None
+def _empty_gradients(x: Tensor) -> Gradients:
+    return Gradients(x.new_empty(x.shape), empty_parameter_gradient(x))
 
 
 define(
-    "bias_gelu(Tensor x, Tensor? bias, str approximate, str backend) -> Tensor",
-    _forward,
-    lambda x, bias, approximate, backend: x.new_empty(x.shape),
-    backward=_autograd,
-    setup_context=_setup_context,
-)
-define(
-    "bias_gelu_backward(Tensor dy, Tensor x, Tensor? bias, str approximate, str backend) -> (Tensor dx, Tensor dbias)",
-    _backward,
-    lambda dy, x, bias, approximate, backend: _gradients(x),
+    SPEC.op,
+    Direction(_forward, lambda a: Output(a.x.new_empty(a.x.shape))),
+    Direction(_backward, lambda a: _empty_gradients(a.x)),
 )

@@ -2,16 +2,32 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from fastlm import backends, reference
+from fastlm import backends
+from fastlm.backends import Spec
 from fastlm.ops import _checks
-from fastlm.ops._register import as_rows, autocast, define, normalised, programs
+from fastlm.ops._cost import GELU, GELU_SLOPE, Cost
+from fastlm.ops._norm import NORM_LIMITS, NormOutputs, empty_norm_outputs, norm_cost
+from fastlm.ops._register import Direction, as_rows, autocast, define, empty_parameter_gradient, num_partials
 
-OP = "gelu_layer_norm"
+
+def cost(rows: int, columns: int, element: int = 2) -> Cost:
+    """A layer norm's cost, the bias and GELU; backward both again, GELU's derivative, a product and dbias."""
+    return norm_cost(rows, columns, element, 1 + GELU, 1 + GELU + GELU_SLOPE + 2)
+
+
+SPEC = Spec("gelu_layer_norm", kernels="gelu_layer_norm", limits=NORM_LIMITS, cost=cost)
+
+
+class Gradients(NamedTuple):
+    dx: Tensor
+    dbias: Tensor
+    dgamma: Tensor
+    dbeta: Tensor
 
 
 def gelu_layer_norm(
@@ -40,26 +56,30 @@ def gelu_layer_norm(
         RuntimeError: the backend asked for cannot serve the call.
     """
     (x,) = autocast(x)
-    _checks.activation(OP, "x", x)
+    _checks.activation(SPEC.op, "x", x)
     for name, p in (("gamma", gamma), ("beta", beta), ("bias", bias)):
-        _checks.parameter(OP, name, p, x, x.shape[-1])
-    _checks.approximation(OP, approximate)
-    eps = _checks.epsilon(OP, eps)
-    backend = backends.resolve(OP, backend, x.dtype, x.device.type, x.shape[-1])
+        _checks.parameter(SPEC.op, name, p, x, x.shape[-1])
+    _checks.approximation(SPEC.op, approximate)
+    eps = _checks.epsilon(SPEC.op, eps)
+    backend = backends.choose(SPEC, backend, backends.call_of(x, width=x.shape[-1]))
     return torch.ops.fastlm.gelu_layer_norm(x, bias, gamma, beta, approximate, eps, backend)[0]
 
 
 def _forward(
     x: Tensor, bias: Tensor | None, gamma: Tensor, beta: Tensor | None, approximate: str, eps: float, backend: str
-) -> tuple[Tensor, Tensor, Tensor]:
-    if backend == "reference":
-        y, mean, rstd = reference.gelu_layer_norm_forward(as_rows(x), bias, gamma, beta, approximate, eps)
-        return y.view(x.shape), mean, rstd
-    y, mean, rstd = normalised(x)
-    backends.launchers(backend, OP).gelu_layer_norm_forward(
-        as_rows(x), bias, gamma, beta, as_rows(y), mean, rstd, approximate == "tanh", eps
-    )
-    return y, mean, rstd
+) -> NormOutputs:
+    compute = backends.implementation(SPEC, backend, "gelu_layer_norm_forward", _launch_forward)
+    y, mean, rstd = compute(as_rows(x), bias, gamma, beta, approximate, eps)
+    return NormOutputs(y.view(x.shape), mean, rstd)
+
+
+def _launch_forward(
+    launchers: Any, x: Tensor, bias: Tensor | None, gamma: Tensor, beta: Tensor | None, approximate: str, eps: float
+) -> NormOutputs:
+    """Launches LN(GELU(x + bias)) of (N, E)."""
+    y, mean, rstd = outputs = empty_norm_outputs(x)
+    launchers.gelu_layer_norm_forward(x, bias, gamma, beta, y, mean, rstd, approximate == "tanh", eps)
+    return outputs
 
 
 def _backward(
@@ -71,50 +91,37 @@ def _backward(
     gamma: Tensor,
     approximate: str,
     backend: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    dy_rows, rows = as_rows(dy), as_rows(x)
-    if backend == "reference":
-        dx, *parameters = reference.gelu_layer_norm_backward(dy_rows, rows, bias, mean, rstd, gamma, approximate)
-        return dx.view(x.shape), *parameters
-    dx, dbias, dgamma, dbeta = _gradients(x, mean, gamma)
-    partials = mean.new_empty(3, programs(rows.shape[0], x.device), rows.shape[1])
-    backends.launchers(backend, OP).gelu_layer_norm_backward(
-        dy_rows, rows, bias, mean, rstd, gamma, as_rows(dx), dgamma, dbeta, dbias, approximate == "tanh", partials
+) -> Gradients:
+    compute = backends.implementation(SPEC, backend, "gelu_layer_norm_backward", _launch_backward)
+    dx, *parameters = compute(as_rows(dy), as_rows(x), bias, mean, rstd, gamma, approximate)
+    return Gradients(dx.view(x.shape), *parameters)
+
+
+def _launch_backward(
+    launchers: Any,
+    dy: Tensor,
+    x: Tensor,
+    bias: Tensor | None,
+    mean: Tensor,
+    rstd: Tensor,
+    gamma: Tensor,
+    approximate: str,
+) -> Gradients:
+    """Launches the gradients of LN(GELU(x + bias)) of (N, E)."""
+    dx, dbias, dgamma, dbeta = gradients = _empty_gradients(x)
+    partials = mean.new_empty(3, num_partials(x.shape[0], x.device), x.shape[1])
+    launchers.gelu_layer_norm_backward(
+        dy, x, bias, mean, rstd, gamma, dx, dgamma, dbeta, dbias, approximate == "tanh", partials
     )
-    return dx, dbias, dgamma, dbeta
+    return gradients
 
 
-def _gradients(x: Tensor, mean: Tensor, gamma: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return x.new_empty(x.shape), *(mean.new_empty(gamma.shape) for _ in range(3))
-
-
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    x, bias, gamma, beta, ctx.approximate, _, ctx.backend = inputs
-    ctx.save_for_backward(x, bias, *output[1:], gamma)
-    ctx.beta_dtype = None if beta is None else beta.dtype
-
-
-def _autograd(ctx: Any, dy: Tensor, *_: None) -> tuple[Any, ...]:
-    _, bias, _, _, gamma = ctx.saved_tensors
-    dx, dbias, dgamma, dbeta = torch.ops.fastlm.gelu_layer_norm_backward(
-        dy, *ctx.saved_tensors, ctx.approximate, ctx.backend
-    )
-    dbias = None if bias is None else dbias.to(bias.dtype)
-    dbeta = None if ctx.beta_dtype is None else dbeta.to(ctx.beta_dtype)
-    return dx, dbias, dgamma.to(gamma.dtype), dbeta, None, None, None
+def _empty_gradients(x: Tensor) -> Gradients:
+    return Gradients(x.new_empty(x.shape), *(empty_parameter_gradient(x) for _ in range(3)))
 
 
 define(
-    "gelu_layer_norm(Tensor x, Tensor? bias, Tensor gamma, Tensor? beta, str approximate, float eps, str backend) "
-    "-> (Tensor y, Tensor mean, Tensor rstd)",
-    _forward,
-    lambda x, bias, gamma, beta, approximate, eps, backend: normalised(x),
-    backward=_autograd,
-    setup_context=_setup_context,
-)
-define(
-    "gelu_layer_norm_backward(Tensor dy, Tensor x, Tensor? bias, Tensor mean, Tensor rstd, Tensor gamma, "
-    "str approximate, str backend) -> (Tensor dx, Tensor dbias, Tensor dgamma, Tensor dbeta)",
-    _backward,
-    lambda dy, x, bias, mean, rstd, gamma, approximate, backend: _gradients(x, mean, gamma),
+    SPEC.op,
+    Direction(_forward, lambda a: empty_norm_outputs(a.x)),
+    Direction(_backward, lambda a: _empty_gradients(a.x)),
 )

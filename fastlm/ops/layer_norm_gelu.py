@@ -1,4 +1,4 @@
-"""GELU(LN(x)), for heads and models that normalise first."""
+"""GELU(LN(x))."""
 
 from __future__ import annotations
 
@@ -7,11 +7,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastlm import backends, reference
+from fastlm import backends
+from fastlm.backends import Spec
 from fastlm.ops import _checks
-from fastlm.ops._register import as_rows, autocast, define, normalised, programs
+from fastlm.ops._cost import GELU, GELU_SLOPE, Cost
+from fastlm.ops._norm import (
+    NORM_LIMITS,
+    NormGradients,
+    NormOutputs,
+    empty_norm_gradients,
+    empty_norm_outputs,
+    norm_cost,
+)
+from fastlm.ops._register import Direction, as_rows, autocast, define, num_partials
 
-OP = "layer_norm_gelu"
+
+def cost(rows: int, columns: int, element: int = 2) -> Cost:
+    """A layer norm's cost, and GELU; backward its argument again (2), its derivative and a product."""
+    return norm_cost(rows, columns, element, GELU, 2 + GELU + GELU_SLOPE + 1)
+
+
+SPEC = Spec("layer_norm_gelu", kernels="layer_norm_gelu", limits=NORM_LIMITS, cost=cost)
 
 
 def layer_norm_gelu(
@@ -39,26 +55,28 @@ def layer_norm_gelu(
         RuntimeError: the backend asked for cannot serve the call.
     """
     (x,) = autocast(x)
-    _checks.activation(OP, "x", x)
+    _checks.activation(SPEC.op, "x", x)
     for name, p in (("gamma", gamma), ("beta", beta)):
-        _checks.parameter(OP, name, p, x, x.shape[-1])
-    _checks.approximation(OP, approximate)
-    eps = _checks.epsilon(OP, eps)
-    backend = backends.resolve(OP, backend, x.dtype, x.device.type, x.shape[-1])
+        _checks.parameter(SPEC.op, name, p, x, x.shape[-1])
+    _checks.approximation(SPEC.op, approximate)
+    eps = _checks.epsilon(SPEC.op, eps)
+    backend = backends.choose(SPEC, backend, backends.call_of(x, width=x.shape[-1]))
     return torch.ops.fastlm.layer_norm_gelu(x, gamma, beta, approximate, eps, backend)[0]
 
 
-def _forward(
-    x: Tensor, gamma: Tensor, beta: Tensor | None, approximate: str, eps: float, backend: str
-) -> tuple[Tensor, Tensor, Tensor]:
-    if backend == "reference":
-        y, mean, rstd = reference.layer_norm_gelu_forward(as_rows(x), gamma, beta, approximate, eps)
-        return y.view(x.shape), mean, rstd
-    y, mean, rstd = normalised(x)
-    backends.launchers(backend, OP).layer_norm_gelu_forward(
-        as_rows(x), gamma, beta, as_rows(y), mean, rstd, approximate == "tanh", eps
-    )
-    return y, mean, rstd
+def _forward(x: Tensor, gamma: Tensor, beta: Tensor | None, approximate: str, eps: float, backend: str) -> NormOutputs:
+    compute = backends.implementation(SPEC, backend, "layer_norm_gelu_forward", _launch_forward)
+    y, mean, rstd = compute(as_rows(x), gamma, beta, approximate, eps)
+    return NormOutputs(y.view(x.shape), mean, rstd)
+
+
+def _launch_forward(
+    launchers: Any, x: Tensor, gamma: Tensor, beta: Tensor | None, approximate: str, eps: float
+) -> NormOutputs:
+    """Launches GELU(LN(x)) of (N, E)."""
+    y, mean, rstd = outputs = empty_norm_outputs(x)
+    launchers.layer_norm_gelu_forward(x, gamma, beta, y, mean, rstd, approximate == "tanh", eps)
+    return outputs
 
 
 def _backward(
@@ -70,45 +88,33 @@ def _backward(
     beta: Tensor | None,
     approximate: str,
     backend: str,
-) -> tuple[Tensor, Tensor, Tensor]:
-    dy_rows, rows = as_rows(dy), as_rows(x)
-    if backend == "reference":
-        dx, *parameters = reference.layer_norm_gelu_backward(dy_rows, rows, mean, rstd, gamma, beta, approximate)
-        return dx.view(x.shape), *parameters
-    dx, dgamma, dbeta = _gradients(x, mean, gamma)
-    partials = mean.new_empty(2, programs(rows.shape[0], x.device), rows.shape[1])
-    backends.launchers(backend, OP).layer_norm_gelu_backward(
-        dy_rows, rows, mean, rstd, gamma, beta, as_rows(dx), dgamma, dbeta, approximate == "tanh", partials
+) -> NormGradients:
+    compute = backends.implementation(SPEC, backend, "layer_norm_gelu_backward", _launch_backward)
+    dx, dgamma, dbeta = compute(as_rows(dy), as_rows(x), mean, rstd, gamma, beta, approximate)
+    return NormGradients(dx.view(x.shape), dgamma, dbeta)
+
+
+def _launch_backward(
+    launchers: Any,
+    dy: Tensor,
+    x: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    gamma: Tensor,
+    beta: Tensor | None,
+    approximate: str,
+) -> NormGradients:
+    """Launches the gradients of GELU(LN(x)) of (N, E)."""
+    dx, dgamma, dbeta = gradients = empty_norm_gradients(x)
+    partials = mean.new_empty(2, num_partials(x.shape[0], x.device), x.shape[1])
+    launchers.layer_norm_gelu_backward(
+        dy, x, mean, rstd, gamma, beta, dx, dgamma, dbeta, approximate == "tanh", partials
     )
-    return dx, dgamma, dbeta
-
-
-def _gradients(x: Tensor, mean: Tensor, gamma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    return x.new_empty(x.shape), *(mean.new_empty(gamma.shape) for _ in range(2))
-
-
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    x, gamma, beta, ctx.approximate, _, ctx.backend = inputs
-    ctx.save_for_backward(x, *output[1:], gamma, beta)
-
-
-def _autograd(ctx: Any, dy: Tensor, *_: None) -> tuple[Any, ...]:
-    gamma, beta = ctx.saved_tensors[-2:]
-    dx, dgamma, dbeta = torch.ops.fastlm.layer_norm_gelu_backward(dy, *ctx.saved_tensors, ctx.approximate, ctx.backend)
-    return dx, dgamma.to(gamma.dtype), None if beta is None else dbeta.to(beta.dtype), None, None, None
+    return gradients
 
 
 define(
-    "layer_norm_gelu(Tensor x, Tensor gamma, Tensor? beta, str approximate, float eps, str backend) "
-    "-> (Tensor y, Tensor mean, Tensor rstd)",
-    _forward,
-    lambda x, gamma, beta, approximate, eps, backend: normalised(x),
-    backward=_autograd,
-    setup_context=_setup_context,
-)
-define(
-    "layer_norm_gelu_backward(Tensor dy, Tensor x, Tensor mean, Tensor rstd, Tensor gamma, Tensor? beta, "
-    "str approximate, str backend) -> (Tensor dx, Tensor dgamma, Tensor dbeta)",
-    _backward,
-    lambda dy, x, mean, rstd, gamma, beta, approximate, backend: _gradients(x, mean, gamma),
+    SPEC.op,
+    Direction(_forward, lambda a: empty_norm_outputs(a.x)),
+    Direction(_backward, lambda a: empty_norm_gradients(a.x)),
 )

@@ -11,22 +11,82 @@ products take aligned sizes several times as fast as 40478 or 30522, and rows of
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from fastlm import backends, reference
+from fastlm import backends
+from fastlm.backends import ALL_DTYPES, KERNEL_DTYPES, SM80, Limits, Spec
 from fastlm.ops import _checks
-from fastlm.ops._register import autocast, define, wants_gradient, wide_dtype
+from fastlm.ops._cost import Cost
+from fastlm.ops._register import (
+    Direction,
+    autocast,
+    define_operator,
+    differentiate,
+    wants_gradient,
+    wide_dtype,
+    without_derivative,
+)
 
-OP = "linear_cross_entropy"
 REDUCTIONS = ("mean", "sum", "none")
 
 # Logits alive at a time. GPT-1's vocabulary makes it 5632 rows: 44 tiles of 128 rows by 3 of the 768 columns
 # of dx are one wave of 132 multiprocessors, and the chunk is long enough for the other two products.
 CHUNK_LOGITS = 5632 * 40478
 PADDING = 64  # columns that a row of logits is a multiple of: 128 bytes of half precision
+
+
+def cost(rows: int, columns: int, vocabulary: int, element: int = 2) -> Cost:
+    """Forward: x (N, E), W (V, E) in the activations' dtype and int64 targets to one loss; the product is 2 N E V.
+
+    bytes = element * (N E + V E) + 8 N + 4. The backward computes the logits' gradient again, or has kept it: x and W
+    to dx (N, E) and dW (V, E) in fp32; two products, 4 N E V. bytes = element * (2 N E + V E) + 4 V E.
+    """
+    x, w = rows * columns, vocabulary * columns
+    product = 2 * rows * columns * vocabulary
+    return Cost(element * (x + w) + 8 * rows + 4, product, element * (2 * x + w) + 4 * w, 2 * product)
+
+
+def row_cost(rows: int, vocabulary: int, element: int = 2) -> Cost:
+    """The row kernel alone: logits (N, V) and int64 targets to losses and lse, gradients in place; no products.
+
+    bytes = element * N V + (8 + 4 + 4) N read and written for the losses, and element * N V written for the gradients.
+    """
+    logits = element * rows * vocabulary
+    return Cost(logits + 16 * rows, 0, logits, 0)
+
+
+SPEC = Spec(
+    "linear_cross_entropy",
+    kernels="linear_cross_entropy",
+    limits={
+        "reference": Limits(ALL_DTYPES),
+        "triton": Limits(KERNEL_DTYPES, chip=SM80),
+        "cuda": Limits(KERNEL_DTYPES, chip=SM80),
+    },
+    cost=cost,
+)
+
+
+class Outputs(NamedTuple):
+    """The loss () or (N,), lse (N,), the divisor () and those gradients of the losses' sum that are needed."""
+
+    loss: Tensor
+    lse: Tensor
+    divisor: Tensor
+    dx: Tensor
+    dw: Tensor
+    dbias: Tensor
+
+
+class Gradients(NamedTuple):
+    """Empty where a gradient is not needed."""
+
+    dx: Tensor
+    dw: Tensor
+    dbias: Tensor
 
 
 def linear_cross_entropy(
@@ -66,21 +126,22 @@ def linear_cross_entropy(
 
     Raises:
         TypeError, ValueError: an argument's dtype, shape, device or range is wrong. Targets out of range are
-            found on the CPU; on a GPU, where looking would make the host wait, they make the loss NaN ("triton") or are
-            the device's error ("reference").
+            found on the CPU; on a GPU, where looking would make the host wait, they make the loss NaN
+            ("triton", "cuda") or are the device's error ("reference").
         RuntimeError: the backend asked for cannot serve the call.
     """
     (x,) = autocast(x)
-    ignore_index = _checks.integer(OP, "ignore_index", ignore_index)
+    ignore_index = _checks.integer(SPEC.op, "ignore_index", ignore_index)
     label_smoothing, z_loss = (
-        _checks.number(OP, name, value) for name, value in (("label_smoothing", label_smoothing), ("z_loss", z_loss))
+        _checks.number(SPEC.op, name, value)
+        for name, value in (("label_smoothing", label_smoothing), ("z_loss", z_loss))
     )
     _check(x, weight, targets, bias, row_weights, ignore_index, label_smoothing, z_loss)
     if reduction not in REDUCTIONS:
-        raise ValueError(f"{OP}: reduction must be one of {', '.join(REDUCTIONS)}, got {reduction!r}")
+        raise ValueError(f"{SPEC.op}: reduction must be one of {', '.join(REDUCTIONS)}, got {reduction!r}")
     if main_grad is not None:
-        _checks.parameter(OP, "main_grad", main_grad, x, *weight.shape)
-    backend = backends.resolve(OP, backend, x.dtype, x.device.type)
+        _checks.parameter(SPEC.op, "main_grad", main_grad, x, *weight.shape)
+    backend = backends.choose(SPEC, backend, backends.call_of(x))
     loss, _, _, _, _, _ = torch.ops.fastlm.linear_cross_entropy(
         x.reshape(-1, x.shape[-1]),
         weight,
@@ -110,22 +171,22 @@ def _check(
     label_smoothing: float,
     z_loss: float,
 ) -> None:
-    _checks.activation(OP, "x", x)
-    _checks.tensor(OP, "weight", weight, "a tensor of shape (V, E)")
+    _checks.activation(SPEC.op, "x", x)
+    _checks.tensor(SPEC.op, "weight", weight, "a tensor of shape (V, E)")
     if weight.ndim != 2:
-        raise ValueError(f"{OP}: weight must have shape (V, E), got {tuple(weight.shape)}")
-    _checks.parameter(OP, "weight", weight, x, weight.shape[0], x.shape[-1])
-    _checks.parameter(OP, "bias", bias, x, weight.shape[0])
-    _checks.integers(OP, "targets", targets, x, x.shape[:-1], torch.int64)
-    _checks.in_range(OP, "targets", targets, 0, weight.shape[0], ignore=ignore_index)
+        raise ValueError(f"{SPEC.op}: weight must have shape (V, E), got {tuple(weight.shape)}")
+    _checks.parameter(SPEC.op, "weight", weight, x, weight.shape[0], x.shape[-1])
+    _checks.parameter(SPEC.op, "bias", bias, x, weight.shape[0])
+    _checks.integers(SPEC.op, "targets", targets, x, x.shape[:-1], torch.int64)
+    _checks.in_range(SPEC.op, "targets", targets, 0, weight.shape[0], ignore=ignore_index)
     if row_weights is not None:
-        _checks.parameter(OP, "row_weights", row_weights, x, *targets.shape)
+        _checks.parameter(SPEC.op, "row_weights", row_weights, x, *targets.shape)
         if row_weights.requires_grad:
-            raise ValueError(f"{OP}: row_weights take no gradient; pass row_weights.detach()")
+            raise ValueError(f"{SPEC.op}: row_weights take no gradient; pass row_weights.detach()")
     if not 0.0 <= label_smoothing <= 1.0:
-        raise ValueError(f"{OP}: label_smoothing must be in [0, 1], got {label_smoothing}")
+        raise ValueError(f"{SPEC.op}: label_smoothing must be in [0, 1], got {label_smoothing}")
     if not z_loss >= 0.0:
-        raise ValueError(f"{OP}: z_loss must be at least 0, got {z_loss}")
+        raise ValueError(f"{SPEC.op}: z_loss must be at least 0, got {z_loss}")
 
 
 def chunk_rows(rows: int, vocabulary: int) -> int:
@@ -148,14 +209,14 @@ def _forward(
     need_dw: bool,
     need_dbias: bool,
     backend: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> Outputs:
     later = reduction == "none"
     need = tuple(n and not later for n in (need_dx, need_dw, need_dbias))
     row = (ignore_index, label_smoothing, z_loss)
     losses, lse, dx, dw, dbias = _over_chunks(x, weight, bias, targets, row_weights, row, need, backend)
     divisor = _divisor(targets, row_weights, ignore_index, reduction, losses)
     loss = losses if later else losses.sum() / divisor
-    return loss, lse, divisor, dx, dw, dbias
+    return Outputs(loss, lse, divisor, dx, dw, dbias)
 
 
 def _divisor(targets: Tensor, row_weights: Tensor | None, ignore_index: int, reduction: str, losses: Tensor) -> Tensor:
@@ -185,7 +246,7 @@ def _over_chunks(
     dx = torch.empty_like(x) if need_dx else x.new_empty(0)
     dw = losses.new_zeros(w.shape) if need_dw else losses.new_empty(0)
     dbias = losses.new_zeros(w.shape[0]) if need_dbias else losses.new_empty(0)
-    launch = _reference_rows if backend == "reference" else backends.launchers(backend, OP).cross_entropy_rows
+    launch = backends.implementation(SPEC, backend, "cross_entropy_rows", _launch_rows)
     size = chunk_rows(rows, vocabulary)
     room = x.new_empty(min(size, rows), w.shape[0])
     for start in range(0, rows, size):
@@ -227,17 +288,9 @@ def _padded(parameter: Tensor, dtype: torch.dtype) -> Tensor:
     return padded
 
 
-def _reference_rows(
-    logits: Tensor,
-    targets: Tensor,
-    row_weights: Tensor | None,
-    losses: Tensor,
-    lse: Tensor,
-    vocabulary: int,
-    *row: Any,
-) -> None:
-    """The reference as a launcher. The padding is 0 and stays 0: the weight's rows of zeros made it."""
-    losses[:], lse[:] = reference.cross_entropy_rows(logits[:, :vocabulary], targets, row_weights, *row)
+def _launch_rows(launchers: Any, *arguments: Any) -> None:
+    """Launches the row kernel, whose arguments are those of `reference.cross_entropy_rows`."""
+    launchers.cross_entropy_rows(*arguments)
 
 
 def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
@@ -248,29 +301,20 @@ def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
         total.addmm_(a.to(total.dtype), b.to(total.dtype))
 
 
-def _fake_forward(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    targets: Tensor,
-    row_weights: Tensor | None,
-    main_grad: Tensor | None,
-    ignore_index: int,
-    reduction: str,
-    label_smoothing: float,
-    z_loss: float,
-    need_dx: bool,
-    need_dw: bool,
-    need_dbias: bool,
-    backend: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    now = reduction != "none"
-    lse = x.new_empty(x.shape[0], dtype=wide_dtype(x))
-    loss = lse.new_empty(()) if now else lse.new_empty(lse.shape)
-    dx = x.new_empty(x.shape) if need_dx and now else x.new_empty(0)
-    dw = lse.new_empty(weight.shape) if need_dw and now else lse.new_empty(0)
-    dbias = lse.new_empty(weight.shape[0]) if need_dbias and now else lse.new_empty(0)
-    return loss, lse, lse.new_empty(()), dx, dw, dbias
+def _empty_outputs(a: Any) -> Outputs:
+    now = a.reduction != "none"
+    lse = a.x.new_empty(a.x.shape[0], dtype=wide_dtype(a.x))
+    gradients = _empty_gradients(a, *(now and need for need in (a.need_dx, a.need_dw, a.need_dbias)))
+    return Outputs(lse.new_empty(() if now else lse.shape), lse, lse.new_empty(()), *gradients)
+
+
+def _empty_gradients(a: Any, need_dx: bool, need_dw: bool, need_dbias: bool) -> Gradients:
+    wide = wide_dtype(a.x)
+    return Gradients(
+        a.x.new_empty(a.x.shape if need_dx else 0),
+        a.x.new_empty(a.weight.shape if need_dw else 0, dtype=wide),
+        a.x.new_empty(a.weight.shape[0] if need_dbias else 0, dtype=wide),
+    )
 
 
 def _backward(
@@ -287,31 +331,11 @@ def _backward(
     need_dw: bool,
     need_dbias: bool,
     backend: str,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> Gradients:
     need, row = (need_dx, need_dw, need_dbias), (ignore_index, label_smoothing, z_loss)
     # A row's incoming gradient multiplies its loss just as its weight does.
     weights = dlosses if row_weights is None else dlosses * row_weights
-    return _over_chunks(x, weight, bias, targets, weights, row, need, backend)[2:]
-
-
-def _fake_backward(
-    dlosses: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    targets: Tensor,
-    row_weights: Tensor | None,
-    ignore_index: int,
-    label_smoothing: float,
-    z_loss: float,
-    need_dx: bool,
-    need_dw: bool,
-    need_dbias: bool,
-    backend: str,
-) -> tuple[Tensor, Tensor, Tensor]:
-    dx = x.new_empty(x.shape) if need_dx else x.new_empty(0)
-    dw = dlosses.new_empty(weight.shape) if need_dw else dlosses.new_empty(0)
-    return dx, dw, dlosses.new_empty(weight.shape[0]) if need_dbias else dlosses.new_empty(0)
+    return Gradients(*_over_chunks(x, weight, bias, targets, weights, row, need, backend)[2:])
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -344,48 +368,34 @@ def _autograd(ctx: Any, dloss: Tensor, *_: Tensor | None) -> tuple[Any, ...]:
 
 def _scaled(
     factor: Tensor, dx: Tensor, dw: Tensor, dbias: Tensor, weight_dtype: torch.dtype, bias_dtype: torch.dtype
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> Gradients:
     """The saved gradients, constants to autograd, times the loss's: an op, so that differentiating it raises."""
     factor = factor.view(1)  # without dimensions, CUDA would round it to the dtype of dx before it multiplies
     dtypes = zip((dx, dw, dbias), (dx.dtype, weight_dtype, bias_dtype), strict=True)
-    return tuple(torch.mul(g, factor, out=g.new_empty(g.shape, dtype=dtype)) for g, dtype in dtypes)
+    return Gradients(*(torch.mul(g, factor, out=g.new_empty(g.shape, dtype=dtype)) for g, dtype in dtypes))
 
 
 def _accumulate(main_grad: Tensor, dw: Tensor, factor: Tensor) -> None:
     main_grad.addcmul_(dw, factor)
 
 
-define(
-    "linear_cross_entropy(Tensor x, Tensor weight, Tensor? bias, Tensor targets, Tensor? row_weights, "
-    "Tensor? main_grad, int ignore_index, str reduction, float label_smoothing, float z_loss, bool need_dx, "
-    "bool need_dw, bool need_dbias, str backend) "
-    "-> (Tensor loss, Tensor lse, Tensor divisor, Tensor dx, Tensor dw, Tensor dbias)",
-    _forward,
-    _fake_forward,
-    backward=_autograd,
-    setup_context=_setup_context,
-    strided=("main_grad",),
+define_operator(SPEC.op, Direction(_forward, _empty_outputs, strided=("main_grad",)))
+define_operator(
+    "linear_cross_entropy_backward",
+    Direction(_backward, lambda a: _empty_gradients(a, a.need_dx, a.need_dw, a.need_dbias)),
 )
-define(
-    "linear_cross_entropy_backward(Tensor dlosses, Tensor x, Tensor weight, Tensor? bias, Tensor targets, "
-    "Tensor? row_weights, int ignore_index, float label_smoothing, float z_loss, bool need_dx, bool need_dw, "
-    "bool need_dbias, str backend) -> (Tensor dx, Tensor dw, Tensor dbias)",
-    _backward,
-    _fake_backward,
-)
-define(
-    "linear_cross_entropy_accumulate(Tensor(a!) main_grad, Tensor dw, Tensor factor) -> ()",
-    _accumulate,
-    lambda main_grad, dw, factor: None,
-    strided=("main_grad",),
-)
-define(
-    "linear_cross_entropy_scale(Tensor factor, Tensor dx, Tensor dw, Tensor dbias, ScalarType weight_dtype, "
-    "ScalarType bias_dtype) -> (Tensor dx, Tensor dw, Tensor dbias)",
-    _scaled,
-    lambda factor, dx, dw, dbias, weight_dtype, bias_dtype: (
-        dx.new_empty(dx.shape),
-        dw.new_empty(dw.shape, dtype=weight_dtype),
-        dbias.new_empty(dbias.shape, dtype=bias_dtype),
+define_operator("linear_cross_entropy_accumulate", Direction(_accumulate, lambda a: None), mutates=("main_grad",))
+define_operator(
+    "linear_cross_entropy_scale",
+    Direction(
+        _scaled,
+        lambda a: Gradients(
+            a.dx.new_empty(a.dx.shape),
+            a.dw.new_empty(a.dw.shape, dtype=a.weight_dtype),
+            a.dbias.new_empty(a.dbias.shape, dtype=a.bias_dtype),
+        ),
     ),
 )
+differentiate(SPEC.op, _setup_context, _autograd)
+without_derivative("linear_cross_entropy_backward")
+without_derivative("linear_cross_entropy_scale")

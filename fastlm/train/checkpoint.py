@@ -13,7 +13,6 @@ shared parameter once. The data's position is the step: batches are a pure funct
 from __future__ import annotations
 
 import json
-import re
 import shutil
 import zlib
 from collections.abc import Callable, Mapping
@@ -25,10 +24,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from fastlm.files import named_tensors, new_folder, remove_unfinished, write_json, write_tensors
+from fastlm.run_folder import find_checkpoints
 from fastlm.train.optim import bias_corrected
 
 FORMAT = 2
-_NAME = re.compile(r"step-(\d+)")
 _MODEL, _OPTIMIZER, _RNG = "model/model.safetensors", "optimizer.safetensors", "rng.safetensors"
 
 
@@ -67,15 +66,9 @@ def save(
         state["tensors"] = {name: _described(of_file) for name, of_file in tensors.items()}
         state["files"] = {name: _checksum(temporary / name) for name in _files(temporary)}
         write_json(temporary / "state.json", state)
-    for old in find(folder)[:-keep]:
+    for old in find_checkpoints(folder)[:-keep]:
         shutil.rmtree(old)
     return final
-
-
-def find(folder: Path) -> list[Path]:
-    """Returns the checkpoints of a folder, oldest first, without those that a process died writing."""
-    found = {int(match[1]): path for path in _entries(folder) if (match := _NAME.fullmatch(path.name))}
-    return [found[step] for step in sorted(found)]
 
 
 def restore(
@@ -92,7 +85,7 @@ def restore(
     CheckpointError if there are checkpoints and none is usable: a run never starts anew in silence.
     """
     remove_unfinished(folder)
-    checkpoints = find(folder)
+    checkpoints = find_checkpoints(folder)
     for path in reversed(checkpoints):
         try:
             state = load(path, model, optimizer, run_hash=run_hash)
@@ -241,7 +234,3 @@ def _checksum(file: Path) -> dict[str, int]:
 
 def _files(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
-
-
-def _entries(folder: Path) -> list[Path]:
-    return list(folder.iterdir()) if folder.is_dir() else []

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fastlm.train.run import RunError
+from fastlm.run_folder import RunError
 
 SHOWN = 20  # updates that the progress bar averages over
 

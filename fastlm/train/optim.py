@@ -58,7 +58,7 @@ def build_optimizer(
     if not groups:
         raise ValueError("parts: at least one parameter that requires a gradient expected, got none")
     parameters = [p for group in groups for p in group["params"]]
-    chosen = backends.resolve("adamw", backend, _widest(parameters), parameters[0].device.type)
+    chosen = backends.choose(ops.SPECS["adamw"], backend, backends.call_of(parameters[0], dtype=_widest(parameters)))
     if chosen in ("triton", "cuda"):
         optimizer = FusedAdam(groups, **options, bias_correction=bias_correction, backend=chosen)
     elif bias_correction:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,29 +13,23 @@ from matplotlib.figure import Figure  # without pyplot: no global state, no disp
 from fastlm.files import write_bytes
 from fastlm.train.metrics import Curve
 
-# The name of a figure in the report, and how its value is written.
-FIGURES = {
-    "loss": ("loss", ".3f"),
-    "perplexity": ("perplexity", ".1f"),
-    "bits_per_byte": ("bits per byte", ".3f"),
-    "mlm_loss": ("masked loss", ".3f"),
-    "nsp_loss": ("next-sentence loss", ".3f"),
-    "masked_accuracy": ("masked accuracy", ".1%"),
-    "nsp_accuracy": ("next-sentence accuracy", ".1%"),
-}
+PLAIN = ".3f"  # how a figure is written that the task says nothing of
 
 
 def markdown(result: dict[str, Any]) -> str:
     """Returns the report as Markdown that also reads well in a terminal.
 
-    result["scores"]: for each model, its figures on the held-out text; result["examples"]: lines of text.
+    result["scores"]: for each model, its figures on the held-out text; result["figures"]: the name of each figure and
+    how it is written, in the table's order; result["examples"], if there are any: lines of text.
     """
     head = (
         f"# {result['model']}: {result['parameters']:,} parameters, {result['steps']:,} updates, "
         f"{result['tokens']:,} tokens, {result['training_seconds'] / 60:.1f} minutes"
     )
-    examples = [f"- {example}" for example in result["examples"]]
-    lines = [head, "", *_table(result["scores"]), "", f"## {result['examples_title']}", "", *examples]
+    lines = [head, "", *_table(result["scores"], result.get("figures", {}))]
+    if "examples" in result:
+        examples = [f"- {example}" for example in result["examples"]]
+        lines += ["", f"## {result['examples_title']}", "", *examples]
     return "\n".join(lines) + "\n"
 
 
@@ -88,11 +83,13 @@ def _smoothed(values: list[float], weight: float = 0.97) -> list[float]:
     return out
 
 
-def _table(scores: dict[str, dict[str, float]]) -> list[str]:
-    names = [name for name in FIGURES if any(name in figures for figures in scores.values())]
-    rows = [["on the held-out text", *(FIGURES[name][0] for name in names)]]
+def _table(scores: dict[str, dict[str, float]], known: dict[str, Sequence[str]]) -> list[str]:
+    found = dict.fromkeys(name for figures in scores.values() for name in figures)
+    names = {name: known.get(name, (name, PLAIN)) for name in [*(n for n in known if n in found), *found]}
+    rows = [["on the held-out text", *(title for title, _ in names.values())]]
     for model, figures in scores.items():
-        rows.append([model, *(format(figures[name], FIGURES[name][1]) if name in figures else "" for name in names)])
+        cells = (format(figures[name], style) if name in figures else "" for name, (_, style) in names.items())
+        rows.append([model, *cells])
     return _aligned(rows)
 
 

@@ -6,28 +6,27 @@ import contextlib
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
 
-from fastlm.train.config import PretrainConfig
-from fastlm.train.objectives import Objective
+from fastlm.device import find_device
+from fastlm.tasks.base import Batch, Dataset, Task
+from fastlm.train.config import TrainConfig
 from fastlm.train.optim import build_optimizer, clip_and_step, set_rate
-from fastlm.train.run import find_device
 from fastlm.train.schedule import learning_rate, sequence_length
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is fixed once, when a run starts, and recorded: from then on nothing depends on the clock."""
+    """What is fixed once, when a run starts, and recorded: from then on nothing depends on the clock or the machine."""
 
     steps: int
     warmup: int
     device: str
     precision: str
-    vocab_size: int
-    tokenizer_hash: str
+    task: dict[str, Any]  # the task's identity
 
 
 class Update(NamedTuple):
@@ -39,62 +38,73 @@ class Update(NamedTuple):
 
 
 class Trainer:
-    """Makes updates 0, 1, ... of a run. Everything drawn at random comes from (seed, step) or torch's generators."""
+    """Makes updates 0, 1, ... of a run. Everything drawn at random comes from (seed, step) or torch's generators.
 
-    def __init__(self, config: PretrainConfig, plan: Plan, objective: Objective, shards: Any):
-        self.config, self.plan, self.objective, self.shards = config, plan, objective, shards
+    It is a context manager: leaving it ends the thread that prepares batches.
+    """
+
+    def __init__(self, task: Task, config: TrainConfig, plan: Plan, backend: str = "auto"):
+        self.task, self.config, self.plan = task, config, plan
         self.device = find_device(plan.device)
-        self.names = (*objective.loss_names, "gradient_norm")
-        self._datasets: dict[tuple[str, int], Any] = {}
+        self.names = (*task.loss_names, "gradient_norm")
+        self._datasets: dict[tuple[str, int], Dataset] = {}
         self._loader = _Loader(self._load)
         torch.manual_seed(config.seed)
-        self.model = objective.build(config, plan.vocab_size).to(self.device)
+        self.model = task.build(backend).to(self.device)
         self.optimizer = build_optimizer(
-            [(self.model.parameters(), 1.0)],
-            bias_correction=config.optimizer == "adamw",
+            task.groups(self.model),
+            bias_correction=config.bias_correction,
             lr=config.learning_rate,
             betas=(config.beta1, config.beta2),
             eps=config.epsilon,
             weight_decay=config.weight_decay,
-            backend=config.backend,
+            backend=backend,
         )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._loader.close()
 
     def update(self, step: int) -> Update:
         """Update `step`: forward and backward of each part of the batch, clipping, one step of the optimizer."""
         parts = self.config.accumulation
-        losses, tokens = torch.zeros(len(self.objective.loss_names), device=self.device), 0
+        losses, tokens = torch.zeros(len(self.task.loss_names), device=self.device), 0
         self.model.train()
         for part in range(step * parts, (step + 1) * parts):
             batch = self._loader.get(part, last=self.plan.steps * parts - 1)
-            tokens += self.objective.tokens(batch)
+            tokens += self.task.tokens(batch)
             with self.autocast():
-                part_losses = self.objective.losses(self.model, self._to_device(batch))
+                part_losses = self.task.losses(self.model, self._to_device(batch))
             (part_losses[0] / parts).backward()
             losses += torch.stack([loss.detach() for loss in part_losses]) / parts
-        rate = learning_rate(
-            step,
-            peak=self.config.learning_rate,
-            warmup=self.plan.warmup,
-            steps=self.plan.steps,
-            decay=self.config.decay,
-        )
+        rate = self.learning_rate(step)
         set_rate(self.optimizer, rate)
         norm = clip_and_step(self.optimizer, self.config.clip)
         self.optimizer.zero_grad(set_to_none=True)
         return Update(torch.cat([losses, norm.view(1)]), rate, tokens)
 
-    def validation_batches(self, most: int | None = None, *, step: int | None = None) -> Iterator[dict[str, Tensor]]:
+    def learning_rate(self, step: int) -> float:
+        """The schedule's rate of an update; a group of parameters learns at its multiple of it."""
+        config, plan = self.config, self.plan
+        return learning_rate(step, peak=config.learning_rate, warmup=plan.warmup, steps=plan.steps, decay=config.decay)
+
+    def validation_batches(self, most: int | None = None, *, step: int | None = None) -> Iterator[Batch]:
         """The first batches (None: all) of the validation split at a step's sequence length (None: the last step's)."""
         dataset = self.dataset("validation", self.sequence_length(self.plan.steps - 1 if step is None else step))
         count = min(dataset.batches_per_epoch, most or dataset.batches_per_epoch)
         return (dataset.batch(i) for i in range(count))
 
     @torch.no_grad()
-    def evaluate(self, batches: Iterable[dict[str, Tensor]]) -> dict[str, float]:
-        """The objective's figures on these batches, without dropout."""
+    def evaluate(self, batches: Iterable[Batch]) -> dict[str, float]:
+        """The task's figures on these batches, without dropout."""
         self.model.eval()
         with self.autocast():
-            return self.objective.evaluate(self.model, map(self._to_device, batches))
+            return self.task.evaluate(self.model, map(self._to_device, batches))
 
     def autocast(self) -> contextlib.AbstractContextManager:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.plan.precision == "bf16")
@@ -102,19 +112,18 @@ class Trainer:
     def sequence_length(self, step: int) -> int:
         return sequence_length(step, steps=self.plan.steps, phases=self.config.phases)
 
-    def dataset(self, split: str, length: int) -> Any:
+    def dataset(self, split: str, length: int) -> Dataset:
         """The dataset of a split at a sequence length; its batches are those of one part of an update."""
         if (split, length) not in self._datasets:
-            size = self.config.batch_size // self.config.accumulation
-            self._datasets[split, length] = self.objective.dataset(self.shards, split, length, size, self.config.seed)
+            self._datasets[split, length] = self.task.dataset(split, length, self.config.part_size, self.config.seed)
         return self._datasets[split, length]
 
-    def _load(self, part: int) -> dict[str, Tensor]:
+    def _load(self, part: int) -> Batch:
         step = part // self.config.accumulation
         batch = self.dataset("train", self.sequence_length(step)).batch(part)
         return {name: t.pin_memory() for name, t in batch.items()} if self.device.type == "cuda" else batch
 
-    def _to_device(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    def _to_device(self, batch: Batch) -> Batch:
         return {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.items()}
 
 
@@ -126,8 +135,12 @@ class _Loader:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="fastlm-data")
         self._next: tuple[int, Future] | None = None
 
-    def get(self, index: int, *, last: int) -> dict[str, Tensor]:
+    def get(self, index: int, *, last: int) -> Batch:
         ready = self._next is not None and self._next[0] == index
         batch = self._next[1].result() if ready else self._load(index)
         self._next = (index + 1, self._thread.submit(self._load, index + 1)) if index < last else None
         return batch
+
+    def close(self) -> None:
+        self._thread.shutdown(wait=True, cancel_futures=True)
+        self._next = None

@@ -1,15 +1,17 @@
-"""Text from a trained GPT-1: `fastlm generate RUN --prompt "..."`."""
+"""Text from a model with the head "lm": `fastlm generate RUN --prompt "..."`."""
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from fastlm import models
 from fastlm.data.tokenizer import Tokenizer
-from fastlm.train.run import RunError, load_trained
+from fastlm.inference.load import load_trained
+
+SMALLEST_TEMPERATURE = 1e-6  # logits divided by less would leave float32
 
 
 def filter_logits(logits: Tensor, *, temperature: float, top_k: int | None, top_p: float | None) -> Tensor:
@@ -54,7 +56,7 @@ def continue_tokens(
     drawn = list(tokens)
     for _ in range(count):
         window = torch.tensor([drawn[-model.config.context :]], device=device)
-        logits = model(window)[0, -1].cpu()
+        logits = model.logits("lm", model(window).hidden[:, -1:])[0, -1].cpu()
         if temperature == 0:
             drawn.append(int(logits.argmax()))
         else:
@@ -64,8 +66,11 @@ def continue_tokens(
 
 
 def check_sampling(*, temperature: float, top_k: int | None, top_p: float | None) -> None:
-    if not temperature >= 0:
-        raise ValueError(f"temperature: at least 0 expected (0 takes the likeliest token), got {temperature}")
+    if temperature != 0 and not SMALLEST_TEMPERATURE <= temperature < math.inf:
+        raise ValueError(
+            f"temperature: 0 (which takes the likeliest token) or at least {SMALLEST_TEMPERATURE:g} expected, "
+            f"got {temperature}"
+        )
     if top_k is not None and top_k < 1:
         raise ValueError(f"top_k: at least 1 expected, got {top_k}")
     if top_p is not None and not 0 < top_p <= 1:
@@ -91,13 +96,11 @@ def generate(
     seed: int = 0,
     device: str = "auto",
 ) -> str:
-    """Text that the GPT-1 of a run folder writes after `prompt`; the same seed gives the same text on the CPU."""
+    """Text that the model of a run folder writes after `prompt`; the same seed gives the same text on the CPU."""
     check_sampling(temperature=temperature, top_k=top_k, top_p=top_p)
     if tokens < 1:
         raise ValueError(f"tokens: at least 1 expected, got {tokens}")
-    model, tokenizer = load_trained(run, device)
-    if not isinstance(model, models.GPT1):
-        raise RunError(f"run: {run} holds a {type(model).__name__}; generate needs a GPT1 (try fill-mask)")
+    model, tokenizer = load_trained(run, device, head="lm")
     generator = torch.Generator().manual_seed(seed)
     sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "generator": generator}
     return generate_text(model, tokenizer, prompt, tokens, **sampling)

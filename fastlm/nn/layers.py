@@ -1,8 +1,9 @@
 """Drop-in modules over the ops.
 
-Modules with dropout take the seed of their mask as an argument; in training they draw one where none is
-given. A model that draws the seeds of all its sites at once (`draw_seeds`) passes each site its own.
-Every module takes `backend` ("auto", "reference", "triton" or "cuda"), and `device` and `dtype` as in torch.nn.
+Modules with dropout take the seed of their mask as an argument; in training they draw one where none is given. Such a
+module declares how many seeds one call uses (`dropout_sites`): a model draws the seeds of all calls at once
+(`draw_seeds`) and gives each call its own, also where one module is called several times. Every
+module takes `backend` ("auto", "reference", "triton" or "cuda"), and `device` and `dtype` as in torch.nn.
 """
 
 from __future__ import annotations
@@ -52,8 +53,11 @@ class AddLayerNorm(LayerNorm):
     """The post-LN step LN(residual + dropout(x + bias)) (Vaswani et al. 2017, sections 3.1 and 5.4).
 
     Shapes: x and residual (..., E) -> (..., E). The bias of the linear layer that made x comes with the call: see
-    `return_bias` of `SelfAttention` and `MLP`. With `return_sum` the sum comes too, as pre-LN models need it.
+    `return_bias` of `SelfAttention` and `MLP`. With `return_sum` the sum comes too, as pre-LN models need it; without
+    `keep_sum` the backward reads the output instead of a sum kept for it (see `fastlm.add_layer_norm`).
     """
+
+    dropout_sites = 1
 
     def __init__(
         self,
@@ -62,11 +66,12 @@ class AddLayerNorm(LayerNorm):
         dropout: float = 0.0,
         eps: float = 1e-5,
         return_sum: bool = False,
+        keep_sum: bool = True,
         backend: str = "auto",
         **factory: Any,
     ):
         super().__init__(hidden, eps=eps, backend=backend, **factory)
-        self.dropout, self.return_sum = _checked(dropout), return_sum
+        self.dropout, self.return_sum, self.keep_sum = _checked(dropout), return_sum, keep_sum
 
     def forward(
         self, x: Tensor, residual: Tensor, *, bias: Tensor | None = None, seed: Tensor | None = None
@@ -81,11 +86,13 @@ class AddLayerNorm(LayerNorm):
             **_dropout(self, self.dropout, seed, x.device),
             eps=self.eps,
             return_sum=self.return_sum,
+            keep_sum=self.keep_sum,
             backend=self.backend,
         )
 
     def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, dropout={self.dropout}" + (", return_sum=True" if self.return_sum else "")
+        text = f"{super().extra_repr()}, dropout={self.dropout}" + (", return_sum=True" if self.return_sum else "")
+        return text + ("" if self.keep_sum else ", keep_sum=False")
 
 
 class GELULayerNorm(LayerNorm):
@@ -179,6 +186,8 @@ class SelfAttention(nn.Module):
     With `return_bias` the result is (y, bias), the bias of `out` not yet added: `AddLayerNorm` adds it.
     """
 
+    dropout_sites = 1
+
     def __init__(
         self,
         hidden: int,
@@ -231,6 +240,8 @@ class EmbeddingLayerNorm(nn.Module):
     Shapes: tokens and segments (B, S) int64 -> (B, S, E). Parameters: word (V, E); position (C, E); segment (T, E) if
     `segments` > 0; norm (E,) unless `layer_norm` is False. Tables start as N(0, 0.02).
     """
+
+    dropout_sites = 1
 
     def __init__(
         self,
@@ -287,7 +298,8 @@ class LinearCrossEntropy(nn.Module):
     """Cross-entropy of softmax(x weight^T + bias), never holding the logits: a linear layer and `CrossEntropyLoss`.
 
     Shapes: x (..., E), weight (V, E), targets (...) int64 -> a scalar, or (...) for reduction "none"; float32
-    (float64 for float64). It has no parameters of its own: the weight may be tied to an embedding.
+    (float64 for float64). It has no parameters of its own: the weight may be tied to an embedding. Where the weight has
+    an attribute `main_grad` (V, E) float32, its gradient is added there, and `weight.grad` is left alone.
     """
 
     def __init__(
@@ -323,6 +335,7 @@ class LinearCrossEntropy(nn.Module):
             reduction=self.reduction,
             label_smoothing=self.label_smoothing,
             z_loss=self.z_loss,
+            main_grad=getattr(weight, "main_grad", None),
             backend=self.backend,
         )
 

@@ -1,4 +1,4 @@
-"""Words for the [MASK]s of a text, from a trained BERT: `fastlm fill-mask RUN "text with [MASK]"`."""
+"""Words for the [MASK]s of a text, from a model with the head "mlm": `fastlm fill-mask RUN "text with [MASK]"`."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ from typing import NamedTuple
 
 import torch
 
-from fastlm import models
 from fastlm.data.tokenizer import Tokenizer
-from fastlm.train.run import RunError, load_trained
+from fastlm.inference.load import load_trained
 
 
 class Guess(NamedTuple):
@@ -25,7 +24,7 @@ def fill(model: torch.nn.Module, tokenizer: Tokenizer, tokens: list[int], top: i
     places = [i for i, token in enumerate(tokens) if token == mask]
     model.eval()
     batch = torch.tensor([tokens], device=device)
-    logits = model.mlm_logits(model(batch).hidden, torch.tensor([places], device=device))[0]
+    logits = model.logits("mlm", model(batch).hidden, torch.tensor([places], device=device))[0]
     best = logits.float().softmax(dim=-1).topk(top, dim=-1)
     return [
         [Guess(tokenizer.decode([i]), p) for i, p in zip(ids, probabilities, strict=True)]
@@ -39,9 +38,7 @@ def fill_mask(run: str | Path, text: str, *, top: int = 5, device: str = "auto")
         raise ValueError(f"top: at least 1 expected, got {top}")
     if "[MASK]" not in text:
         raise ValueError(f"text: at least one [MASK] expected, got {text!r}")
-    model, tokenizer = load_trained(run, device)
-    if not isinstance(model, models.BERT):
-        raise RunError(f"run: {run} holds a {type(model).__name__}; fill-mask needs a BERT (try generate)")
+    model, tokenizer = load_trained(run, device, head="mlm")
     if top > tokenizer.vocab_size:
         raise ValueError(f"top: at most the {tokenizer.vocab_size} entries of the vocabulary expected, got {top}")
     tokens = [tokenizer.id("[CLS]"), *tokenizer.encode(text), tokenizer.id("[SEP]")]

@@ -1,0 +1,50 @@
+"""Options of configurations: dataclass fields with a help text, and their checks. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import Field, field, fields, replace
+from typing import Any, TypeVar
+
+Config = TypeVar("Config")
+
+
+def option(help: str, default: Any, **metadata: Any) -> Any:
+    """A field with a help text for the command line; `choices`: the values that it may have."""
+    return field(default=default, metadata={"help": help, **metadata})
+
+
+def options(config: Any) -> list[Field]:
+    """The fields of a configuration that a user may set: those with a help text."""
+    return [f for f in fields(config) if "help" in f.metadata]
+
+
+def require(condition: bool, name: str, expected: str, given: Any) -> None:
+    if not condition:
+        raise ValueError(f"{name}: {expected} expected, got {given!r}")
+
+
+def check_choices(config: Any) -> None:
+    """Raises ValueError for a field that has none of its `choices`."""
+    for f in fields(config):
+        choices = f.metadata.get("choices")
+        given = getattr(config, f.name)
+        require(choices is None or given in choices, f.name, f"one of {', '.join(choices or ())}", given)
+
+
+def option_values(config: Any) -> dict[str, Any]:
+    """The options of a configuration as JSON has them: tuples are lists."""
+    return {f.name: _plain(getattr(config, f.name)) for f in options(config)}
+
+
+def _plain(value: Any) -> Any:
+    return [_plain(item) for item in value] if isinstance(value, tuple) else value
+
+
+def _tupled(value: Any) -> Any:
+    return tuple(_tupled(item) for item in value) if isinstance(value, list) else value
+
+
+def overlay(config: Config, values: Mapping[str, Any]) -> Config:
+    """The configuration with other values, which may come from JSON; raises TypeError for a name that it lacks."""
+    return replace(config, **{name: _tupled(value) for name, value in values.items()})

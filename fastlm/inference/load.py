@@ -1,0 +1,26 @@
+"""A trained model and its tokenizer, from a run's folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fastlm import models
+from fastlm.data import tokenizer
+from fastlm.data.tokenizer import Tokenizer
+from fastlm.device import find_device
+from fastlm.models import Model
+from fastlm.run_folder import RunError, RunFolder
+
+
+def load_trained(run: str | Path, device: str = "auto", *, head: str | None = None) -> tuple[Model, Tokenizer]:
+    """The model of a run (while it trains, that of the last checkpoint) in eval mode, and its tokenizer.
+
+    head: a head that the model must have. Raises RunError where the run or the head is not there, DeviceError for a
+    device that is not, and the errors of `models.load`.
+    """
+    folder = RunFolder(run)
+    model = models.load(folder.newest_model())
+    if head is not None and head not in model.head_names:
+        others = ", ".join(repr(name) for name in model.head_names) or "no head"
+        raise RunError(f"run: {run} holds a {type(model).__name__} with {others}; a model with {head!r} is needed")
+    return model.to(find_device(device)).eval(), tokenizer.load(folder.tokenizer_file)

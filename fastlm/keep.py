@@ -1,0 +1,21 @@
+"""The keep probability of dropout, in steps of 1/256. Imports no torch: configurations check their values with it."""
+
+from __future__ import annotations
+
+LEVELS = 256  # `keep == LEVELS` means that nothing is dropped
+
+
+def keep_count(dropout_p: float) -> int:
+    """The number of the 256 levels at which an element is kept, for a dropout probability in [0, 1).
+
+    Raises ValueError where the nearest level would keep everything although `dropout_p` > 0, or nothing.
+    """
+    if not 0.0 <= dropout_p < 1.0:
+        raise ValueError(f"dropout_p must be in [0, 1), got {dropout_p}")
+    keep = round((1.0 - dropout_p) * LEVELS)
+    if dropout_p > 0.0 and not 0 < keep < LEVELS:
+        raise ValueError(
+            f"dropout_p is applied in steps of 1/256 and {dropout_p} rounds to {1 - keep / LEVELS:g}: "
+            f"give 0, or a value from {1 / LEVELS:.4f} to {1 - 1 / LEVELS:.4f}"
+        )
+    return keep

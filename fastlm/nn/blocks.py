@@ -1,0 +1,54 @@
+"""Blocks: attention and MLP with their residuals."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from fastlm.nn.layers import MLP, AddLayerNorm, SelfAttention
+
+
+class PostLNBlock(nn.Module):
+    """h = LN(x + dropout(attention(x))); LN(h + dropout(MLP(h))) (Vaswani et al. 2017; GPT-1; BERT).
+
+    Shapes: x (B, S, E) -> (B, S, E). `dropout_sites` seeds are used per call: attention's, and one per residual.
+
+    Args:
+        hidden, heads, intermediate: E, H, and the width I of the MLP.
+        causal: a query sees the keys up to its own position.
+        dropout, attention_dropout: probabilities, of the residual branches and of attention's weights.
+        gelu: "tanh" or "none" (the exact erf form).
+        keep_sum: whether the residual sums are kept for the backward (see `fastlm.add_layer_norm`).
+    """
+
+    dropout_sites = 3
+
+    def __init__(
+        self,
+        hidden: int,
+        heads: int,
+        intermediate: int,
+        *,
+        causal: bool,
+        dropout: float,
+        attention_dropout: float,
+        gelu: str = "tanh",
+        eps: float = 1e-5,
+        keep_sum: bool = True,
+        backend: str = "auto",
+    ):
+        super().__init__()
+        norm = {"dropout": dropout, "eps": eps, "keep_sum": keep_sum, "backend": backend}
+        fused = {"return_bias": True, "backend": backend}
+        self.attention = SelfAttention(hidden, heads, causal=causal, dropout=attention_dropout, **fused)
+        self.attention_norm = AddLayerNorm(hidden, **norm)
+        self.mlp = MLP(hidden, intermediate, approximate=gelu, **fused)
+        self.mlp_norm = AddLayerNorm(hidden, **norm)
+
+    def forward(self, x: Tensor, lengths: Tensor | None, seeds: Sequence[Tensor | None]) -> Tensor:
+        """`lengths` (B,) int32 or None; `seeds`: one int64 or None per dropout site."""
+        a, bias = self.attention(x, lengths=lengths, seed=seeds[0])
+        h = self.attention_norm(a, x, bias=bias, seed=seeds[1])
+        m, bias = self.mlp(h)
+        return self.mlp_norm(m, h, bias=bias, seed=seeds[2])

@@ -1,0 +1,83 @@
+"""The folder of a run: what lies where, and its record.
+
+config.json    the options, the identity of the data files, and the plan made from both once: steps, precision, sizes
+tokenizer.json, data/            the tokenizer and the tokenised shards (of tasks on text)
+metrics.jsonl                    one line per update
+checkpoints/step-N/              the last two (train/checkpoint.py); the model is in model/ there
+model/, loss.png, report.{json,md}   at the end (loss.png at each checkpoint too)
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+FORMATS = (1, 2)  # of config.json; 2 is written
+_CHECKPOINT = re.compile(r"step-(\d+)")
+
+
+class RunError(ValueError):
+    """Reports a run that cannot be started, resumed or read; the sentence says why and what would help."""
+
+
+class RunFolder:
+    """Names the files of a run's folder. It reads and makes nothing until it is asked to."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self.config_file = self.path / "config.json"
+        self.metrics_file = self.path / "metrics.jsonl"
+        self.tokenizer_file = self.path / "tokenizer.json"
+        self.data = self.path / "data"
+        self.checkpoints = self.path / "checkpoints"
+        self.model = self.path / "model"
+        self.curve = self.path / "loss.png"
+        self.report = self.path / "report.json"
+        self.report_text = self.path / "report.md"
+
+    def exists(self) -> bool:
+        """Says whether there is a run, begun or not."""
+        return self.config_file.is_file()
+
+    def begun(self) -> bool:
+        """Says whether there is a run that has made an update."""
+        updated = self.metrics_file.is_file() and self.metrics_file.stat().st_size > 0
+        return self.exists() and (updated or self.report.is_file() or bool(find_checkpoints(self.checkpoints)))
+
+    def recorded(self) -> dict[str, Any]:
+        """Returns config.json. Raises RunError if it is not one of fastlm's."""
+        if not self.exists():
+            raise RunError(f"run: {self.path} is not a run folder (it has no config.json)")
+        try:
+            content = json.loads(self.config_file.read_text())
+        except ValueError as error:
+            raise RunError(f"run: {self.config_file} is not JSON ({error})") from error
+        if not isinstance(content, dict) or content.get("format") not in FORMATS:
+            known = " or ".join(map(str, FORMATS))
+            raise RunError(f"run: {self.config_file} is not the configuration of a fastlm run of format {known}")
+        missing = {"plan", "made_from"} - content.keys()
+        if content["format"] == FORMATS[-1] and missing:
+            raise RunError(f"run: {self.config_file} is damaged: it has no {min(missing)!r}")
+        return content
+
+    def newest_model(self) -> Path:
+        """Returns the folder of the trained model, or while it trains that of the last checkpoint's.
+
+        Raises RunError where there is neither.
+        """
+        self.recorded()
+        if self.model.is_dir():
+            return self.model
+        saved = find_checkpoints(self.checkpoints)
+        if not saved:
+            raise RunError(f"run: {self.path} has neither model/ nor a checkpoint yet; train it first")
+        return saved[-1] / "model"
+
+
+def find_checkpoints(folder: Path) -> list[Path]:
+    """Returns the checkpoints of a folder, oldest first, without those that a process died writing."""
+    entries = folder.iterdir() if folder.is_dir() else ()
+    found = {int(match[1]): path for path in entries if (match := _CHECKPOINT.fullmatch(path.name))}
+    return [found[step] for step in sorted(found)]

@@ -1,0 +1,174 @@
+"""The training loop: a run is a function of its task, its configuration and the step, whatever interrupts it."""
+
+from __future__ import annotations
+
+import contextlib
+import platform
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+import fastlm
+from fastlm.device import Placement
+from fastlm.files import disk_is_full, new_folder, write_bytes, write_json
+from fastlm.run_folder import RunError, find_checkpoints
+from fastlm.tasks.base import Task
+from fastlm.train import checkpoint, report
+from fastlm.train.config import TrainConfig
+from fastlm.train.plan import check_data, make_plan
+from fastlm.train.recorder import Recorder
+from fastlm.train.run import Record, TrainingFolder, run_hash
+from fastlm.train.stop import StopRequest
+from fastlm.train.trainer import Plan, Trainer
+
+Notify = Callable[[str], None]
+
+
+class Interrupted(Exception):
+    """The run was asked to stop (SIGINT, SIGTERM) and has saved its last step; the sentence says how to resume."""
+
+
+def train(
+    task: Task,
+    config: TrainConfig,
+    placement: Placement,
+    folder: str | Path,
+    *,
+    record: Record,
+    name: str,
+    notify: Notify = tqdm.write,
+) -> dict[str, Any]:
+    """Trains a task in a run folder, or goes on with the run that is there; returns the run's report.
+
+    A finished run is reported again, not trained further.
+
+    Args:
+        record: what the run is, as JSON, in sections: {section: {option: value}}; a run is only resumed with the same.
+        name: of the model, in the report.
+
+    Raises:
+        RunError: another configuration, a full disk, a loss that is not finite.
+        CheckpointError, DataError, DeviceError: checkpoints, data or a device that cannot be used.
+        Interrupted: after SIGINT or SIGTERM.
+    """
+    run = TrainingFolder(folder)
+    try:
+        with _full_disk_as_a_sentence(run):
+            run.open(task, record, notify)
+            if run.report.is_file():
+                notify(f"{run.path} is finished; this is its report")
+                return report.read(run.report)
+            return _train(task, config, placement, run, record, name, notify)
+    finally:
+        run.close()
+
+
+def _train(
+    task: Task,
+    config: TrainConfig,
+    placement: Placement,
+    run: TrainingFolder,
+    record: Record,
+    name: str,
+    notify: Notify,
+) -> dict[str, Any]:
+    task.prepare(run.path, notify)
+    check_data(task, config)
+    plan = _plan(task, config, placement, run, record, notify)
+    with _deterministic(plan.device), Trainer(task, config, plan, placement.backend) as trainer:
+        totals = _make_updates(trainer, run, run_hash(record, plan), name, notify)
+        return _finish(trainer, run, totals, name, notify)
+
+
+def _plan(
+    task: Task, config: TrainConfig, placement: Placement, run: TrainingFolder, record: Record, notify: Notify
+) -> Plan:
+    """The recorded plan, or a new one, which is then recorded."""
+    recorded = run.recorded()["plan"]
+    if not recorded:
+        plan = make_plan(task, config, placement, notify)
+        run.record(record, plan, versions=versions())
+        return plan
+    plan = Plan(**recorded)
+    if plan.task != task.identity():
+        raise RunError(f"run: {run.path} holds other data than what the run began with; put that back: {plan.task}")
+    return plan
+
+
+def _make_updates(trainer: Trainer, run: TrainingFolder, run_hash: str, name: str, notify: Notify) -> dict[str, Any]:
+    """Makes the updates that are left; returns the tokens that all of them read and the seconds that they took."""
+    state = checkpoint.restore(run.checkpoints, trainer.model, trainer.optimizer, run_hash=run_hash, notify=notify)
+    start = state["step"] if state else 0
+    if state:
+        notify(f"resuming at step {start} of {trainer.plan.steps}")
+    config, steps = trainer.config, trainer.plan.steps
+    recorder = Recorder(trainer, run, state, name)
+    saved = time.monotonic()
+    with contextlib.closing(recorder), StopRequest() as stop:
+        for step in range(start, steps):
+            recorder.add(trainer.update(step))
+            done = step + 1
+            late = time.monotonic() - saved > config.checkpoint_seconds
+            save = stop.requested or late or done % config.checkpoint_every == 0 or done == steps
+            if done % config.validate_every == 0 or done == steps:
+                recorder.read()
+                batches = trainer.validation_batches(config.validation_batches, step=step)
+                recorder.note_validation(trainer.evaluate(batches))
+            if save or recorder.full:
+                recorder.write()
+            if save:
+                recorder.save(run_hash)
+                saved = time.monotonic()
+            if stop.requested and done < steps:
+                raise Interrupted(f"stopped and saved at step {done} of {steps}; give the same command again to go on")
+    return {"tokens": recorder.tokens, "training_seconds": round(recorder.seconds, 1)}
+
+
+def _finish(trainer: Trainer, run: TrainingFolder, totals: dict[str, Any], name: str, notify: Notify) -> dict[str, Any]:
+    """Writes model/ and the report."""
+    with new_folder(run.model) as folder:
+        trainer.model.save(folder)
+    notify("validating on all of the held-out text")
+    result = {"model": name, "parameters": sum(p.numel() for p in trainer.model.parameters())}
+    figures = {name: list(style) for name, style in trainer.task.figure_names.items()}
+    result |= {"steps": trainer.plan.steps, **totals, "figures": figures}
+    result |= trainer.task.report(trainer, name)
+    write_bytes(run.report_text, report.markdown(result).encode())
+    write_json(run.report, result)
+    return result
+
+
+@contextlib.contextmanager
+def _deterministic(device: str) -> Iterator[None]:
+    """On the CPU, every op gives the same bits again, so that a resumed run does; on CUDA that would cost speed."""
+    before = torch.are_deterministic_algorithms_enabled()
+    fill = torch.utils.deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(before or device == "cpu")
+    torch.utils.deterministic.fill_uninitialized_memory = False
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+        torch.utils.deterministic.fill_uninitialized_memory = fill
+
+
+@contextlib.contextmanager
+def _full_disk_as_a_sentence(run: TrainingFolder) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if not disk_is_full(error):
+            raise
+        kept = find_checkpoints(run.checkpoints)
+        step = f"the run is saved up to {kept[-1].name}" if kept else "nothing was saved yet"
+        raise RunError(
+            f"the disk of {run.path} is full; {step}: free some space and give the same command again"
+        ) from error
+
+
+def versions() -> dict[str, str]:
+    return {"fastlm": fastlm.__version__, "torch": torch.__version__, "python": platform.python_version()}

@@ -1,0 +1,100 @@
+"""The plan of a run, made once: device, precision, and the length in updates."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+
+from fastlm.data import DataError
+from fastlm.device import Placement, find_device
+from fastlm.tasks.base import Task
+from fastlm.train.config import TrainConfig
+from fastlm.train.trainer import Plan, Trainer
+
+WARM_UP_UPDATES, TIMED_UPDATES, TIMED_SECONDS = 2, 3, 3.0
+
+Notify = Callable[[str], None]
+
+
+def check_data(task: Task, config: TrainConfig) -> None:
+    """Raises DataError if a split of a prepared task is too small for one batch at any of the run's lengths."""
+    for split in ("train", "validation"):
+        for length in (length for fraction, length in config.phases if fraction > 0):
+            try:
+                task.dataset(split, length, config.part_size, config.seed)
+            except DataError as error:
+                hint = ", or a larger validation_fraction" if split == "validation" else ""
+                raise DataError(f"{error}{hint}") from None
+
+
+def make_plan(task: Task, config: TrainConfig, placement: Placement, notify: Notify) -> Plan:
+    """The plan of a prepared task's run; `notify` gets a sentence on each choice."""
+    device = find_device(placement.device).type
+    plan = Plan(1, 0, device, placement.precision, task.identity())
+    precision, why = choose_precision(task, config, placement, plan)
+    notify(f"device {device}, {'bf16 autocast' if precision == 'bf16' else 'fp32'} ({why})")
+    plan = replace(plan, precision=precision)
+    steps, why = count_steps(task, config, placement, plan)
+    plan = replace(plan, steps=steps, warmup=min(config.warmup, steps // 10))
+    notify(f"{steps} updates{why}, {plan.warmup} of warm-up, then {config.decay} decay to 0")
+    return plan
+
+
+def choose_precision(task: Task, config: TrainConfig, placement: Placement, plan: Plan) -> tuple[str, str]:
+    """The run's precision, and why.
+
+    A CPU that multiplies bf16 may still be slower at it: avx512_bf16 is slower than fp32 on some. "auto" times both.
+    """
+    if placement.precision != "auto":
+        return placement.precision, "as asked"
+    if plan.device == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+        return ("bf16" if native else "fp32"), f"{torch.cuda.get_device_name()} {'has' if native else 'has no'} bf16"
+    if not any(torch.cpu.get_capabilities().get(name) for name in ("avx512_bf16", "amx_bf16")):
+        return "fp32", "the CPU has no avx512_bf16 or amx_bf16"
+    # Other work on the machine only adds to a time, so the shortest ones are compared.
+    seconds = {
+        precision: min(update_seconds(task, config, placement, replace(plan, precision=precision), config.longest, 0.0))
+        for precision in ("fp32", "bf16")
+    }
+    faster = min(seconds, key=seconds.get)
+    return faster, f"an update takes {seconds['fp32']:.2g} s in fp32, {seconds['bf16']:.2g} s in bf16"
+
+
+def count_steps(task: Task, config: TrainConfig, placement: Placement, plan: Plan) -> tuple[int, str]:
+    """The run's length in updates, and where it comes from."""
+    if config.steps is not None:
+        return config.steps, ""
+    if config.epochs is not None:
+        batches = sum(
+            share * task.dataset("train", length, config.part_size, config.seed).batches_per_epoch
+            for share, length in config.phases
+        )
+        return max(1, math.ceil(config.epochs * batches / config.accumulation)), f" in {config.epochs:g} epochs"
+    seconds = 0.0
+    for share, length in config.phases:
+        timed = update_seconds(task, config, placement, plan, length, TIMED_SECONDS)
+        seconds += share * sum(timed) / len(timed)
+    steps = max(1, round(60 * config.minutes / seconds))
+    return steps, f" in about {config.minutes:g} minutes at {seconds:.3g} s each"
+
+
+def update_seconds(
+    task: Task, config: TrainConfig, placement: Placement, plan: Plan, length: int, least: float
+) -> list[float]:
+    """Times the first updates at one sequence length, for so many seconds, with a model that is then thrown away."""
+    config, plan = replace(config, phases=((1.0, length),)), replace(plan, steps=1 << 30)
+    seconds: list[float] = []
+    with Trainer(task, config, plan, placement.backend) as trainer:
+        for step in itertools.count():
+            start = time.perf_counter()
+            trainer.update(step).values.tolist()
+            if step >= WARM_UP_UPDATES:
+                seconds.append(time.perf_counter() - start)
+            if len(seconds) >= TIMED_UPDATES and sum(seconds) >= least:
+                return seconds

@@ -1,0 +1,109 @@
+"""What is written while a run goes on: records, progress bar, checkpoints and the loss curve."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Collection
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from fastlm.run_folder import RunError, RunFolder
+from fastlm.train import checkpoint, report
+from fastlm.train.metrics import Metrics
+from fastlm.train.trainer import Trainer, Update
+
+READ_EVERY = {"cpu": 1, "cuda": 10}  # updates between the reads of the losses, each of which waits for the device
+
+
+class Recorder:
+    """Takes the updates of a run in order; `state` is that of the checkpoint that the run resumes from, or None."""
+
+    def __init__(self, trainer: Trainer, run: RunFolder, state: dict[str, Any] | None, name: str):
+        self.trainer, self.run, self.name = trainer, run, name
+        self.step, self.tokens, self.seconds = (
+            (state[k] for k in ("step", "tokens", "seconds")) if state else (0, 0, 0.0)
+        )
+        self.metrics = Metrics(run.metrics_file, self.step)
+        self._updates: list[Update] = []
+        self._records: list[dict[str, Any]] = []
+        self._shown: dict[str, str] = {}
+        self._since = time.perf_counter()
+        interval = 0.5 if sys.stderr.isatty() else 10.0
+        self._bar = tqdm(
+            total=trainer.plan.steps, initial=self.step, unit="step", dynamic_ncols=True, mininterval=interval
+        )
+
+    @property
+    def full(self) -> bool:
+        """Whether it is time to read the losses."""
+        return len(self._updates) + len(self._records) >= READ_EVERY[self.trainer.device.type]
+
+    def close(self) -> None:
+        self._bar.close()
+        self.metrics.close()
+
+    def add(self, update: Update) -> None:
+        self._updates.append(update)
+
+    def read(self) -> None:
+        """Turns the updates made since the last read into records; waits for the device."""
+        if not self._updates:
+            return
+        values = torch.stack([update.values for update in self._updates]).tolist()
+        now = time.perf_counter()
+        each = (now - self._since) / len(values)
+        for update, row in zip(self._updates, values, strict=True):
+            self.step, self.tokens, self.seconds = self.step + 1, self.tokens + update.tokens, self.seconds + each
+            record = {"step": self.step, **dict(zip(self.trainer.names, row, strict=True))}
+            record |= {"learning_rate": update.learning_rate, "tokens": self.tokens}
+            record |= {"seconds": round(self.seconds, 3), "tokens_per_second": round(update.tokens / each)}
+            self._require_finite(record)
+            self._records.append(record)
+        self._updates.clear()
+        self._since = now
+
+    def note_validation(self, figures: dict[str, float]) -> None:
+        """Adds a validation to the last record; its time does not count as training."""
+        self._records[-1] |= {f"validation_{name}": value for name, value in figures.items()}
+        self._shown["val"] = f"{figures['loss']:.3f}"
+        self._since = time.perf_counter()
+
+    def write(self) -> None:
+        """Writes the records, and shows their means."""
+        self.read()
+        self.metrics.append(self._records)
+        self._bar.set_postfix(
+            loss=f"{_mean(self.metrics.last, 'loss'):.3f}",
+            **self._shown,
+            **{"tok/s": f"{_mean(self.metrics.last, 'tokens_per_second'):,.0f}"},
+            refresh=False,
+        )
+        self._bar.update(len(self._records))
+        self._records.clear()
+
+    def save(self, run_hash: str) -> None:
+        """Writes a checkpoint and the loss curve. Raises OSError."""
+        self.metrics.sync()
+        state = {"tokens": self.tokens, "seconds": self.seconds}
+        trainer = self.trainer
+        checkpoint.save(self.run.checkpoints, self.step, trainer.model, trainer.optimizer, run_hash=run_hash, **state)
+        report.plot(self.metrics.curve, self.run.curve, title=self.name)
+        self._since = time.perf_counter()
+
+    def _require_finite(self, record: dict[str, Any]) -> None:
+        for name in self.trainer.names:
+            if not math.isfinite(record[name]):
+                raise RunError(
+                    f"{name} became {record[name]} at step {record['step']}, with learning rate "
+                    f"{record['learning_rate']:.2g}; start another run with a lower --learning-rate or a longer "
+                    "--warmup; the checkpoints are kept"
+                )
+
+
+def _mean(records: Collection[dict[str, Any]], name: str) -> float:
+    values = [record[name] for record in records]
+    return sum(values) / len(values)
