@@ -106,14 +106,16 @@ def test_constant_rows(case):
 
 
 @pytest.mark.parametrize("case", cases(OP))
-def test_mask_is_the_common_one(case):
+@pytest.mark.parametrize("first", [None, 2**32 - 5, 2**40 + 1])
+def test_mask_is_the_common_one(case, first):
     rows, columns, keep = 21, 333, keep_count(0.3)
     seed = torch.tensor([2**62 + 7], device=case.device)
     x = torch.ones(rows, columns, dtype=case.dtype, device=case.device)
     gamma = torch.ones(columns, device=case.device)
-    options = {"dropout_p": 0.3, "seed": seed, "return_sum": True, "backend": case.backend}
+    first = None if first is None else torch.tensor([first], device=case.device)
+    options = {"dropout_p": 0.3, "seed": seed, "first_row": first, "return_sum": True, "backend": case.backend}
     _, s = fastlm.add_layer_norm(x, torch.zeros_like(x), gamma, **options)
-    assert torch.equal(s != 0, row_mask(seed, rows, columns, keep))
+    assert torch.equal(s != 0, row_mask(seed, rows, columns, keep, first))
     assert torch.equal(s[s != 0], torch.full_like(s[s != 0], 256 / keep))
 
 
@@ -225,7 +227,7 @@ def test_cuda_graph_draws_fresh_masks(case):
 def test_opcheck(case):
     t = {name: x.requires_grad_() for name, x in tensors(case, 4, 24).items()}
     seed = torch.tensor([5], device=case.device)
-    rest = (t["bias"], t["gamma"], t["beta"], seed, 230, 1e-5, True, False, case.backend)
+    rest = (t["bias"], t["gamma"], t["beta"], seed, seed, 230, 1e-5, True, False, case.backend)
     assert_passes_opcheck(OP, t["x"], t["residual"], *rest)
 
 
@@ -276,7 +278,7 @@ def test_sum_is_not_kept(case):
 def test_opcheck_from_the_output(case):
     t = {name: x.requires_grad_() for name, x in invertible(case, 4, 24).items()}
     seed = torch.tensor([5], device=case.device)
-    rest = (t["bias"], t["gamma"], t["beta"], seed, 230, 1e-5, False, True, case.backend)
+    rest = (t["bias"], t["gamma"], t["beta"], seed, seed, 230, 1e-5, False, True, case.backend)
     assert_passes_opcheck(OP, t["x"], t["residual"], *rest)
 
 
@@ -337,6 +339,11 @@ X = torch.zeros(3, 8)
         ({"dropout_p": 0.001}, ValueError, "rounds to 0: give 0, or a value from"),
         ({"dropout_p": 0.1}, ValueError, "needs a seed"),
         ({"dropout_p": 0.1, "seed": torch.tensor([1.0])}, TypeError, "seed must hold one int64, got float32"),
+        (
+            {"dropout_p": 0.1, "seed": torch.tensor([1]), "first_row": 3},
+            TypeError,
+            "first_row must be .* int64, got int",
+        ),
         ({"eps": -1.0}, ValueError, "eps must be at least 0"),
         ({"return_sum": True, "keep_sum": False}, ValueError, "give it or keep_sum=False, not both"),
         ({"backend": "tirton"}, ValueError, "backend must be one of auto, reference, triton, cuda"),

@@ -152,7 +152,7 @@ def test_opcheck(case):
     tokens, segments = ids(case, 2, 6)
     order = torch.arange(6, device=case.device).expand(2, 6).contiguous()
     seed = torch.tensor([5], device=case.device)
-    rest = (seed, 230, 1e-5, case.dtype)
+    rest = (seed, seed, 230, 1e-5, case.dtype)
     tables = (t["segment"], segments, t["gamma"], t["beta"], *rest)
     for position_ids in (order, None):
         assert_passes_opcheck(OP, tokens, t["word"], t["position"], position_ids, *tables, True, case.backend)
