@@ -93,7 +93,7 @@ class Trainer:
         """Returns the entries of a batch by which a part of an update drops what the whole would drop."""
         if seeds is None:
             return {}
-        first = torch.tensor([part * self.config.part_size], device=self.device)
+        first = torch.full((1,), part * self.config.part_size, device=self.device)  # no copy from the host
         return {"seeds": seeds, "first_sequence": first}
 
     def learning_rate(self, step: int) -> float:
