@@ -20,7 +20,7 @@ from fastlm.train.trainer import Plan
 
 # Every change after which the same command gives other losses adds 1: in tokenizers, sampling, models, ops of the CPU,
 # optimizers or schedules. An unfinished run of another version is refused. Folders without a version have version 0.
-NUMERICS = 2
+NUMERICS = 3
 
 Notify = Callable[[str], None]
 Record = dict[str, Any]
