@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import pytest
 import torch
@@ -147,6 +148,27 @@ def assert_repeats(op: Op, tensors: dict[str, Tensor], dtype: torch.dtype) -> No
     for again in (op, torch.compile(op, fullgraph=True, backend="aot_eager")):
         second = evaluate(again, tensors, dtype)
         assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def constant_rows(case: Case, columns: int) -> Tensor:
+    """61 rows of values from -3 to 3, each constant. Their variance is 0, so that eps alone bounds rstd."""
+    return torch.linspace(-3, 3, 61, device=case.device).to(case.dtype)[:, None].expand(61, columns)
+
+
+def assert_normalises_constant_rows(op: Op, naive: Op, tensors: dict[str, Tensor], case: Case) -> None:
+    """`op` and `naive` take eps = 1e-12: what is left of a row that is all mean would be multiplied by 10^6.
+
+    gamma is small enough for the gradients, which are multiplied too, to fit into float16. Torch keeps rstd in float16
+    where that is the dtype, which it does not fit: the yardstick is the float32 computation rounded once alone.
+    """
+
+    def in_float32(**tensors: Tensor) -> Tensor:
+        dtype = tensors["gamma"].dtype
+        wide = {name: x if dtype == torch.float64 else x.float() for name, x in tensors.items()}
+        return naive(**wide, eps=1e-12).to(dtype)
+
+    tensors = tensors | {"gamma": tensors["gamma"] / 1024}
+    assert_accurate(partial(op, eps=1e-12), in_float32, tensors, case.dtype)
 
 
 def assert_takes_any_size(op: Callable[..., Tensor], case: Case, shape: tuple[int, ...]) -> None:

@@ -15,12 +15,16 @@ import pytest
 import torch
 from hypothesis import settings
 
-EMULATED = Path(__file__).parent.parent / "build" / "emulated"
+ROOT = Path(__file__).parent.parent
+SLOW_TESTS = "slow tests are deselected: make test-all (pytest --all) runs them"
+
+# For benchmarks/, and after all else: kernels/ must not hide the package of that name.
+sys.path.append(str(ROOT))
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel is decorated, so before any import of fastlm.kernels
     os.environ["FASTLM_EMULATE"] = "1"
-    sys.path.insert(0, str(EMULATED))
+    sys.path.insert(0, str(ROOT / "build" / "emulated"))
 
 # Two cores, and results that do not depend on how work is split among them.
 torch.set_num_threads(min(2, os.cpu_count() or 1))
@@ -28,9 +32,6 @@ torch.set_num_threads(min(2, os.cpu_count() or 1))
 # The same examples every time, so that a failure is the doing of what was changed, and as long as each takes.
 settings.register_profile("fastlm", deadline=None, derandomize=True)
 settings.load_profile("fastlm")
-
-
-SLOW_TESTS = "slow tests are deselected: make test-all (pytest --all) runs them"
 
 
 def pytest_addoption(parser) -> None:

@@ -159,6 +159,7 @@ def test_a_launcher_checks_what_its_kernel_takes_for_granted():
     def launch(**changes):
         arguments = {
             "q": x, "k": x, "v": x, "lengths": None, "cu_seqlens": None, "max_seqlen": 5, "seed": None,
+            "first_sequence": None,
             "o": x.clone(), "lse": lse, "causal": False, "scale": 0.25, "keep": 256, "stream": 0,
         }  # fmt: skip
         return attention_forward(*(arguments | changes).values())

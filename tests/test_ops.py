@@ -9,14 +9,18 @@ import numpy as np
 import pytest
 import torch
 from checks import Case, cases
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastlm
-from fastlm import backends
+from fastlm import backends, ops
+from fastlm.ops import SPECS
 
 B, S, H, D, E, V = 3, 5, 2, 8, 16, 11
+PARTED = 5  # sequences of a batch that is cut
 Tensors = dict[str, Tensor]
 
 
@@ -36,6 +40,7 @@ def _tensors(batch: int = B, sequence: int = S) -> Tensors:
         "beta": 0.1 * randn(E),
         "bias": randn(E),
         "seed": torch.tensor([1, 12345, 2])[1:2],
+        "first": torch.tensor([1, 2**33 + 5, 2])[1:2],
         "q": randn(batch, sequence, H, D),
         "k": randn(batch, sequence, H, D),
         "v": randn(batch, sequence, H, D),
@@ -64,17 +69,18 @@ def _rows(op: Callable[..., Tensor], *names: str, **options) -> tuple[tuple[str,
 CALLS: dict[str, tuple[tuple[str, ...], Callable[..., Tensor]]] = {
     "layer_norm": _rows(fastlm.layer_norm, "x", "gamma", "beta"),
     "add_layer_norm": (
-        ("x", "residual", "gamma", "beta", "bias", "seed"),
-        lambda x, r, gamma, beta, bias, seed, backend: torch.cat(
+        ("x", "residual", "gamma", "beta", "bias", "seed", "first"),
+        lambda x, r, gamma, beta, bias, seed, first, backend: torch.cat(
             fastlm.add_layer_norm(
-                x, r, gamma, beta, bias=bias, dropout_p=0.25, seed=seed, return_sum=True, backend=backend
+                x, r, gamma, beta, bias=bias, dropout_p=0.25, seed=seed, first_row=first, return_sum=True,
+                backend=backend,
             )
         ),
     ),
     "add_layer_norm, from y": (
-        ("x", "residual", "gamma", "beta", "bias", "seed"),
-        lambda x, r, gamma, beta, bias, seed, backend: fastlm.add_layer_norm(
-            x, r, gamma, beta, bias=bias, dropout_p=0.25, seed=seed, keep_sum=False, backend=backend
+        ("x", "residual", "gamma", "beta", "bias", "seed", "first"),
+        lambda x, r, gamma, beta, bias, seed, first, backend: fastlm.add_layer_norm(
+            x, r, gamma, beta, bias=bias, dropout_p=0.25, seed=seed, first_row=first, keep_sum=False, backend=backend
         ),
     ),
     "gelu_layer_norm": (
@@ -84,28 +90,30 @@ CALLS: dict[str, tuple[tuple[str, ...], Callable[..., Tensor]]] = {
     "layer_norm_gelu": _rows(fastlm.layer_norm_gelu, "x", "gamma", "beta"),
     "bias_gelu": _rows(fastlm.bias_gelu, "x", "bias"),
     "embedding_layer_norm": (
-        ("tokens", "word", "position", "position_ids", "segment", "segments", "gamma", "beta", "seed"),
-        lambda tokens, word, position, ids, segment, segments, gamma, beta, seed, backend: fastlm.embedding_layer_norm(
-            tokens, word, position=position, position_ids=ids, segment=segment, segments=segments, gamma=gamma,
-            beta=beta, dropout_p=0.25, seed=seed, backend=backend,
+        ("tokens", "word", "position", "position_ids", "segment", "segments", "gamma", "beta", "seed", "first"),
+        lambda tokens, word, position, ids, segment, segments, gamma, beta, seed, first, backend: (
+            fastlm.embedding_layer_norm(
+                tokens, word, position=position, position_ids=ids, segment=segment, segments=segments, gamma=gamma,
+                beta=beta, dropout_p=0.25, seed=seed, first_row=first, backend=backend,
+            )
         ),
     ),
     "embedding_layer_norm, GPT-1's": (
-        ("tokens", "word", "position", "seed"),
-        lambda tokens, word, position, seed, backend: fastlm.embedding_layer_norm(
-            tokens, word, position=position, dropout_p=0.25, seed=seed, backend=backend
+        ("tokens", "word", "position", "seed", "first"),
+        lambda tokens, word, position, seed, first, backend: fastlm.embedding_layer_norm(
+            tokens, word, position=position, dropout_p=0.25, seed=seed, first_row=first, backend=backend
         ),
     ),
     "attention": (
-        ("q", "k", "v", "lengths", "seed"),
-        lambda q, k, v, lengths, seed, backend: fastlm.attention(
-            q, k, v, lengths=lengths, dropout_p=0.25, seed=seed, backend=backend
+        ("q", "k", "v", "lengths", "seed", "first"),
+        lambda q, k, v, lengths, seed, first, backend: fastlm.attention(
+            q, k, v, lengths=lengths, dropout_p=0.25, seed=seed, first_sequence=first, backend=backend
         ),
     ),
     "attention_packed": (
-        ("qkv", "cu_seqlens", "seed"),
-        lambda qkv, cu_seqlens, seed, backend: fastlm.attention_packed(
-            qkv, cu_seqlens=cu_seqlens, max_seqlen=S, dropout_p=0.25, seed=seed, backend=backend
+        ("qkv", "cu_seqlens", "seed", "first"),
+        lambda qkv, cu_seqlens, seed, first, backend: fastlm.attention_packed(
+            qkv, cu_seqlens=cu_seqlens, max_seqlen=S, dropout_p=0.25, seed=seed, first_sequence=first, backend=backend
         ),
     ),
     "linear_cross_entropy": (
@@ -179,12 +187,12 @@ class Relaid(TorchDispatchMode):
 
     def __init__(self, lay: Callable[[Tensor], Tensor]):
         super().__init__()
-        self.lay, self.seen = lay, 0
+        self.lay, self.seen = lay, []
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         if function.namespace == "fastlm":
             args = [self.lay(a) if isinstance(a, Tensor) and a.ndim > 0 else a for a in args]
-            self.seen += 1
+            self.seen.append((function, args))
         return function(*args, **(kwargs or {}))
 
 
@@ -198,13 +206,35 @@ def _assert_same(actual: Tensors, expected: Tensors) -> None:
 def test_the_layout_of_a_tensor_changes_nothing(call, case, lay):
     with Relaid(lay) as mode:
         actual = _evaluate(call, case, _tensors())
-    assert mode.seen >= 2  # a forward and a backward
+    assert len(mode.seen) >= 2  # a forward and a backward
     _assert_same(actual, _expected(call, case))
 
 
+def test_every_op_is_public_and_is_called_here():
+    """All but adamw, which takes lists of tensors, works in place and has no derivative."""
+    assert {call.partition(",")[0] for call in CALLS} == SPECS.keys() - {"adamw"}
+    for op in SPECS:
+        assert getattr(fastlm, op) is getattr(ops, op)
+        assert op in fastlm.__all__
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_opcheck(call):
+    """Schema, fake and derivative agree with what runs, for every operator of a forward."""
+    names, function = CALLS[call]
+    tensors = _tensors()
+    leaves = [tensors[n].requires_grad_(tensors[n].is_floating_point() and n not in WITHOUT_GRADIENT) for n in names]
+    with Relaid(lambda t: t) as mode:
+        function(*leaves, backend="reference")
+    assert mode.seen
+    for operator, arguments in mode.seen:
+        again = [a.clone().requires_grad_(a.is_floating_point()) if isinstance(a, Tensor) else a for a in arguments]
+        torch.library.opcheck(operator, again, rtol=0, atol=0)
+
+
 # What a kernel reads by index beside the activations; cu_seqlens rises, so that it cannot be one number expanded.
-SMALL = ("gamma", "beta", "bias", "seed", "lengths", "tokens", "segments", "position_ids", "class_bias", "targets",
-         "row_weights")  # fmt: skip
+SMALL = ("gamma", "beta", "bias", "seed", "first", "lengths", "tokens", "segments", "position_ids", "class_bias",
+         "targets", "row_weights")  # fmt: skip
 
 
 @pytest.mark.parametrize(("call", "case"), _call_cases())
@@ -225,6 +255,50 @@ def test_lengths_may_be_a_column_of_a_table(case, table):
     options = {"backend": case.backend}
     expected = fastlm.attention(q, q, q, lengths=lengths.clone(memory_format=torch.contiguous_format), **options)
     assert torch.equal(fastlm.attention(q, q, q, lengths=lengths, **options), expected)
+
+
+# What has a row, a sequence or an id for each of a batch's.
+PER_SEQUENCE = ("x", "residual", "q", "k", "v", "lengths", "tokens", "segments", "position_ids")
+
+
+def _sequences(tensors: Tensors, name: str, start: int, end: int) -> Tensor:
+    """What sequences start to end - 1 take of a tensor: their part of it, or all where it has none."""
+    t = tensors[name]
+    if name == "first":  # of rows, of which each sequence has S, or of sequences
+        return t + start * (S if "x" in tensors or "tokens" in tensors else 1)
+    if name == "cu_seqlens":
+        return t[start : end + 1] - t[start]
+    if name == "qkv":
+        return t[tensors["cu_seqlens"][start] : tensors["cu_seqlens"][end]]
+    return t[start:end] if name in PER_SEQUENCE else t
+
+
+@pytest.mark.parametrize(("call", "case"), [p for p in _call_cases() if "first" in CALLS[p.values[0]][0]])
+@given(cut=st.integers(1, PARTED - 1), first=st.sampled_from([0, 1, 2**32 // H - 2, 2**32 - 7, 2**61 + 3]))
+@settings(max_examples=4)
+def test_parts_of_a_batch_draw_the_masks_of_the_whole(call, case, cut, first):
+    """Outputs and gradients of rows and sequences, each of which one mask decides, are the same bits."""
+    batch = _tensors(PARTED) | {"first": torch.tensor([first])}
+    tensors = {name: batch[name] for name in CALLS[call][0]}
+    if "tokens" in tensors:  # a token for each row, so that a row of the table's gradient is a row's
+        tensors |= {"tokens": torch.arange(PARTED * S).view(PARTED, S), "word": torch.randn(PARTED * S, E)}
+    whole = _evaluate(call, case, tensors)
+    parts = [
+        _evaluate(call, case, {name: _sequences(tensors, name, *part) for name in tensors})
+        for part in ((0, cut), (cut, PARTED))
+    ]
+    if call == "add_layer_norm":  # y and the sum, one behind the other
+        parts_out = [part["out"].chunk(2) for part in parts]
+        joined = {"out": torch.cat([torch.cat(both) for both in zip(*parts_out, strict=True)])}
+    else:
+        joined = {"out": torch.cat([part["out"] for part in parts])}
+    for name in {"dx", "dresidual", "dq", "dk", "dv", "dqkv"} & whole.keys():
+        joined[name] = torch.cat([part[name] for part in parts])
+    if "dword" in whole:
+        joined["dword"] = parts[0]["dword"] + parts[1]["dword"]
+    _assert_same(whole, joined)
+    tensors["first"] = tensors["first"] + 1
+    assert not torch.equal(_evaluate(call, case, tensors)["out"], whole["out"])
 
 
 @pytest.mark.parametrize("shape", [(0, S), (B, 0)], ids=["no sequences", "empty sequences"])

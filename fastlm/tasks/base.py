@@ -79,7 +79,11 @@ class Task(ABC):
 
     @abstractmethod
     def build(self, backend: str) -> nn.Module:
-        """Builds the model at the start of training, on the CPU."""
+        """Builds the model at the start of training, on the CPU.
+
+        If the model has `draw_seeds`, its training batches also hold "seeds" and "first_sequence", for `Model.forward`:
+        the micro-batches of an update then draw the dropout masks that the whole batch would draw.
+        """
 
     def groups(self, model: nn.Module) -> Sequence[Group]:
         """Groups the trained parameters by their rate; by default all learn at the schedule's rate."""

@@ -75,11 +75,12 @@ class Trainer:
         count = self.config.accumulation
         losses, tokens = torch.zeros(len(self.task.loss_names), device=self.device), 0
         self.model.train()
-        for index in range(step * count, (step + 1) * count):
-            batch = self._loader.get(index, last=self.plan.steps * count - 1)
+        seeds = self.model.draw_seeds() if hasattr(self.model, "draw_seeds") else None
+        for index in range(count):
+            batch = self._loader.get(step * count + index, last=self.plan.steps * count - 1)
             tokens += self.task.tokens(batch)
             with self.autocast():
-                micro_losses = self.task.losses(self.model, self._to_device(batch))
+                micro_losses = self.task.losses(self.model, self._to_device(batch) | self._dropout(seeds, index))
             (micro_losses[0] / count).backward()
             losses += torch.stack([loss.detach() for loss in micro_losses]) / count
         rate = self.learning_rate(step)
@@ -87,6 +88,13 @@ class Trainer:
         norm = clip_and_step(self.optimizer, self.config.clip)
         self.optimizer.zero_grad(set_to_none=True)
         return Update(torch.cat([losses, norm.view(1)]), rate, tokens)
+
+    def _dropout(self, seeds: Tensor | None, index: int) -> Batch:
+        """Returns the entries of micro-batch `index` with which it draws the masks that the whole batch would draw."""
+        if seeds is None:
+            return {}
+        first = torch.full((1,), index * self.config.part_size, device=self.device)  # no copy from the host
+        return {"seeds": seeds, "first_sequence": first}
 
     def learning_rate(self, step: int) -> float:
         """Returns the schedule's rate of an update; each parameter group multiplies it by its own rate."""
