@@ -104,7 +104,9 @@ def test_any_text_takes_linear_time(tmp_path, name, kind):
         path = write(tmp_path / f"a.{kind}", text if kind == "txt" else json.dumps({"text": text}))
         start = time.process_time()
         assert all(
-            len(s) <= 1 + sentences.LONGEST for f in read_documents(path).streams() for s in sentences.sentences(f)
+            len(s) <= 1 + sentences.MAX_CHARACTERS
+            for f in read_documents(path).streams()
+            for s in sentences.sentences(f)
         )
         return time.process_time() - start
 
@@ -247,7 +249,7 @@ def test_ideographic_sentences_end_without_white_space(sentences):
 
 
 def test_a_sentence_without_end_is_cut(monkeypatch):
-    monkeypatch.setattr(sentences, "LONGEST", 10)
+    monkeypatch.setattr(sentences, "MAX_CHARACTERS", 10)
     assert split_sentences("the rain fell and fell. No") == ["the rain", "fell and", "fell.", "No"]
     assert split_sentences("a" * 25 + ". No") == ["a" * 10, "a" * 10, "aaaaa.", "No"]
 

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastlm.data import DataError, Shards, prepare, shards
-from fastlm.data.sentences import LONGEST, split_sentences
+from fastlm.data.sentences import MAX_CHARACTERS, split_sentences
 
 
 @pytest.fixture(scope="module", params=["bpe", "wordpiece"])
@@ -255,7 +255,7 @@ def test_any_text_is_tokenised_in_batches_of_bounded_size(tmp_path, monkeypatch)
     lines = ["." * 300_000, "a" * 300_000, '"' * 100_000, "Mr. " * 50_000, "One. Two. " * 20_000, "It rained. End."]
     (tmp_path / "a.txt").write_text("\n".join(lines))
     result = prepare(tmp_path / "a.txt", tmp_path / "out", tokenizer, document="file")
-    longest = LONGEST + 1
+    longest = MAX_CHARACTERS + 1
     assert all(a <= shards._BATCH and b <= 100_000 + longest and c <= longest for a, b, c in sizes)
     counts = result.manifest["splits"]
     assert (
