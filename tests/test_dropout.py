@@ -1,4 +1,4 @@
-"""The keep mask: Philox-4x32-7 against its paper's test vectors, and the layouts spelled out one element at a time."""
+"""Dropout masks: Philox-4x32-7 against published vectors, and both layouts against an element-by-element version."""
 
 import pytest
 import torch
@@ -23,7 +23,7 @@ def philox(key: int, counter: tuple[int, int, int, int]) -> tuple[int, ...]:
     return c0, c1, c2, c3
 
 
-# Random123's kat_vectors, "philox4x32 7": counter, key, result.
+# From Random123's file kat_vectors, lines "philox4x32 7": counter, key, result.
 KNOWN = [
     ((0, 0, 0, 0), 0, (0x5F6FB709, 0x0D893F64, 0x4F121F81, 0x4F730A48)),
     (
@@ -49,15 +49,17 @@ def test_philox_gives_the_published_vectors(counter, key, result):
 
 
 def row_byte(seed: int, n: int, c: int) -> int:
+    """Returns the byte that decides about column c of row n: kept if it is less than `keep`."""
     words = philox(seed, (c // 16, n % 2**32, n // 2**32, 0))
     return words[c % 16 // 4] >> 8 * (c % 4) & 0xFF
 
 
-def attention_number(seed: int, head: int, i: int, j: int) -> int:
-    """The eight bits, one of each plane, of query i and key j of sequence and head number `head`."""
-    # In a tile, call r has the rows {2r, 2r + 1, 2r + 8, 2r + 9}, and c the same columns.
-    rows = {2 * r + offset: (r, number) for r in range(4) for number, offset in enumerate((0, 1, 8, 9))}
-    (r, ii), (c, jj) = rows[i % 16], rows[j % 16]
+def attention_byte(seed: int, head: int, i: int, j: int) -> int:
+    """Returns the byte that decides about query i and key j: kept if it is less than `keep`. `head` counts the heads of
+    all sequences. The byte's eight bits come from the eight 16-bit planes of one Philox call."""
+    # In a 16 x 16 tile, call (r, c) serves rows {2r, 2r + 1, 2r + 8, 2r + 9} and columns {2c, 2c + 1, 2c + 8, 2c + 9}.
+    calls = {2 * r + offset: (r, place) for r in range(4) for place, offset in enumerate((0, 1, 8, 9))}
+    (r, ii), (c, jj) = calls[i % 16], calls[j % 16]
     words = philox(seed, (4 * (j // 16) + c, 4 * (i // 16) + r, head, 1))
     planes = [words[p // 2] >> 16 * (p % 2) & 0xFFFF for p in range(8)]
     return sum((plane >> 4 * ii + jj & 1) << p for p, plane in enumerate(planes))
@@ -66,23 +68,23 @@ def attention_number(seed: int, head: int, i: int, j: int) -> int:
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize(("rows", "columns"), [(1, 1), (3, 16), (5, 37)])
 def test_row_masks_byte_by_byte(seed, rows, columns):
-    numbers = torch.tensor([[row_byte(seed, n, c) for c in range(columns)] for n in range(rows)])
+    bytes_ = torch.tensor([[row_byte(seed, n, c) for c in range(columns)] for n in range(rows)])
     for keep in (1, 77, 128, 230, 255):
-        assert torch.equal(row_mask(torch.tensor([seed]), rows, columns, keep), numbers < keep)
+        assert torch.equal(row_mask(torch.tensor([seed]), rows, columns, keep), bytes_ < keep)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("shape", [(1, 1, 1, 1), (2, 3, 17, 20), (1, 2, 32, 16)])
 def test_attention_masks_bit_by_bit(seed, shape):
     batch, heads, queries, keys = shape
-    numbers = torch.tensor(
+    bytes_ = torch.tensor(
         [
-            [[attention_number(seed, head, i, j) for j in range(keys)] for i in range(queries)]
+            [[attention_byte(seed, head, i, j) for j in range(keys)] for i in range(queries)]
             for head in range(batch * heads)
         ]
     ).view(shape)
     for keep in (1, 77, 128, 230, 255):
-        assert torch.equal(attention_mask(torch.tensor([seed]), *shape, keep), numbers < keep)
+        assert torch.equal(attention_mask(torch.tensor([seed]), *shape, keep), bytes_ < keep)
 
 
 @settings(deadline=None, max_examples=25)
@@ -100,7 +102,7 @@ def test_an_element_does_not_depend_on_the_shape_around_it(batch, heads, queries
 
 
 @pytest.mark.parametrize("keep", [26, 128, 230])
-def test_the_share_of_what_is_kept(keep):
+def test_the_fraction_that_is_kept(keep):
     p = keep / 256
     for mask in (row_mask(torch.tensor([3]), 512, 512, keep), attention_mask(torch.tensor([3]), 2, 2, 256, 256, keep)):
         count = mask.numel()
@@ -121,7 +123,7 @@ def test_keep_count_rounds_to_a_256th():
 
 
 @pytest.mark.parametrize("p", [-0.1, 1.0, float("nan"), 0.001, 0.9999])
-def test_a_probability_that_cannot_be_had_is_an_error(p):
+def test_impossible_probabilities_raise(p):
     with pytest.raises(ValueError, match="dropout_p"):
         keep_count(p)
 

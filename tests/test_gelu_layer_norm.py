@@ -1,4 +1,4 @@
-"""LN(GELU(x + bias)) in every backend and dtype of the table."""
+"""gelu_layer_norm: LN(GELU(x + bias)), in every backend and dtype that its SPEC names."""
 
 from __future__ import annotations
 
