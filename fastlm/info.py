@@ -92,7 +92,8 @@ def _ops() -> Iterator[str]:
 
 def _chosen(op: str, dtype: torch.dtype, device: str) -> tuple[str, dict[str, str]]:
     """Returns the backend that `auto` takes, and the first reason against each kernel backend that cannot serve."""
-    spec, call = SPECS[op], backends.Call(device, dtype)
+    chip = backends.compute_capability(torch.device(device)) if device == "cuda" else None
+    spec, call = SPECS[op], backends.Call(device, dtype, chip=chip)
     chosen, others = backends.choose(spec, "auto", call), {}
     for backend in ("triton", "cuda"):
         reasons = backends.reasons_against(spec, backend, call) if backend != chosen else []

@@ -15,12 +15,16 @@ import pytest
 import torch
 from hypothesis import settings
 
-EMULATED = Path(__file__).parent.parent / "build" / "emulated"
+ROOT = Path(__file__).parent.parent
+SLOW_TESTS = "slow tests are deselected: make test-all (pytest --all) runs them"
+
+# For benchmarks/, and after all else: kernels/ must not hide the package of that name.
+sys.path.append(str(ROOT))
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel is decorated, so before any import of fastlm.kernels
     os.environ["FASTLM_EMULATE"] = "1"
-    sys.path.insert(0, str(EMULATED))
+    sys.path.insert(0, str(ROOT / "build" / "emulated"))
 
 # A fixed number of threads, so that the order of sums does not depend on the machine's number of cores.
 torch.set_num_threads(min(2, os.cpu_count() or 1))
@@ -28,9 +32,6 @@ torch.set_num_threads(min(2, os.cpu_count() or 1))
 # The same examples in every run, so that a failure comes from a change of the code. No time limit per example.
 settings.register_profile("fastlm", deadline=None, derandomize=True)
 settings.load_profile("fastlm")
-
-
-SLOW_TESTS = "slow tests are deselected: make test-all (pytest --all) runs them"
 
 
 def pytest_addoption(parser) -> None:

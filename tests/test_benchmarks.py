@@ -6,12 +6,9 @@ import dataclasses
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
-
-sys.path.append(str(Path(__file__).parent.parent))  # after all else: kernels/ must not hide the package of that name
 
 from benchmarks import compare, lengths, limits, machine, report, run, tables, timing
 from benchmarks.case import Peer, Unavailable, with_gradients

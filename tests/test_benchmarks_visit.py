@@ -11,8 +11,6 @@ from pathlib import Path
 
 import pytest
 
-sys.path.append(str(Path(__file__).parent.parent))  # after all else: kernels/ must not hide the package of that name
-
 from benchmarks import visit as module
 from benchmarks.visit import ROOT, Part, visit
 

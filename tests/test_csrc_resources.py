@@ -13,8 +13,6 @@ from pathlib import Path
 
 import pytest
 
-sys.path.append(str(Path(__file__).parent.parent))  # after all else: kernels/ must not hide the package of that name
-
 from benchmarks.resources._csrc import BUDGET, library
 
 ROOT = Path(__file__).parent.parent

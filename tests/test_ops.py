@@ -14,7 +14,8 @@ from torch.autograd import forward_ad
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastlm
-from fastlm import backends
+from fastlm import backends, ops
+from fastlm.ops import SPECS
 
 B, S, H, D, E, V = 3, 5, 2, 8, 16, 11
 Tensors = dict[str, Tensor]
@@ -180,12 +181,12 @@ class ChangeLayout(TorchDispatchMode):
 
     def __init__(self, layout: Callable[[Tensor], Tensor]):
         super().__init__()
-        self.layout, self.seen = layout, 0
+        self.layout, self.seen = layout, []
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         if function.namespace == "fastlm":
             args = [self.layout(a) if isinstance(a, Tensor) and a.ndim > 0 else a for a in args]
-            self.seen += 1
+            self.seen.append((function, args))
         return function(*args, **(kwargs or {}))
 
 
@@ -199,8 +200,30 @@ def _assert_same(actual: Tensors, expected: Tensors) -> None:
 def test_the_layout_of_a_tensor_changes_nothing(call, case, layout):
     with ChangeLayout(layout) as mode:
         actual = _evaluate(call, case, _tensors())
-    assert mode.seen >= 2  # a forward and a backward
+    assert len(mode.seen) >= 2  # a forward and a backward
     _assert_same(actual, _expected(call, case))
+
+
+def test_every_op_is_public_and_is_called_here():
+    """CALLS has every op except adamw, which takes lists of tensors, works in place and has no derivative."""
+    assert {call.partition(",")[0] for call in CALLS} == SPECS.keys() - {"adamw"}
+    for op in SPECS:
+        assert getattr(fastlm, op) is getattr(ops, op)
+        assert op in fastlm.__all__
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_opcheck(call):
+    """The schema, fake implementation and derivative of every operator that a forward calls agree with the op."""
+    names, function = CALLS[call]
+    tensors = _tensors()
+    leaves = [tensors[n].requires_grad_(tensors[n].is_floating_point() and n not in WITHOUT_GRADIENT) for n in names]
+    with ChangeLayout(lambda t: t) as mode:
+        function(*leaves, backend="reference")
+    assert mode.seen
+    for operator, arguments in mode.seen:
+        again = [a.clone().requires_grad_(a.is_floating_point()) if isinstance(a, Tensor) else a for a in arguments]
+        torch.library.opcheck(operator, again, rtol=0, atol=0)
 
 
 # Small tensors that kernels read by index. cu_seqlens is left out: it increases, so it cannot be one expanded number.
