@@ -63,7 +63,7 @@ __device__ __forceinline__ void add_row_of(RowValues<Shape>& s, const Table& tab
 }
 
 // Dropout of this thread's vector of a row, from `column` on.
-__device__ __forceinline__ void drop(float (&values)[kLane], uint64_t seed, int row, int column, uint32_t keep,
+__device__ __forceinline__ void drop(float (&values)[kLane], uint64_t seed, uint64_t row, int column, uint32_t keep,
                                      float scale) {
   const RowMask mask(seed, row, column);
 #pragma unroll
@@ -74,12 +74,13 @@ template <typename input_t>
 struct Forward {
   Table word, position, segment;
   int sequence;
-  Parameter gamma, beta;  // (E,)
-  const int64_t* seed;    // (1,), or null without dropout
-  input_t* y;             // (N, E)
-  input_t* sum;           // (N, E), or null
-  float* mean;            // (N,)
-  float* rstd;            // (N,)
+  Parameter gamma, beta;     // (E,)
+  const int64_t* seed;       // (1,), or null without dropout
+  const int64_t* first_row;  // (1,), or null for 0
+  input_t* y;                // (N, E)
+  input_t* sum;              // (N, E), or null
+  float* mean;               // (N,)
+  float* rstd;               // (N,)
   int N, E;
   uint32_t keep;  // of 256
   float scale;    // 256 / keep
@@ -96,7 +97,7 @@ __global__ void __launch_bounds__(Shape::kThreads) forward_kernel(const Forward<
   const int64_t token = there ? row_of(p.word, row, p.sequence) : 0;
   const int64_t position = there && p.position.data ? row_of(p.position, row, p.sequence) : 0;
   const int64_t segment = there && p.segment.data ? row_of(p.segment, row, p.sequence) : 0;
-  const uint64_t seed = p.seed ? load_global<Use::kRepeated>(p.seed) : 0;
+  const uint64_t seed = load_or_zero(p.seed), first_row = load_or_zero(p.first_row);
 
   RowValues<Shape> s;
   add_row_of<Use::kOnce, true, input_t, Shape>(s, p.word, token, p.E, E);
@@ -122,7 +123,7 @@ __global__ void __launch_bounds__(Shape::kThreads) forward_kernel(const Forward<
   }
 #pragma unroll
   for (int i = 0; i < Shape::kChunks; i++) {
-    if (p.seed) drop(s[i], seed, row, Shape::column(i), p.keep, p.scale);
+    if (p.seed) drop(s[i], seed, first_row + row, Shape::column(i), p.keep, p.scale);
     Shape::store(p.y + at, i, E, s[i]);
   }
 }
@@ -136,9 +137,10 @@ struct Backward {
   const float* mean;   // (N,)
   const float* rstd;   // (N,)
   Parameter gamma;
-  const int64_t* seed;  // (1,), or null without dropout
-  input_t* ds;          // (N, E)
-  float* partials;      // (2, gridDim.x, E): of dgamma and dbeta
+  const int64_t* seed;       // (1,), or null without dropout
+  const int64_t* first_row;  // (1,), or null for 0
+  input_t* ds;               // (N, E)
+  float* partials;           // (2, gridDim.x, E): of dgamma and dbeta
   int N, E;
   uint32_t keep;  // of 256
   float scale;    // 256 / keep
@@ -149,7 +151,7 @@ __global__ void __launch_bounds__(Shape::kThreads) backward_kernel(const Backwar
   __shared__ Scratch<Shape::kWarps, 2> scratch[2];
   __shared__ PartialScratch<Shape> partial_scratch;
   RowValues<Shape> dgamma = {}, dbeta = {};
-  const uint64_t seed = p.seed ? load_global<Use::kRepeated>(p.seed) : 0;
+  const uint64_t seed = load_or_zero(p.seed), first_row = load_or_zero(p.first_row);
   bool odd = false;
   for (int first = blockIdx.x * Shape::kRows; first < p.N; first += gridDim.x * Shape::kRows, odd = !odd) {
     const int row = first + Shape::row();
@@ -165,7 +167,7 @@ __global__ void __launch_bounds__(Shape::kThreads) backward_kernel(const Backwar
     }
 #pragma unroll
     for (int i = 0; i < Shape::kChunks; i++) {
-      if (p.seed) drop(dh[i], seed, row, Shape::column(i), p.keep, p.scale);
+      if (p.seed) drop(dh[i], seed, first_row + row, Shape::column(i), p.keep, p.scale);
 #pragma unroll
       for (int j = 0; j < kLane; j++) xhat[i][j] = (xhat[i][j] - mean) * rstd;
     }
@@ -198,7 +200,7 @@ __global__ void __launch_bounds__(kThreads) dropped_kernel(const Backward<input_
   const int count = row < p.N ? p.E - column : 0;
   float dy[kLane];
   load_vec<kLane, kWide>(p.dy + at, count).copy_to(dy);
-  drop(dy, load_global<Use::kRepeated>(p.seed), row, column, p.keep, p.scale);
+  drop(dy, load_or_zero(p.seed), load_or_zero(p.first_row) + row, column, p.keep, p.scale);
   store_vec<kLane, kWide>(p.ds + at, Vec<input_t, kLane>::of(dy), count);
 }
 
@@ -317,9 +319,9 @@ Table table(const char* what, const Array& array, const char* of_ids, const Arra
 
 void embedding_layer_norm_forward(const Array& tokens, const Array& word, const Array& position,
                                   const Array& position_ids, const Array& segment, const Array& segments,
-                                  const Array& gamma, const Array& beta, const Array& seed, const Array& y,
-                                  const Array& sum, const Array& mean, const Array& rstd, int64_t sequence, int keep,
-                                  float eps, Stream stream) {
+                                  const Array& gamma, const Array& beta, const Array& seed, const Array& first_row,
+                                  const Array& y, const Array& sum, const Array& mean, const Array& rstd,
+                                  int64_t sequence, int keep, float eps, Stream stream) {
   check(y.rank == 2, "y must have shape (N, E), got ", y.rank, " dimensions");
   const int64_t N = y.shape[0], E = y.shape[1];
   y.expect("y", y.dtype, {N, E});
@@ -332,7 +334,7 @@ void embedding_layer_norm_forward(const Array& tokens, const Array& word, const 
     rstd.expect("rstd", DType::kFloat32, {N});
     if (sum) sum.expect("sum", y.dtype, {N, E});
   }
-  check_seed(seed, keep);
+  check_dropout(seed, "first_row", first_row, keep);
   with_input_type(y.dtype, [&](auto type) {
     using input_t = typename decltype(type)::type;
     const Forward<input_t> p{.word = table("word", word, "tokens", tokens, y.dtype, N, E),
@@ -342,6 +344,7 @@ void embedding_layer_norm_forward(const Array& tokens, const Array& word, const 
                              .gamma = parameter("gamma", gamma, y.dtype, E),
                              .beta = parameter("beta", beta, y.dtype, E),
                              .seed = seed.as<int64_t>(),
+                             .first_row = first_row.as<int64_t>(),
                              .y = y.as<input_t>(),
                              .sum = sum.as<input_t>(),
                              .mean = mean.as<float>(),
@@ -360,12 +363,13 @@ void embedding_layer_norm_forward(const Array& tokens, const Array& word, const 
 }
 
 void embedding_layer_norm_backward(const Array& dy, const Array& sum, const Array& mean, const Array& rstd,
-                                   const Array& gamma, const Array& seed, const Array& ds, const Array& dgamma,
-                                   const Array& dbeta, int keep, const Array& partials, Stream stream) {
+                                   const Array& gamma, const Array& seed, const Array& first_row, const Array& ds,
+                                   const Array& dgamma, const Array& dbeta, int keep, const Array& partials,
+                                   Stream stream) {
   check(dy.rank == 2, "dy must have shape (N, E), got ", dy.rank, " dimensions");
   const int64_t N = dy.shape[0], E = dy.shape[1];
   for (const auto& [what, array] : {std::pair("dy", dy), {"ds", ds}}) array.expect(what, dy.dtype, {N, E});
-  check_seed(seed, keep);
+  check_dropout(seed, "first_row", first_row, keep);
   int64_t P = 0;
   if (gamma) {
     sum.expect("sum", dy.dtype, {N, E});
@@ -384,6 +388,7 @@ void embedding_layer_norm_backward(const Array& dy, const Array& sum, const Arra
                               .rstd = rstd.as<float>(),
                               .gamma = parameter("gamma", gamma, dy.dtype, E),
                               .seed = seed.as<int64_t>(),
+                              .first_row = first_row.as<int64_t>(),
                               .ds = ds.as<input_t>(),
                               .partials = partials.as<float>(),
                               .N = static_cast<int>(N),

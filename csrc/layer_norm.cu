@@ -9,14 +9,13 @@
 // (common/rows.cuh).
 //
 // Instructions matter beside the bytes: an H100 issues about 57 an element in 50 us and 76 in 67. Counted in the
-// machine code for sm_90, E = 768, bf16, all options together, of which a call takes a part: forward 50, backward 51.
+// machine code for sm_90, E = 768, bf16, all options together, of which a call takes a part: forward 53, backward 51.
 #include <utility>
 
 #include "common/launch.cuh"
+#include "common/norm.cuh"
 #include "common/partials.cuh"
 #include "common/philox.cuh"
-#include "common/reduce.cuh"
-#include "common/rows.cuh"
 #include "layer_norm.h"
 
 namespace fastlm {
@@ -28,11 +27,12 @@ struct Forward {
   const input_t* x;         // (N, E)
   const input_t* residual;  // (N, E), or null
   Parameter bias, gamma, beta;
-  const int64_t* seed;  // (1,), or null without dropout
-  input_t* y;           // (N, E)
-  input_t* sum;         // (N, E), or null
-  float* mean;          // (N,)
-  float* rstd;          // (N,)
+  const int64_t* seed;       // (1,), or null without dropout
+  const int64_t* first_row;  // (1,), or null for 0
+  input_t* y;                // (N, E)
+  input_t* sum;              // (N, E), or null
+  float* mean;               // (N,)
+  float* rstd;               // (N,)
   int N, E;
   uint32_t keep;  // of 256
   float scale;    // 256 / keep
@@ -54,9 +54,8 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kWide ? 640 / Shape::k
     x[i] = Shape::load(p.x + at, i, E);
     if (p.residual) residual[i] = Shape::load(p.residual + at, i, E);
   }
-  const uint64_t seed = p.seed ? load_global<Use::kRepeated>(p.seed) : 0;
+  const uint64_t seed = load_or_zero(p.seed), first_row = load_or_zero(p.first_row);
 
-  float total = 0.0f;
 #pragma unroll
   for (int i = 0; i < kChunks; i++) {
     float h[kLane];
@@ -68,7 +67,7 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kWide ? 640 / Shape::k
       for (int j = 0; j < kLane; j++) h[j] += bias[j];
     }
     if (p.seed) {
-      const RowMask mask(seed, row, Shape::column(i));
+      const RowMask mask(seed, first_row + row, Shape::column(i));
 #pragma unroll
       for (int j = 0; j < kLane; j++) h[j] = mask.apply(j, h[j], p.keep, p.scale);
     }
@@ -79,32 +78,16 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kWide ? 640 / Shape::k
     // Rounded before it is normalised: the backward sees this sum, not a finer one. From here on x is the sum.
     x[i] = Vec<input_t, kLane>::of(h);
     if (p.sum) Shape::store(p.sum + at, i, E, x[i]);
-#pragma unroll
-    for (int j = 0; j < kLane; j++) total += x[i][j];
   }
-  const float mean = group_sum<kWarps>(total, scratch[0]) / p.E;
-
-  float square = 0.0f;
-#pragma unroll
-  for (int i = 0; i < kChunks; i++) {
-#pragma unroll
-    for (int j = 0; j < kLane; j++) {
-      const float centred = Shape::column(i) + j < E ? x[i][j] - mean : 0.0f;
-      square += centred * centred;
-    }
-  }
-  const float rstd = rsqrtf(group_sum<kWarps>(square, scratch[1]) / p.E + p.eps);
-  if (Shape::column(0) == 0 && row < p.N) {
-    store_global(p.mean + row, mean);
-    store_global(p.rstd + row, rstd);
-  }
+  const float2 statistics = row_statistics<Shape>(x, E, p.E, p.eps, scratch);
+  store_statistics<Shape>(p.mean, p.rstd, row, p.N, statistics);
 
 #pragma unroll
   for (int i = 0; i < kChunks; i++) {
     float y[kLane];
     Shape::template load_parameter<input_t>(p.gamma, i, E, y);
 #pragma unroll
-    for (int j = 0; j < kLane; j++) y[j] *= (x[i][j] - mean) * rstd;
+    for (int j = 0; j < kLane; j++) y[j] *= (x[i][j] - statistics.x) * statistics.y;
     if (p.beta.data) {
       float beta[kLane];
       Shape::template load_parameter<input_t>(p.beta, i, E, beta);
@@ -125,10 +108,11 @@ struct Backward {
   const float* mean;     // (N,), or null beside y
   const float* rstd;     // (N,)
   Parameter gamma, beta;
-  const int64_t* seed;  // (1,), or null without dropout
-  input_t* ds;          // (N, E)
-  input_t* dx;          // (N, E), or null without dropout
-  float* partials;      // (3, gridDim.x, E): of dgamma, dbeta and dbias, or (2, ...) of the first two
+  const int64_t* seed;       // (1,), or null without dropout
+  const int64_t* first_row;  // (1,), or null for 0
+  input_t* ds;               // (N, E)
+  input_t* dx;               // (N, E), or null without dropout
+  float* partials;           // (3, gridDim.x, E): of dgamma, dbeta and dbias, or (2, ...) of the first two
   bool need_dbias;
   int N, E;
   uint32_t keep;  // of 256
@@ -168,7 +152,7 @@ __global__ void __launch_bounds__(Shape::kThreads, kFromOutput ? 1 : Shape::kSum
   __shared__ Scratch<kWarps, 2> scratch[2];
   __shared__ PartialScratch<Shape> partial_scratch;
   float dgamma[kChunks][kLane] = {}, dbeta[kChunks][kLane] = {}, dbias[kChunks][kLane] = {};
-  const uint64_t seed = p.seed ? load_global<Use::kRepeated>(p.seed) : 0;
+  const uint64_t seed = load_or_zero(p.seed), first_row = load_or_zero(p.first_row);
 
   BackwardRow<input_t, Shape, kFromOutput> next;
   // The next row is read ahead where there are registers for two.
@@ -220,7 +204,7 @@ __global__ void __launch_bounds__(Shape::kThreads, kFromOutput ? 1 : Shape::kSum
       }
       Shape::store(p.ds + at, i, E, ds);
       if (p.seed) {
-        const RowMask mask(seed, row, Shape::column(i));
+        const RowMask mask(seed, first_row + row, Shape::column(i));
 #pragma unroll
         for (int j = 0; j < kLane; j++) ds[j] = mask.apply(j, ds[j], p.keep, p.scale);
         Shape::store(p.dx + at, i, E, ds);
@@ -239,9 +223,9 @@ __global__ void __launch_bounds__(Shape::kThreads, kFromOutput ? 1 : Shape::kSum
 
 template <bool kFromOutput>
 void launch_backward(const Array& dy, const Array& dsum, const Array& saved, const Array& mean, const Array& rstd,
-                     const Array& gamma, const Array& beta, const Array& seed, const Array& ds, const Array& dx,
-                     const Array& dgamma, const Array& dbeta, const Array& dbias, int keep, const Array& partials,
-                     Stream stream) {
+                     const Array& gamma, const Array& beta, const Array& seed, const Array& first_row, const Array& ds,
+                     const Array& dx, const Array& dgamma, const Array& dbeta, const Array& dbias, int keep,
+                     const Array& partials, Stream stream) {
   const char* const what = kFromOutput ? "y" : "sum";
   check(saved.rank == 2, what, " must have shape (N, E), got ", saved.rank, " dimensions");
   const int64_t N = saved.shape[0], E = saved.shape[1];
@@ -251,7 +235,7 @@ void launch_backward(const Array& dy, const Array& dsum, const Array& saved, con
   if (dsum) dsum.expect("dsum", saved.dtype, {N, E});
   if (!kFromOutput) mean.expect("mean", DType::kFloat32, {N});
   rstd.expect("rstd", DType::kFloat32, {N});
-  check_seed(seed, keep);
+  check_dropout(seed, "first_row", first_row, keep);
   if (seed) dx.expect("dx", saved.dtype, {N, E});
   check(bool(gamma), "gamma must be a tensor, got None");
   const bool need_dbias = bool(dbias);
@@ -266,6 +250,7 @@ void launch_backward(const Array& dy, const Array& dsum, const Array& saved, con
                               .gamma = parameter("gamma", gamma, saved.dtype, E),
                               .beta = parameter("beta", beta, saved.dtype, E),
                               .seed = seed.as<int64_t>(),
+                              .first_row = first_row.as<int64_t>(),
                               .ds = ds.as<input_t>(),
                               .dx = dx.as<input_t>(),
                               .partials = partials.as<float>(),
@@ -286,8 +271,9 @@ void launch_backward(const Array& dy, const Array& dsum, const Array& saved, con
 }  // namespace
 
 void add_layer_norm_forward(const Array& x, const Array& residual, const Array& bias, const Array& gamma,
-                            const Array& beta, const Array& seed, const Array& y, const Array& sum, const Array& mean,
-                            const Array& rstd, int keep, float eps, Stream stream) {
+                            const Array& beta, const Array& seed, const Array& first_row, const Array& y,
+                            const Array& sum, const Array& mean, const Array& rstd, int keep, float eps,
+                            Stream stream) {
   check(x.rank == 2, "x must have shape (N, E), got ", x.rank, " dimensions");
   const int64_t N = x.shape[0], E = x.shape[1];
   x.expect("x", x.dtype, {N, E});
@@ -296,7 +282,7 @@ void add_layer_norm_forward(const Array& x, const Array& residual, const Array& 
   if (sum) sum.expect("sum", x.dtype, {N, E});
   mean.expect("mean", DType::kFloat32, {N});
   rstd.expect("rstd", DType::kFloat32, {N});
-  check_seed(seed, keep);
+  check_dropout(seed, "first_row", first_row, keep);
   const Parameter parameters[] = {parameter("bias", bias, x.dtype, E), parameter("gamma", gamma, x.dtype, E),
                                   parameter("beta", beta, x.dtype, E)};
   check(bool(gamma), "gamma must be a tensor, got None");
@@ -308,6 +294,7 @@ void add_layer_norm_forward(const Array& x, const Array& residual, const Array& 
                              .gamma = parameters[1],
                              .beta = parameters[2],
                              .seed = seed.as<int64_t>(),
+                             .first_row = first_row.as<int64_t>(),
                              .y = y.as<input_t>(),
                              .sum = sum.as<input_t>(),
                              .mean = mean.as<float>(),
@@ -326,29 +313,30 @@ void add_layer_norm_forward(const Array& x, const Array& residual, const Array& 
 }
 
 void add_layer_norm_backward(const Array& dy, const Array& dsum, const Array& sum, const Array& mean, const Array& rstd,
-                             const Array& gamma, const Array& seed, const Array& ds, const Array& dx,
-                             const Array& dgamma, const Array& dbeta, const Array& dbias, int keep,
+                             const Array& gamma, const Array& seed, const Array& first_row, const Array& ds,
+                             const Array& dx, const Array& dgamma, const Array& dbeta, const Array& dbias, int keep,
                              const Array& partials, Stream stream) {
-  launch_backward<false>(dy, dsum, sum, mean, rstd, gamma, {}, seed, ds, dx, dgamma, dbeta, dbias, keep, partials,
-                         stream);
+  launch_backward<false>(dy, dsum, sum, mean, rstd, gamma, {}, seed, first_row, ds, dx, dgamma, dbeta, dbias, keep,
+                         partials, stream);
 }
 
 void add_layer_norm_backward_from_output(const Array& dy, const Array& y, const Array& rstd, const Array& gamma,
-                                         const Array& beta, const Array& seed, const Array& ds, const Array& dx,
-                                         const Array& dgamma, const Array& dbeta, const Array& dbias, int keep,
-                                         const Array& partials, Stream stream) {
-  launch_backward<true>(dy, {}, y, {}, rstd, gamma, beta, seed, ds, dx, dgamma, dbeta, dbias, keep, partials, stream);
+                                         const Array& beta, const Array& seed, const Array& first_row, const Array& ds,
+                                         const Array& dx, const Array& dgamma, const Array& dbeta, const Array& dbias,
+                                         int keep, const Array& partials, Stream stream) {
+  launch_backward<true>(dy, {}, y, {}, rstd, gamma, beta, seed, first_row, ds, dx, dgamma, dbeta, dbias, keep, partials,
+                        stream);
 }
 
 void layer_norm_forward(const Array& x, const Array& gamma, const Array& beta, const Array& y, const Array& mean,
                         const Array& rstd, float eps, Stream stream) {
-  add_layer_norm_forward(x, {}, {}, gamma, beta, {}, y, {}, mean, rstd, kLevels, eps, stream);
+  add_layer_norm_forward(x, {}, {}, gamma, beta, {}, {}, y, {}, mean, rstd, kLevels, eps, stream);
 }
 
 void layer_norm_backward(const Array& dy, const Array& x, const Array& mean, const Array& rstd, const Array& gamma,
                          const Array& dx, const Array& dgamma, const Array& dbeta, const Array& partials,
                          Stream stream) {
-  add_layer_norm_backward(dy, {}, x, mean, rstd, gamma, {}, dx, {}, dgamma, dbeta, {}, kLevels, partials, stream);
+  add_layer_norm_backward(dy, {}, x, mean, rstd, gamma, {}, {}, dx, {}, dgamma, dbeta, {}, kLevels, partials, stream);
 }
 
 }  // namespace fastlm

@@ -29,10 +29,10 @@ def _biased(x: Tensor, bias: Tensor | None) -> Tensor:
     return _wide(x) if bias is None else _wide(x) + _wide(bias)
 
 
-def _drop_rows(x: Tensor, seed: Tensor | None, keep: int) -> Tensor:
+def _drop_rows(x: Tensor, seed: Tensor | None, first_row: Tensor | None, keep: int) -> Tensor:
     if keep == LEVELS:
         return x
-    return x * row_mask(seed, *x.shape, keep) * (LEVELS / keep)
+    return x * row_mask(seed, *x.shape, keep, first_row) * (LEVELS / keep)
 
 
 def _normalise(s: Tensor, gamma: Tensor, beta: Tensor | None, eps: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -73,6 +73,7 @@ def add_layer_norm_forward(
     gamma: Tensor,
     beta: Tensor | None,
     seed: Tensor | None,
+    first_row: Tensor | None,
     keep: int,
     eps: float,
     save_sum: bool,
@@ -83,7 +84,7 @@ def add_layer_norm_forward(
     the rounded sum, sees the very row that the statistics are of: were it another, a row of little variance
     would have its difference multiplied by rstd, which is 10^6 at BERT's eps.
     """
-    s = (_wide(residual) + _drop_rows(_biased(x, bias), seed, keep)).to(x.dtype)
+    s = (_wide(residual) + _drop_rows(_biased(x, bias), seed, first_row, keep)).to(x.dtype)
     y, mean, rstd = _normalise(_wide(s), gamma, beta, eps)
     return y.to(x.dtype), s if save_sum else s.new_empty(0), mean, rstd
 
@@ -96,13 +97,14 @@ def add_layer_norm_backward(
     rstd: Tensor,
     gamma: Tensor,
     seed: Tensor | None,
+    first_row: Tensor | None,
     keep: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """ds (the residual's gradient), dx = dropout(ds), dgamma, dbeta, dbias; dx is ds where nothing is dropped."""
     ds, dgamma, dbeta = _normalise_backward(_wide(dy), _wide(s), mean, rstd, gamma)
     if dsum is not None:
         ds = ds + _wide(dsum)
-    dx = _drop_rows(ds, seed, keep)
+    dx = _drop_rows(ds, seed, first_row, keep)
     return ds.to(s.dtype), dx.to(s.dtype), dgamma, dbeta, dx.sum(0)
 
 
@@ -114,12 +116,13 @@ def add_layer_norm_backward_from_output(
     gamma: Tensor,
     beta: Tensor | None,
     seed: Tensor | None,
+    first_row: Tensor | None,
     keep: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """`add_layer_norm_backward` from the output: s = (y - beta) / gamma / rstd + mean."""
     xhat = (_wide(y) if beta is None else _wide(y) - _wide(beta)) / _wide(gamma)
     s = xhat / rstd[:, None] + mean[:, None]
-    ds, dx, *parameters = add_layer_norm_backward(dy, None, s, mean, rstd, gamma, seed, keep)
+    ds, dx, *parameters = add_layer_norm_backward(dy, None, s, mean, rstd, gamma, seed, first_row, keep)
     return ds.to(dy.dtype), dx.to(dy.dtype), *parameters
 
 
@@ -188,6 +191,7 @@ def embedding_layer_norm_forward(
     gamma: Tensor | None,
     beta: Tensor | None,
     seed: Tensor | None,
+    first_row: Tensor | None,
     sequence: int,
     keep: int,
     eps: float,
@@ -207,17 +211,25 @@ def embedding_layer_norm_forward(
     if segment is not None:
         s = s + _wide(segment[segments])
     if gamma is None:
-        return _drop_rows(s, seed, keep).to(dtype), s.new_empty(0, dtype=dtype), s.new_empty(0), s.new_empty(0)
+        y = _drop_rows(s, seed, first_row, keep).to(dtype)
+        return y, y.new_empty(0), s.new_empty(0), s.new_empty(0)
     s = s.to(dtype)  # rounded before it is normalised, as in add_layer_norm
     y, mean, rstd = _normalise(_wide(s), gamma, beta, eps)
-    return _drop_rows(y, seed, keep).to(dtype), s if save_sum else s.new_empty(0), mean, rstd
+    return _drop_rows(y, seed, first_row, keep).to(dtype), s if save_sum else s.new_empty(0), mean, rstd
 
 
 def embedding_layer_norm_backward(
-    dy: Tensor, s: Tensor, mean: Tensor, rstd: Tensor, gamma: Tensor | None, seed: Tensor | None, keep: int
+    dy: Tensor,
+    s: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    gamma: Tensor | None,
+    seed: Tensor | None,
+    first_row: Tensor | None,
+    keep: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """ds (N, E), wide, dgamma, dbeta (empty without layer norm)."""
-    dy = _drop_rows(_wide(dy), seed, keep)
+    dy = _drop_rows(_wide(dy), seed, first_row, keep)
     if gamma is None:
         return dy, dy.new_empty(0), dy.new_empty(0)
     return _normalise_backward(dy, _wide(s), mean, rstd, gamma)
@@ -237,6 +249,7 @@ def attention_forward(
     v: Tensor,
     lengths: Tensor | None,
     seed: Tensor | None,
+    first_sequence: Tensor | None,
     causal: bool,
     scale: float,
     keep: int,
@@ -251,7 +264,7 @@ def attention_forward(
     lse = torch.logsumexp(scores.masked_fill(~allowed, -torch.inf), dim=-1)
     lse = torch.where(lse == -torch.inf, torch.inf, lse)
     p = torch.exp(scores - lse[..., None]).masked_fill(~allowed, 0.0)
-    o = _drop_scores(p, _score_mask(p, seed, keep), keep) @ v_
+    o = _drop_scores(p, _score_mask(p, seed, first_sequence, keep), keep) @ v_
     return o.transpose(1, 2).to(q.dtype).contiguous(), lse
 
 
@@ -264,6 +277,7 @@ def attention_backward(
     lse: Tensor,
     lengths: Tensor | None,
     seed: Tensor | None,
+    first_sequence: Tensor | None,
     causal: bool,
     scale: float,
     keep: int,
@@ -272,7 +286,7 @@ def attention_backward(
     q_, k_, v_, o_, do_ = _heads_first(lengths, q, k, v, o, do)
     scores, allowed = _scores(q_, k_, lengths, causal, scale)
     p = torch.exp(scores - lse[..., None]).masked_fill(~allowed, 0.0)
-    mask = _score_mask(p, seed, keep)
+    mask = _score_mask(p, seed, first_sequence, keep)
     dv = _drop_scores(p, mask, keep).transpose(-1, -2) @ do_
     dp = _drop_scores(do_ @ v_.transpose(-1, -2), mask, keep)
     delta = (do_ * o_).sum(-1, keepdim=True)
@@ -306,8 +320,8 @@ def _scores(q: Tensor, k: Tensor, lengths: Tensor | None, causal: bool, scale: f
     return scores, allowed
 
 
-def _score_mask(p: Tensor, seed: Tensor | None, keep: int) -> Tensor | None:
-    return None if keep == LEVELS else attention_mask(seed, *p.shape, keep)
+def _score_mask(p: Tensor, seed: Tensor | None, first_sequence: Tensor | None, keep: int) -> Tensor | None:
+    return None if keep == LEVELS else attention_mask(seed, *p.shape, keep, first_sequence)
 
 
 def _drop_scores(p: Tensor, mask: Tensor | None, keep: int) -> Tensor:
@@ -426,16 +440,17 @@ def self_attention_forward(
     cu_seqlens: Tensor | None,
     max_seqlen: int,
     seed: Tensor | None,
+    first_sequence: Tensor | None,
     causal: bool,
     scale: float,
     keep: int,
 ) -> tuple[Tensor, Tensor]:
     """`attention_forward`, also of packed rows (T, H, D): o (T, H, D), lse (T, H)."""
     if cu_seqlens is None:
-        return attention_forward(q, k, v, lengths, seed, causal, scale, keep)
+        return attention_forward(q, k, v, lengths, seed, first_sequence, causal, scale, keep)
     rows = q.shape[0]
     q, k, v = (pad(x, cu_seqlens, max_seqlen) for x in (q, k, v))
-    o, lse = attention_forward(q, k, v, cu_seqlens.diff(), seed, causal, scale, keep)
+    o, lse = attention_forward(q, k, v, cu_seqlens.diff(), seed, first_sequence, causal, scale, keep)
     return unpad(o, cu_seqlens, rows), unpad(lse.transpose(1, 2), cu_seqlens, rows)
 
 
@@ -450,17 +465,18 @@ def self_attention_backward(
     cu_seqlens: Tensor | None,
     max_seqlen: int,
     seed: Tensor | None,
+    first_sequence: Tensor | None,
     causal: bool,
     scale: float,
     keep: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`attention_backward`, also of packed rows: dq, dk, dv (T, H, D)."""
     if cu_seqlens is None:
-        return attention_backward(do, q, k, v, o, lse, lengths, seed, causal, scale, keep)
+        return attention_backward(do, q, k, v, o, lse, lengths, seed, first_sequence, causal, scale, keep)
     rows = q.shape[0]
     do, q, k, v, o, lse = (pad(x, cu_seqlens, max_seqlen) for x in (do, q, k, v, o, lse))
     lengths, lse = cu_seqlens.diff(), lse.transpose(1, 2)
-    gradients = attention_backward(do, q, k, v, o, lse, lengths, seed, causal, scale, keep)
+    gradients = attention_backward(do, q, k, v, o, lse, lengths, seed, first_sequence, causal, scale, keep)
     return tuple(unpad(x, cu_seqlens, rows) for x in gradients)
 
 

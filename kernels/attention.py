@@ -35,13 +35,13 @@ import triton.language as tl
 from torch import Tensor
 
 from fastlm.kernels import autotune
-from fastlm.kernels.philox import attention_mask
+from fastlm.kernels.philox import attention_key, attention_mask
 
 LOG2E, LN2 = tl.constexpr(1 / math.log(2.0)), tl.constexpr(math.log(2.0))
 
 # Through these pointers nothing is loaded 16 bytes at a time: how they are aligned, which changes with the number of
 # tokens, is no reason to compile a kernel again.
-UNALIGNED = ["LENGTHS", "CU_SEQLENS", "SEED", "LSE", "LSE2", "DELTA"]
+UNALIGNED = ["LENGTHS", "CU_SEQLENS", "SEED", "FIRST_SEQUENCE", "LSE", "LSE2", "DELTA"]
 
 
 @triton.jit
@@ -126,7 +126,7 @@ def _seen(i, j, length, CAUSAL: tl.constexpr):
 
 @triton.jit
 def _kept(
-    seed, b, h, first_query, first_key,
+    key, head, first_query, first_key,
     KEEP: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr, TRANSPOSED: tl.constexpr,
 ):  # fmt: skip
     """What dropout multiplies probabilities with: 256 / KEEP or 0.
@@ -136,14 +136,14 @@ def _kept(
     if KEEP == 256:
         return 1.0
     else:
-        head = b * tl.num_programs(0) + h
-        mask = attention_mask(seed, head, first_query, first_key, KEEP, QUERIES, KEYS, TRANSPOSED)
+        mask = attention_mask(key, head, first_query, first_key, KEEP, QUERIES, KEYS, TRANSPOSED)
         return tl.where(mask, 256 / KEEP, 0.0)
 
 
 @triton.jit(do_not_specialize=["S", "T"], do_not_specialize_on_alignment=UNALIGNED)
 def _forward(
-    Q, K, V, LENGTHS, CU_SEQLENS, SEED, OUT, LSE, q_strides, k_strides, v_strides, o_strides, S, T, scale,
+    Q, K, V, LENGTHS, CU_SEQLENS, SEED, FIRST_SEQUENCE, OUT, LSE, q_strides, k_strides, v_strides, o_strides, S, T,
+    scale,
     KEEP: tl.constexpr, CAUSAL: tl.constexpr, PRECISION: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, MASK_ALL: tl.constexpr,
 ):  # fmt: skip
@@ -157,7 +157,9 @@ def _forward(
         _store_numbers(LSE, tl.full((BLOCK_M,), float("inf"), tl.float32), first, rows, b, h, start, S, CU_SEQLENS)
         return
     q = _load_rows(_at_head(Q, q_strides, b, h, start), first, length, q_strides, BLOCK_M, D, BLOCK_D)
-    seed = None if KEEP == 256 else tl.load(SEED)
+    key, head = None, None
+    if KEEP < 256:
+        key, head = attention_key(SEED, FIRST_SEQUENCE, b, h, tl.num_programs(0))
 
     # Keys [0, whole) are seen by every query of the block, keys [whole, end) by some.
     end = tl.minimum(first + BLOCK_M, length) if CAUSAL else length
@@ -176,7 +178,7 @@ def _forward(
         p = tl.exp2(s * (scale * LOG2E) - new_top[:, None])
         shrink = tl.exp2(top - new_top)
         total = total * shrink + tl.sum(p, axis=1)
-        z = _kept(seed, b, h, first, n, KEEP, BLOCK_M, BLOCK_N, False)
+        z = _kept(key, head, first, n, KEEP, BLOCK_M, BLOCK_N, False)
         o = tl.dot((p * z).to(v.dtype), v, o * shrink[:, None], input_precision=PRECISION)
         top = new_top
 
@@ -189,8 +191,8 @@ def _forward(
 
 @triton.jit(do_not_specialize=["S", "T"], do_not_specialize_on_alignment=UNALIGNED)
 def _backward_dq(
-    DO, Q, K, V, OUT, LSE, LENGTHS, CU_SEQLENS, SEED, DQ, DK, DV, LSE2, DELTA, q_strides, k_strides, v_strides,
-    o_strides, dq_strides, S, T, scale,
+    DO, Q, K, V, OUT, LSE, LENGTHS, CU_SEQLENS, SEED, FIRST_SEQUENCE, DQ, DK, DV, LSE2, DELTA, q_strides, k_strides,
+    v_strides, o_strides, dq_strides, S, T, scale,
     KEEP: tl.constexpr, CAUSAL: tl.constexpr, PRECISION: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, MASK_ALL: tl.constexpr,
     ALONE: tl.constexpr,
@@ -213,7 +215,9 @@ def _backward_dq(
     if not ALONE:
         _store_numbers(LSE2, lse2, first, length, b, h, start, S, CU_SEQLENS)
         _store_numbers(DELTA, delta, first, length, b, h, start, S, CU_SEQLENS)
-    seed = None if KEEP == 256 else tl.load(SEED)
+    key, head = None, None
+    if KEEP < 256:
+        key, head = attention_key(SEED, FIRST_SEQUENCE, b, h, tl.num_programs(0))
 
     end = tl.minimum(first + BLOCK_M, length) if CAUSAL else length
     whole = (tl.minimum(first, end) if CAUSAL else end) // BLOCK_N * BLOCK_N
@@ -227,7 +231,7 @@ def _backward_dq(
         p = tl.exp2(tl.dot(q, k.T, input_precision=PRECISION) * (scale * LOG2E) - lse2[:, None])
         if MASK_ALL or n >= whole:
             p = tl.where(_seen(first + i[:, None], n + j[None, :], length, CAUSAL), p, 0.0)
-        z = _kept(seed, b, h, first, n, KEEP, BLOCK_M, BLOCK_N, False)
+        z = _kept(key, head, first, n, KEEP, BLOCK_M, BLOCK_N, False)
         if ALONE:
             dv = tl.dot((p * z).to(do.dtype).T, do, input_precision=PRECISION)
             _store_rows(DV, dv, n, rows, dq_strides, D)
@@ -243,8 +247,8 @@ def _backward_dq(
 
 @triton.jit(do_not_specialize=["S", "T"], do_not_specialize_on_alignment=UNALIGNED)
 def _backward_dkv(
-    DO, Q, K, V, LENGTHS, CU_SEQLENS, SEED, DK, DV, LSE2, DELTA, q_strides, k_strides, v_strides, o_strides,
-    dk_strides, S, T, scale,
+    DO, Q, K, V, LENGTHS, CU_SEQLENS, SEED, FIRST_SEQUENCE, DK, DV, LSE2, DELTA, q_strides, k_strides, v_strides,
+    o_strides, dk_strides, S, T, scale,
     KEEP: tl.constexpr, CAUSAL: tl.constexpr, PRECISION: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, MASK_ALL: tl.constexpr,
 ):  # fmt: skip
@@ -260,7 +264,9 @@ def _backward_dkv(
         return
     k = _load_rows(_at_head(K, k_strides, b, h, start), first, length, k_strides, BLOCK_N, D, BLOCK_D)
     v = _load_rows(_at_head(V, v_strides, b, h, start), first, length, v_strides, BLOCK_N, D, BLOCK_D)
-    seed = None if KEEP == 256 else tl.load(SEED)
+    key, head = None, None
+    if KEEP < 256:
+        key, head = attention_key(SEED, FIRST_SEQUENCE, b, h, tl.num_programs(0))
 
     dk = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
     dv = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
@@ -275,7 +281,7 @@ def _backward_dkv(
         p = tl.exp2(tl.dot(k, q.T, input_precision=PRECISION) * (scale * LOG2E) - lse2[None, :])
         if CAUSAL and (MASK_ALL or m < first + BLOCK_N):
             p = tl.where(m + i[None, :] >= first + j[:, None], p, 0.0)
-        z = _kept(seed, b, h, m, first, KEEP, BLOCK_M, BLOCK_N, True)
+        z = _kept(key, head, m, first, KEEP, BLOCK_M, BLOCK_N, True)
         dv = tl.dot((p * z).to(do.dtype), do, dv, input_precision=PRECISION)
         dp = tl.dot(v, do.T, input_precision=PRECISION)
         ds = p * (dp * z - delta[None, :])
@@ -342,6 +348,7 @@ def attention_forward(
     cu_seqlens: Tensor | None,
     max_seqlen: int,
     seed: Tensor | None,
+    first_sequence: Tensor | None,
     o: Tensor,
     lse: Tensor,
     causal: bool,
@@ -351,7 +358,8 @@ def attention_forward(
     """o (B, S, H, D) = dropout(softmax(scale * q k^T + mask)) v, lse (B, H, S); or packed rows (T, H, D) and (T, H)."""
     _launch(
         _forward, "BLOCK_M", q, cu_seqlens, max_seqlen,
-        (q, k, v, lengths, cu_seqlens, seed, o, lse), (q, k, v, o), keep=keep, causal=causal, scale=scale,
+        (q, k, v, lengths, cu_seqlens, seed, first_sequence, o, lse), (q, k, v, o),
+        keep=keep, causal=causal, scale=scale,
     )  # fmt: skip
 
 
@@ -366,6 +374,7 @@ def attention_backward(
     cu_seqlens: Tensor | None,
     max_seqlen: int,
     seed: Tensor | None,
+    first_sequence: Tensor | None,
     dq: Tensor,
     dk: Tensor,
     dv: Tensor,
@@ -379,13 +388,13 @@ def attention_backward(
     alone = _short(q, max_seqlen)
     _launch(
         _backward_dq, "BLOCK_M", q, cu_seqlens, max_seqlen,
-        (do, q, k, v, o, lse, lengths, cu_seqlens, seed, dq, dk, dv, *scratch), (q, k, v, o, dq),
+        (do, q, k, v, o, lse, lengths, cu_seqlens, seed, first_sequence, dq, dk, dv, *scratch), (q, k, v, o, dq),
         ALONE=alone, **common,
     )  # fmt: skip
     if not alone:
         _launch(
             _backward_dkv, "BLOCK_N", q, cu_seqlens, max_seqlen,
-            (do, q, k, v, lengths, cu_seqlens, seed, dk, dv, *scratch), (q, k, v, o, dk), **common,
+            (do, q, k, v, lengths, cu_seqlens, seed, first_sequence, dk, dv, *scratch), (q, k, v, o, dk), **common,
         )  # fmt: skip
 
 

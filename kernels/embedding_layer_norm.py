@@ -5,7 +5,7 @@ word table for each token and writes y, 2bNE, or 3bNE with the sum. The backward
 3bNE; the gradient of a table of V rows reads ds in the order of the ids and writes each row once, in fp32, bNE + 4VE.
 For BERT-base, N = 32768 and E = 768 in bf16, V = 30522, at the 3.0 TB/s that a copy reaches on an H100: forward 34 us
 (50 with the sum), backward 50 us, word table 48 us. Instructions an element, of the 57 that an H100 issues in 50 us,
-counted in the machine code for sm_90, with dropout: forward 38, GPT-1's 22; a turn of the backward's loop 27.
+counted in the machine code for sm_90, with dropout: forward 40, GPT-1's 22; a turn of the backward's loop 27.
 
 The gradient of row v is the sum of ds over the places of v in the sorted ids, [starts[v], starts[v + 1]), and one
 program adds them, so that nothing depends on who comes first. A token may stand in a tenth of all places, and each of
@@ -20,7 +20,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fastlm.dropout import LEVELS
-from fastlm.kernels.philox import row_mask
+from fastlm.kernels.philox import load_first, row_mask
 from fastlm.kernels.rows import (
     affine,
     columns,
@@ -52,10 +52,14 @@ def _ids(IDS, row, N, TABLE_ROWS):
     return id
 
 
-@triton.jit(do_not_specialize=["N", "S", "V", "C", "T", "keep"], do_not_specialize_on_alignment=["SEED"], debug=True)
+@triton.jit(
+    do_not_specialize=["N", "S", "V", "C", "T", "keep"],
+    do_not_specialize_on_alignment=["SEED", "FIRST_ROW"],
+    debug=True,
+)
 def _forward(
-    TOKENS, WORD, POSITION, POSITION_IDS, SEGMENT, SEGMENTS, GAMMA, BETA, SEED, Y, SUM, MEAN, RSTD, N, S, V, C, T, keep,
-    scale, eps, E: tl.constexpr, BLOCK: tl.constexpr, CHUNKS: tl.constexpr, ROWS: tl.constexpr,
+    TOKENS, WORD, POSITION, POSITION_IDS, SEGMENT, SEGMENTS, GAMMA, BETA, SEED, FIRST_ROW, Y, SUM, MEAN, RSTD, N, S, V,
+    C, T, keep, scale, eps, E: tl.constexpr, BLOCK: tl.constexpr, CHUNKS: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     row = rows(tl.program_id(0), ROWS)
     token = _ids(TOKENS, row, N, V)
@@ -65,6 +69,7 @@ def _forward(
         segment = _ids(SEGMENTS, row, N, T)
     if SEED is not None:
         seed = tl.load(SEED)
+        first_row = load_first(FIRST_ROW)
 
     s = ()
     for i in tl.static_range(CHUNKS):
@@ -88,13 +93,13 @@ def _forward(
         if GAMMA is not None:
             y = affine(y * rstd, GAMMA, BETA, row, columns(i, BLOCK), E)
         if SEED is not None:
-            y *= tl.where(row_mask(seed, row, i * BLOCK, keep, BLOCK), scale, 0.0)
+            y *= tl.where(row_mask(seed, first_row + row, i * BLOCK, keep, BLOCK), scale, 0.0)
         store_rows(Y, y, row, columns(i, BLOCK), N, E)
 
 
-@triton.jit(do_not_specialize=["N", "keep"], do_not_specialize_on_alignment=["SEED"])
+@triton.jit(do_not_specialize=["N", "keep"], do_not_specialize_on_alignment=["SEED", "FIRST_ROW"])
 def _backward(
-    DY, SUM, MEAN, RSTD, GAMMA, SEED, DS, PARTIALS, N, keep, scale,
+    DY, SUM, MEAN, RSTD, GAMMA, SEED, FIRST_ROW, DS, PARTIALS, N, keep, scale,
     E: tl.constexpr, BLOCK: tl.constexpr, CHUNKS: tl.constexpr, ROWS: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     # With dh = dropout(dy), g = dh * gamma: ds = rstd * (g - mean(g) - xhat * mean(g * xhat)).
@@ -103,6 +108,7 @@ def _backward(
     dbeta = dgamma
     if SEED is not None:
         seed = tl.load(SEED)
+        first_row = load_first(FIRST_ROW)
     for tile in tl.range(tl.program_id(0), tl.cdiv(N, ROWS), tl.num_programs(0), num_stages=STAGES):
         row = rows(tile, ROWS)
         mean = tl.load(MEAN + row, mask=row < N, other=0.0)
@@ -111,7 +117,7 @@ def _backward(
         for i in tl.static_range(CHUNKS):
             dy = load_rows(DY, row, columns(i, BLOCK), N, E).to(tl.float32)
             if SEED is not None:
-                dy *= tl.where(row_mask(seed, row, i * BLOCK, keep, BLOCK), scale, 0.0)
+                dy *= tl.where(row_mask(seed, first_row + row, i * BLOCK, keep, BLOCK), scale, 0.0)
             dh += (dy,)
             xhat += ((load_rows(SUM, row, columns(i, BLOCK), N, E).to(tl.float32) - mean) * rstd,)
         mean_g, mean_gx = means(dh, xhat, gamma, E)
@@ -128,15 +134,16 @@ def _backward(
     store_partial(PARTIALS, 1, dbeta, E)
 
 
-@triton.jit(do_not_specialize=["N", "keep"], do_not_specialize_on_alignment=["SEED"])
+@triton.jit(do_not_specialize=["N", "keep"], do_not_specialize_on_alignment=["SEED", "FIRST_ROW"])
 def _dropped(
-    DY, SEED, DS, N, keep, scale, E: tl.constexpr, BLOCK: tl.constexpr, CHUNKS: tl.constexpr, ROWS: tl.constexpr
+    DY, SEED, FIRST_ROW, DS, N, keep, scale,
+    E: tl.constexpr, BLOCK: tl.constexpr, CHUNKS: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     row = rows(tl.program_id(0), ROWS)
-    seed = tl.load(SEED)
+    seed, first_row = tl.load(SEED), load_first(FIRST_ROW)
     for i in tl.static_range(CHUNKS):
         dy = load_rows(DY, row, columns(i, BLOCK), N, E).to(tl.float32)
-        dy *= tl.where(row_mask(seed, row, i * BLOCK, keep, BLOCK), scale, 0.0)
+        dy *= tl.where(row_mask(seed, first_row + row, i * BLOCK, keep, BLOCK), scale, 0.0)
         store_rows(DS, dy, row, columns(i, BLOCK), N, E)
 
 
@@ -184,6 +191,7 @@ def embedding_layer_norm_forward(
     gamma: Tensor | None,
     beta: Tensor | None,
     seed: Tensor | None,
+    first_row: Tensor | None,
     y: Tensor,
     sum: Tensor | None,
     mean: Tensor | None,
@@ -199,8 +207,8 @@ def embedding_layer_norm_forward(
     table_rows = (1 if t is None else t.shape[0] for t in (word, position, segment))
     launch_rows(
         _forward, y,
-        tokens, word, position, position_ids, segment, segments, gamma, beta, seed, y, sum, mean, rstd, y.shape[0],
-        sequence, *table_rows, keep, LEVELS / keep, eps, sanitize_overflow=False,
+        tokens, word, position, position_ids, segment, segments, gamma, beta, seed, first_row, y, sum, mean, rstd,
+        y.shape[0], sequence, *table_rows, keep, LEVELS / keep, eps, sanitize_overflow=False,
     )  # fmt: skip
 
 
@@ -211,6 +219,7 @@ def embedding_layer_norm_backward(
     rstd: Tensor | None,
     gamma: Tensor | None,
     seed: Tensor | None,
+    first_row: Tensor | None,
     ds: Tensor,
     dgamma: Tensor | None,
     dbeta: Tensor | None,
@@ -223,10 +232,13 @@ def embedding_layer_norm_backward(
     """
     n = dy.shape[0]
     if gamma is None:
-        launch_rows(_dropped, dy, dy, seed, ds, n, keep, LEVELS / keep)
+        launch_rows(_dropped, dy, dy, seed, first_row, ds, n, keep, LEVELS / keep)
         return
     programs = partials.shape[1]
-    launch_loop(_backward, dy, programs, dy, sum, mean, rstd, gamma, seed, ds, partials, n, keep, LEVELS / keep)
+    launch_loop(
+        _backward, dy, programs,
+        dy, sum, mean, rstd, gamma, seed, first_row, ds, partials, n, keep, LEVELS / keep,
+    )  # fmt: skip
     sum_partials(partials, dgamma, dbeta)
 
 

@@ -3,6 +3,9 @@
 With Phi the normal distribution function, GELU(x) = x Phi(x) and GELU'(x) = Phi(x) + x Phi'(x). The papers' code puts
     Phi(x) = (1 + tanh(u)) / 2 = 1 / (1 + exp(-2u)), u = sqrt(2 / pi) (x + 0.044715 x^3), Phi' = Phi(x) Phi(-x) 2u'.
 Of the two, Phi(|x|) and Phi(-|x|), both come from exp(-2|u|), and neither by a difference that would cancel.
+
+x Phi(x) is rounded as fma(x, Phi(x), 0), for the compiler would merge a product with a sum or difference that it goes
+into: each use would see another GELU(x), and the differences to the mean of a constant row would not be 0.
 """
 
 import math
@@ -31,9 +34,9 @@ def gelu(x, TANH: tl.constexpr):
     """GELU of fp32 values, by tanh or by erf."""
     if TANH:
         upper, lower = _tails(x)
-        return x * tl.where(x < 0.0, lower, upper)
+        return tl.fma(x, tl.where(x < 0.0, lower, upper), 0.0)
     else:
-        return x * (0.5 + 0.5 * tl.erf(x * ROOT_HALF))
+        return tl.fma(x, 0.5 + 0.5 * tl.erf(x * ROOT_HALF), 0.0)
 
 
 @triton.jit
@@ -46,4 +49,4 @@ def gelu_and_slope(x, TANH: tl.constexpr):
     else:
         phi = 0.5 + 0.5 * tl.erf(x * ROOT_HALF)
         density = tl.exp(-0.5 * x * x) * DENSITY
-    return x * phi, phi + x * density
+    return tl.fma(x, phi, 0.0), phi + x * density

@@ -6,7 +6,7 @@ For 32768 x 768 in bf16, at the 3.0 TB/s that a copy reaches on an H100, 50 or 6
 same kernels without the parts that it has not: 2bE forward, 3bE backward.
 
 Both make one pass with the row in registers (rows.py). Instructions matter beside the bytes: an H100 issues about 57 an
-element in 50 us. Counted in the machine code for sm_90, E = 768, bf16: forward 19, with dropout 27; a turn of the
+element in 50 us. Counted in the machine code for sm_90, E = 768, bf16: forward 21, with dropout 29; a turn of the
 backward's loop 22, with dropout 31, and 38 where it reads y instead of the sum.
 """
 
@@ -17,7 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fastlm.dropout import LEVELS
-from fastlm.kernels.philox import row_mask
+from fastlm.kernels.philox import load_first, row_mask
 from fastlm.kernels.rows import (
     affine,
     columns,
@@ -38,9 +38,9 @@ from fastlm.kernels.rows import (
 )
 
 
-@triton.jit(do_not_specialize=["N", "keep"], do_not_specialize_on_alignment=["SEED"])
+@triton.jit(do_not_specialize=["N", "keep"], do_not_specialize_on_alignment=["SEED", "FIRST_ROW"])
 def _forward(
-    X, RESIDUAL, BIAS, GAMMA, BETA, SEED, Y, SUM, MEAN, RSTD, N, keep, scale, eps,
+    X, RESIDUAL, BIAS, GAMMA, BETA, SEED, FIRST_ROW, Y, SUM, MEAN, RSTD, N, keep, scale, eps,
     E: tl.constexpr, BLOCK: tl.constexpr, CHUNKS: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     row = rows(tl.program_id(0), ROWS)
@@ -51,6 +51,7 @@ def _forward(
             residual += (load_rows(RESIDUAL, row, columns(i, BLOCK), N, E),)
     if SEED is not None:
         seed = tl.load(SEED)
+        first_row = load_first(FIRST_ROW)
 
     s = ()
     for i in tl.static_range(CHUNKS):
@@ -58,7 +59,7 @@ def _forward(
         if BIAS is not None:
             h += load_parameter(BIAS, row, columns(i, BLOCK), E)
         if SEED is not None:
-            h *= tl.where(row_mask(seed, row, i * BLOCK, keep, BLOCK), scale, 0.0)
+            h *= tl.where(row_mask(seed, first_row + row, i * BLOCK, keep, BLOCK), scale, 0.0)
         if RESIDUAL is not None:
             h += residual[i].to(tl.float32)
         # Rounded before it is normalised: the backward sees this sum, not a finer one.
@@ -88,10 +89,10 @@ def _normalised(SUM, Y, MEAN, GAMMA, BETA, rstd, row, col, N, E: tl.constexpr, B
         return xhat / (gamma if E % BLOCK == 0 else tl.where(col < E, gamma, 1.0))
 
 
-@triton.jit(do_not_specialize=["N", "keep"], do_not_specialize_on_alignment=["SEED"])
+@triton.jit(do_not_specialize=["N", "keep"], do_not_specialize_on_alignment=["SEED", "FIRST_ROW"])
 def _backward(
-    DY, DSUM, SUM, Y, MEAN, RSTD, GAMMA, BETA, SEED, DS, DX, PARTIALS, N, keep, scale, HAS_BIAS: tl.constexpr,
-    KEEP_GAMMA: tl.constexpr, STAGES: tl.constexpr,
+    DY, DSUM, SUM, Y, MEAN, RSTD, GAMMA, BETA, SEED, FIRST_ROW, DS, DX, PARTIALS, N, keep, scale,
+    HAS_BIAS: tl.constexpr, KEEP_GAMMA: tl.constexpr, STAGES: tl.constexpr,
     E: tl.constexpr, BLOCK: tl.constexpr, CHUNKS: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     # With g = dy * gamma: ds = rstd * (g - mean(g) - xhat * mean(g * xhat)) + dsum, dx = dropout(ds).
@@ -101,6 +102,7 @@ def _backward(
     dbeta, dbias = dgamma, dgamma
     if SEED is not None:
         seed = tl.load(SEED)
+        first_row = load_first(FIRST_ROW)
 
     for tile in tl.range(tl.program_id(0), tl.cdiv(N, ROWS), tl.num_programs(0), num_stages=STAGES):
         row = rows(tile, ROWS)
@@ -120,7 +122,7 @@ def _backward(
                 ds += load_rows(DSUM, row, columns(i, BLOCK), N, E).to(tl.float32)
             store_rows(DS, ds, row, columns(i, BLOCK), N, E)
             if SEED is not None:
-                ds *= tl.where(row_mask(seed, row, i * BLOCK, keep, BLOCK), scale, 0.0)
+                ds *= tl.where(row_mask(seed, first_row + row, i * BLOCK, keep, BLOCK), scale, 0.0)
                 store_rows(DX, ds, row, columns(i, BLOCK), N, E)
             dgamma_ += (dgamma[i] + dy[i] * xhat[i],)
             dbeta_ += (dbeta[i] + dy[i],)
@@ -137,7 +139,7 @@ def layer_norm_forward(
     x: Tensor, gamma: Tensor, beta: Tensor | None, y: Tensor, mean: Tensor, rstd: Tensor, eps: float
 ) -> None:
     """y = LN(x), both (N, E); mean and rstd (N,) fp32."""
-    add_layer_norm_forward(x, None, None, gamma, beta, None, y, None, mean, rstd, LEVELS, eps)
+    add_layer_norm_forward(x, None, None, gamma, beta, None, None, y, None, mean, rstd, LEVELS, eps)
 
 
 def layer_norm_backward(
@@ -153,7 +155,7 @@ def layer_norm_backward(
 ) -> None:
     """dx (N, E); dgamma, dbeta (E,) fp32 by way of partials (2, programs, E)."""
     add_layer_norm_backward(
-        dy, None, x, mean, rstd, gamma, None, dx, None, dgamma, dbeta, None, LEVELS, partials
+        dy, None, x, mean, rstd, gamma, None, None, dx, None, dgamma, dbeta, None, LEVELS, partials
     )  # fmt: skip
 
 
@@ -164,6 +166,7 @@ def add_layer_norm_forward(
     gamma: Tensor,
     beta: Tensor | None,
     seed: Tensor | None,
+    first_row: Tensor | None,
     y: Tensor,
     sum: Tensor | None,
     mean: Tensor,
@@ -171,10 +174,13 @@ def add_layer_norm_forward(
     keep: int,
     eps: float,
 ) -> None:
-    """y = LN(sum), sum = residual + dropout(x + bias), all (N, E); mean and rstd (N,) fp32."""
+    """y = LN(sum), sum = residual + dropout(x + bias), all (N, E); mean and rstd (N,) fp32.
+
+    seed and first_row are (1,) int64: see fastlm.dropout.
+    """
     launch_rows(
         _forward, x,
-        x, residual, bias, gamma, beta, seed, y, sum, mean, rstd, x.shape[0], keep, LEVELS / keep, eps,
+        x, residual, bias, gamma, beta, seed, first_row, y, sum, mean, rstd, x.shape[0], keep, LEVELS / keep, eps,
     )  # fmt: skip
 
 
@@ -186,6 +192,7 @@ def add_layer_norm_backward(
     rstd: Tensor,
     gamma: Tensor,
     seed: Tensor | None,
+    first_row: Tensor | None,
     ds: Tensor,
     dx: Tensor | None,
     dgamma: Tensor,
@@ -195,7 +202,8 @@ def add_layer_norm_backward(
     partials: Tensor,
 ) -> None:
     """ds (N, E) and dx = dropout(ds); dgamma, dbeta, dbias (E,) fp32 by way of partials (3, programs, E)."""
-    _launch_backward(dy, dsum, sum, None, mean, rstd, gamma, None, seed, ds, dx, dgamma, dbeta, dbias, keep, partials)
+    inputs = (dy, dsum, sum, None, mean, rstd, gamma, None, seed, first_row)
+    _launch_backward(inputs, ds, dx, dgamma, dbeta, dbias, keep, partials)
 
 
 def add_layer_norm_backward_from_output(
@@ -205,6 +213,7 @@ def add_layer_norm_backward_from_output(
     gamma: Tensor,
     beta: Tensor | None,
     seed: Tensor | None,
+    first_row: Tensor | None,
     ds: Tensor,
     dx: Tensor | None,
     dgamma: Tensor,
@@ -213,14 +222,16 @@ def add_layer_norm_backward_from_output(
     keep: int,
     partials: Tensor,
 ) -> None:
-    """`add_layer_norm_backward` that reads the output y (N, E) where there is no sum; no gamma may be 0."""
-    _launch_backward(dy, None, None, y, None, rstd, gamma, beta, seed, ds, dx, dgamma, dbeta, dbias, keep, partials)
+    """Does what `add_layer_norm_backward` does, from the output y (N, E) in place of the sum; no gamma may be 0."""
+    inputs = (dy, None, None, y, None, rstd, gamma, beta, seed, first_row)
+    _launch_backward(inputs, ds, dx, dgamma, dbeta, dbias, keep, partials)
 
 
-def _launch_backward(dy, dsum, sum, y, mean, rstd, gamma, beta, seed, ds, dx, dgamma, dbeta, dbias, keep, partials):
+def _launch_backward(inputs, ds, dx, dgamma, dbeta, dbias, keep, partials):
+    dy = inputs[0]
     launch_loop(
         _backward, dy, partials.shape[1],
-        dy, dsum, sum, y, mean, rstd, gamma, beta, seed, ds, dx, partials, dy.shape[0], keep, LEVELS / keep,
+        *inputs, ds, dx, partials, dy.shape[0], keep, LEVELS / keep,
         # Of the longest rows gamma does not fit into registers either: see loop_tiling.
         HAS_BIAS=dbias is not None, KEEP_GAMMA=tiling(dy.shape[1], warps=1)["num_warps"] < 16,
     )  # fmt: skip

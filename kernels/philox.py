@@ -28,8 +28,18 @@ def philox(k0, k1, c0, c1, c2, c3):
 
 
 @triton.jit
+def load_first(FIRST):
+    """Loads the global number of a call's first row or sequence; FIRST is None for 0."""
+    if FIRST is None:
+        return 0
+    else:
+        return tl.load(FIRST)
+
+
+@triton.jit
 def row_mask(seed, row, first: tl.constexpr, keep, BLOCK: tl.constexpr):
-    """Which elements of a row op are kept: bool (ROWS, BLOCK), rows `row` (int64, (ROWS, 1)), columns from `first` on.
+    """Tells which elements of a row op are kept: bool (ROWS, BLOCK), global rows `row` (int64, (ROWS, 1)), columns from
+    `first` on.
 
     Column c of row n has byte c % 16 of the call with counter (c // 16, n mod 2^32, n div 2^32, 0). Each word, that
     is 4 columns, names its own call, and the compiler merges those of a thread's neighbouring columns: one call for
@@ -49,12 +59,20 @@ def row_mask(seed, row, first: tl.constexpr, keep, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def attention_mask(
-    seed, head, row, column, KEEP: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, TRANSPOSED: tl.constexpr
-):
-    """Which probabilities are kept: bool (ROWS, COLUMNS) from query `row` and key `column` on, multiples of 16.
+def attention_key(SEED, FIRST_SEQUENCE, b, h, H):
+    """The key and the counter's head, uint32, of attention_mask for head h of H of the call's sequence b."""
+    head = (load_first(FIRST_SEQUENCE) + tl.cast(b, tl.int64)) * H + h
+    return tl.load(SEED) ^ ((head >> 32) << 32), head.to(tl.uint32)
 
-    If TRANSPOSED, (COLUMNS, ROWS). The dimension that comes last must be a multiple of 32.
+
+@triton.jit
+def attention_mask(
+    key, head, row, column, KEEP: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, TRANSPOSED: tl.constexpr
+):
+    """Tells which probabilities are kept: bool (ROWS, COLUMNS) from query `row` and key `column` on, multiples of 16.
+
+    `key` and `head` are those of attention_key. If TRANSPOSED, (COLUMNS, ROWS). The dimension
+    that comes last must be a multiple of 32.
 
     An accumulator of mma or wgmma has, of each 16 x 16 tile, lines l and l + 8 in one thread, of each the four columns
     that share a call; lines 2r and 2r + 1, which share it too, are in two lanes of a warp. Both would draw the call, so
@@ -69,12 +87,12 @@ def attention_mask(
     line = line.reshape(LINES // 16, 1, 4, 1, 1, 1, 1, 1, 1).to(tl.uint32)
     across = across.reshape(1, 1, 1, 2, ACROSS // 32, 1, 1, 4, 1).to(tl.uint32)
     row, column = tl.cast(row // 4, tl.uint32), tl.cast(column // 4, tl.uint32)
-    k0, k1 = seed.to(tl.uint32), (seed >> 32).to(tl.uint32)
+    k0, k1 = key.to(tl.uint32), (key >> 32).to(tl.uint32)
     domain = tl.full((1,), ATTENTION_DOMAIN, tl.uint32).reshape(1, 1, 1, 1, 1, 1, 1, 1, 1)
     if TRANSPOSED:
-        words = philox(k0, k1, column + line, row + across, tl.cast(head, tl.uint32), domain)
+        words = philox(k0, k1, column + line, row + across, head, domain)
     else:
-        words = philox(k0, k1, column + across, row + line, tl.cast(head, tl.uint32), domain)
+        words = philox(k0, k1, column + across, row + line, head, domain)
 
     two = tl.arange(0, 2).to(tl.uint32)
     line_8, line_1 = two.reshape(1, 2, 1, 1, 1, 1, 1, 1, 1), two.reshape(1, 1, 1, 2, 1, 1, 1, 1, 1)

@@ -68,22 +68,39 @@ def zeros(ROWS: tl.constexpr, BLOCK: tl.constexpr, CHUNKS: tl.constexpr):
 
 @triton.jit
 def normalise(s, eps, E: tl.constexpr, BLOCK: tl.constexpr):
-    """Mean and rstd, (ROWS, 1), of rows in chunks of fp32, zero past E, and the chunks of s - mean, zero there too."""
+    """Mean and rstd, (ROWS, 1), of rows in chunks of fp32, zero past E, and the chunks of s - mean, zero there too.
+
+    A sum of many values is rounded, and its mean a few units in the last place off. rstd, 10^6 in a constant row at
+    BERT's eps of 1e-12, would multiply that. So the mean is corrected by the mean of what it leaves, which makes that
+    of a constant row exact. It costs 2.4 instructions per element (counted for sm_90, E = 768) and no byte.
+    """
+    mean = _mean(s, E)
+    mean += _mean(_centred(s, mean, E, BLOCK), E)
+    centred = _centred(s, mean, E, BLOCK)
+    square = tl.zeros_like(s[0])
+    for i in tl.static_range(len(s)):
+        square += centred[i] * centred[i]
+    rstd = tl.rsqrt(tl.sum(square, axis=1, keep_dims=True) / E + eps)
+    return mean, rstd, centred
+
+
+@triton.jit
+def _mean(s, E: tl.constexpr):
     total = s[0]
     for i in tl.static_range(1, len(s)):
         total += s[i]
-    mean = tl.sum(total, axis=1, keep_dims=True) / E
+    return tl.sum(total, axis=1, keep_dims=True) / E
 
+
+@triton.jit
+def _centred(s, mean, E: tl.constexpr, BLOCK: tl.constexpr):
     centred = ()
-    square = tl.zeros_like(s[0])
     for i in tl.static_range(len(s)):
         c = s[i] - mean
-        if E % BLOCK != 0:
+        if (i + 1) * BLOCK > E:
             c = tl.where(columns(i, BLOCK) < E, c, 0.0)
         centred += (c,)
-        square += c * c
-    rstd = tl.rsqrt(tl.sum(square, axis=1, keep_dims=True) / E + eps)
-    return mean, rstd, centred
+    return centred
 
 
 @triton.jit

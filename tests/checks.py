@@ -18,6 +18,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import pytest
 import torch
@@ -153,6 +154,27 @@ def assert_repeats(op: Op, tensors: dict[str, Tensor], dtype: torch.dtype) -> No
     for again in (op, torch.compile(op, fullgraph=True, backend="aot_eager")):
         second = evaluate(again, tensors, dtype)
         assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def constant_rows(case: Case, columns: int) -> Tensor:
+    """Returns 61 rows, each constant, with values from -3 to 3. Their variance is 0, so rstd is 1 / sqrt(eps)."""
+    return torch.linspace(-3, 3, 61, device=case.device).to(case.dtype)[:, None].expand(61, columns)
+
+
+def assert_normalises_constant_rows(op: Op, naive: Op, tensors: dict[str, Tensor], case: Case) -> None:
+    """Asserts the rule above for constant rows with eps = 1e-12, where rstd = 10^6 magnifies any error of the mean.
+
+    rstd magnifies the gradients, too: gamma is scaled so that they fit in float16. In float16 torch stores rstd in
+    float16, where 10^6 overflows, so the yardstick is only the float32 computation, rounded once.
+    """
+
+    def in_float32(**tensors: Tensor) -> Tensor:
+        dtype = tensors["gamma"].dtype
+        wide = {name: x if dtype == torch.float64 else x.float() for name, x in tensors.items()}
+        return naive(**wide, eps=1e-12).to(dtype)
+
+    tensors = tensors | {"gamma": tensors["gamma"] / 1024}
+    assert_accurate(partial(op, eps=1e-12), in_float32, tensors, case.dtype)
 
 
 def assert_takes_any_size(op: Callable[..., Tensor], case: Case, shape: tuple[int, ...]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import torch
@@ -12,9 +13,11 @@ from checks import (
     Case,
     assert_accurate,
     assert_differentiable_once,
+    assert_normalises_constant_rows,
     assert_passes_opcheck,
     assert_repeats,
     cases,
+    constant_rows,
     evaluate,
     inputs,
 )
@@ -30,11 +33,11 @@ OP = "add_layer_norm"
 SHAPES = [(37, 768), (5, 1024), (3, 1000), (64, 16), (17, 100), (9, 7), (1, 3), (2, 8192), (33, 2), (8, 48)]
 
 
-def naive(x, residual, gamma, beta=None, bias=None, mask=None, keep=256):
+def naive(x, residual, gamma, beta=None, bias=None, mask=None, keep=256, eps=1e-5):
     h = x if bias is None else x + bias
     h = h if mask is None else h * mask.to(x.dtype) * (256 / keep)
     s = residual + h
-    return F.layer_norm(s, s.shape[-1:], gamma, beta, 1e-5), s
+    return F.layer_norm(s, s.shape[-1:], gamma, beta, eps), s
 
 
 def tensors(case: Case, rows: int, columns: int) -> dict[str, torch.Tensor]:
@@ -95,14 +98,24 @@ def test_any_shape(case, rows, columns, p):
 
 
 @pytest.mark.parametrize("case", cases(OP))
-def test_forward_uses_the_mask_of_all_backends(case):
+def test_constant_rows(case):
+    x = constant_rows(case, 768)
+    t = {name: x for name, x in tensors(case, 1, 768).items() if name != "bias"} | {"x": x, "residual": 0.5 * x.flip(0)}
+    op = partial(fastlm.add_layer_norm, backend=case.backend)
+    assert_normalises_constant_rows(op, lambda **t: naive(**t)[0], t, case)
+
+
+@pytest.mark.parametrize("case", cases(OP))
+@pytest.mark.parametrize("first", [None, 2**32 - 5, 2**40 + 1])
+def test_forward_uses_the_mask_of_all_backends(case, first):
     rows, columns, keep = 21, 333, keep_count(0.3)
     seed = torch.tensor([2**62 + 7], device=case.device)
     x = torch.ones(rows, columns, dtype=case.dtype, device=case.device)
     gamma = torch.ones(columns, device=case.device)
-    options = {"dropout_p": 0.3, "seed": seed, "return_sum": True, "backend": case.backend}
+    first = None if first is None else torch.tensor([first], device=case.device)
+    options = {"dropout_p": 0.3, "seed": seed, "first_row": first, "return_sum": True, "backend": case.backend}
     _, s = fastlm.add_layer_norm(x, torch.zeros_like(x), gamma, **options)
-    assert torch.equal(s != 0, row_mask(seed, rows, columns, keep))
+    assert torch.equal(s != 0, row_mask(seed, rows, columns, keep, first))
     assert torch.equal(s[s != 0], torch.full_like(s[s != 0], 256 / keep))
 
 
@@ -213,7 +226,7 @@ def test_cuda_graph_draws_fresh_masks(case):
 def test_opcheck(case):
     t = {name: x.requires_grad_() for name, x in tensors(case, 4, 24).items()}
     seed = torch.tensor([5], device=case.device)
-    rest = (t["bias"], t["gamma"], t["beta"], seed, 230, 1e-5, True, False, case.backend)
+    rest = (t["bias"], t["gamma"], t["beta"], seed, seed, 230, 1e-5, True, False, case.backend)
     assert_passes_opcheck(OP, t["x"], t["residual"], *rest)
 
 
@@ -266,7 +279,7 @@ def test_sum_is_not_kept(case):
 def test_opcheck_from_the_output(case):
     t = {name: x.requires_grad_() for name, x in tensors_for_keep_sum_false(case, 4, 24).items()}
     seed = torch.tensor([5], device=case.device)
-    rest = (t["bias"], t["gamma"], t["beta"], seed, 230, 1e-5, False, True, case.backend)
+    rest = (t["bias"], t["gamma"], t["beta"], seed, seed, 230, 1e-5, False, True, case.backend)
     assert_passes_opcheck(OP, t["x"], t["residual"], *rest)
 
 
@@ -327,6 +340,11 @@ X = torch.zeros(3, 8)
         ({"dropout_p": 0.001}, ValueError, "rounds to 0: give 0, or a value from"),
         ({"dropout_p": 0.1}, ValueError, "needs a seed"),
         ({"dropout_p": 0.1, "seed": torch.tensor([1.0])}, TypeError, "seed must hold one int64, got float32"),
+        (
+            {"dropout_p": 0.1, "seed": torch.tensor([1]), "first_row": 3},
+            TypeError,
+            "first_row must be .* int64, got int",
+        ),
         ({"eps": -1.0}, ValueError, "eps must be at least 0"),
         ({"return_sum": True, "keep_sum": False}, ValueError, "give it or keep_sum=False, not both"),
         ({"backend": "tirton"}, ValueError, "backend must be one of auto, reference, triton, cuda"),

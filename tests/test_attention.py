@@ -140,31 +140,41 @@ def test_one_key(case, p):
     assert result["dk"].abs().max() <= bound * largest["q"]
 
 
+FIRST = (None, 2**32 // 3, 2**40 + 1)  # with 3 heads, the second begins at head 2^32 - 1 of all sequences
+
+
+def first_of(case: Case, first: int | None) -> torch.Tensor | None:
+    return None if first is None else torch.tensor([first], device=case.device)
+
+
 @pytest.mark.parametrize("case", cases("attention"))
-def test_forward_uses_the_mask_of_all_backends(case):
+@pytest.mark.parametrize("first", FIRST)
+def test_forward_uses_the_mask_of_all_backends(case, first):
     """With q = k = 0 each probability is 1 / S, and with v = identity o shows the mask and the scale."""
     sequence = 64
     q = torch.zeros(2, sequence, 3, 64, dtype=case.dtype, device=case.device)
     v = torch.eye(sequence, dtype=case.dtype, device=case.device)[None, :, None, :].expand(2, -1, 3, -1)
     seed = torch.tensor([2**50 + 3], device=case.device)
-    o = fastlm.attention(q, q, v, dropout_p=0.3, seed=seed, backend=case.backend)
-    mask = attention_mask(seed, 2, 3, sequence, sequence, keep_count(0.3))
+    first = first_of(case, first)
+    o = fastlm.attention(q, q, v, dropout_p=0.3, seed=seed, first_sequence=first, backend=case.backend)
+    mask = attention_mask(seed, 2, 3, sequence, sequence, keep_count(0.3), first)
     assert torch.equal(o.transpose(1, 2) != 0, mask)
     kept = o[o != 0].double()
     assert (kept * sequence * keep_count(0.3) / 256 - 1).abs().max() <= 2 * torch.finfo(case.dtype).eps
 
 
 @pytest.mark.parametrize("case", cases("attention"))
-@pytest.mark.parametrize("sequence", [64, 128])
-def test_backward_uses_the_mask_of_all_backends(case, sequence):
+@pytest.mark.parametrize(("sequence", "first"), [(64, None), (64, 2**31), (128, None), (128, 2**40 + 1)])
+def test_backward_uses_the_mask_of_all_backends(case, sequence, first):
     """With q = k = 0 and do = identity, dv is the transposed matrix of probabilities after dropout."""
     q = torch.zeros(1, sequence, 2, sequence, dtype=case.dtype, device=case.device)
     seed = torch.tensor([2**50 + 3], device=case.device)
     v = torch.zeros_like(q).requires_grad_()
-    o = fastlm.attention(q, q, v, dropout_p=0.3, seed=seed, backend=case.backend)
+    first = first_of(case, first)
+    o = fastlm.attention(q, q, v, dropout_p=0.3, seed=seed, first_sequence=first, backend=case.backend)
     identity = torch.eye(sequence, dtype=case.dtype, device=case.device)[None, :, None, :].expand_as(o)
     (dv,) = torch.autograd.grad(o, v, identity)
-    mask = attention_mask(seed, 1, 2, sequence, sequence, keep_count(0.3))
+    mask = attention_mask(seed, 1, 2, sequence, sequence, keep_count(0.3), first)
     assert torch.equal(dv.permute(0, 2, 3, 1) != 0, mask)
 
 
@@ -265,9 +275,9 @@ def test_log_sum_exp(case, lengths):
     """The op also returns the LSE: natural logarithms, and infinity for padded queries."""
     t = tensors(case, 2, 40, 2, 64)
     lengths = None if lengths is None else torch.tensor(lengths, dtype=torch.int32, device=case.device)
-    arguments = (*t.values(), lengths, None, 40, None, True, 0.125, 256)
+    arguments = (*t.values(), lengths, None, 40, None, None, True, 0.125, 256)
     _, lse = torch.ops.fastlm.attention(*arguments, case.backend)
-    _, expected = reference.attention_forward(*t.values(), lengths, None, True, 0.125, 256)
+    _, expected = reference.attention_forward(*t.values(), lengths, None, None, True, 0.125, 256)
     assert lse.dtype == torch.float32
     assert torch.equal(lse.isinf(), expected.isinf())
     # Scores are under 8, and each is a sum of 64 rounded products.
@@ -329,7 +339,7 @@ def test_tf32_where_torch_allows_it(monkeypatch):
     try:
         for precision in ("high", "highest"):
             torch.set_float32_matmul_precision(precision)
-            kernels.attention_forward(q, q, q, None, None, 4, None, q, q[..., 0], False, 1.0, 256)
+            kernels.attention_forward(q, q, q, None, None, 4, None, None, q, q[..., 0], False, 1.0, 256)
     finally:
         torch.set_float32_matmul_precision(before)
     assert seen == ["tf32", "ieee"]
@@ -358,7 +368,7 @@ def test_lengths_and_offsets_out_of_range_are_clamped(case, wrong, right):
         ]
         rows = (2, 6) if cu_seqlens is None else (12,)
         t = inputs(case.device, case.dtype, **dict.fromkeys(("q", "k", "v", "do"), (*rows, 2, 16)))
-        options = (*sequences, 6 if cu_seqlens is None else 10, None, False, 0.25, 256, case.backend)
+        options = (*sequences, 6 if cu_seqlens is None else 10, None, None, False, 0.25, 256, case.backend)
         o, lse = torch.ops.fastlm.attention(t["q"], t["k"], t["v"], *options)
         return o, lse, *torch.ops.fastlm.attention_backward(t["do"], t["q"], t["k"], t["v"], o, lse, *options)
 
@@ -370,7 +380,7 @@ def test_more_sequences_than_a_grid_has():
     q = torch.zeros(65536, 1, 1, 8)
     kernels = backends.launchers("triton", "attention")
     with pytest.raises(ValueError, match="at most 65535 sequences, got 65536"):
-        kernels.attention_forward(q, q, q, None, None, 1, None, q, q[..., 0], False, 1.0, 256)
+        kernels.attention_forward(q, q, q, None, None, 1, None, None, q, q[..., 0], False, 1.0, 256)
 
 
 @pytest.mark.parametrize("case", cases("attention"))
@@ -408,12 +418,12 @@ def test_opcheck(case):
     t = [x.requires_grad_() for x in tensors(case, 2, 9, 2, 32).values()]
     seed = torch.tensor([7], device=case.device)
     lengths = torch.tensor([9, 4], dtype=torch.int32, device=case.device)
-    assert_passes_opcheck("attention", *t, lengths, None, 9, seed, False, 0.125, 230, case.backend)
+    assert_passes_opcheck("attention", *t, lengths, None, 9, seed, None, False, 0.125, 230, case.backend)
     qkv = torch.stack([x.detach() for x in t], 2).requires_grad_()
-    assert_passes_opcheck("attention_packed", qkv, lengths, None, 9, seed, True, 0.125, 230, case.backend)
+    assert_passes_opcheck("attention_packed", qkv, lengths, None, 9, seed, seed, True, 0.125, 230, case.backend)
     packed = qkv.detach().flatten(0, 1).requires_grad_()
     cu_seqlens = torch.tensor([0, 9, 18], dtype=torch.int32, device=case.device)
-    assert_passes_opcheck("attention_packed", packed, None, cu_seqlens, 9, seed, True, 0.125, 230, case.backend)
+    assert_passes_opcheck("attention_packed", packed, None, cu_seqlens, 9, seed, seed, True, 0.125, 230, case.backend)
 
 
 def test_second_derivative_raises():

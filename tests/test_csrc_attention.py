@@ -160,6 +160,7 @@ def test_launchers_check_what_kernels_assume():
     def launch(**changes):
         arguments = {
             "q": x, "k": x, "v": x, "lengths": None, "cu_seqlens": None, "max_seqlen": 5, "seed": None,
+            "first_sequence": None,
             "o": x.clone(), "lse": lse, "causal": False, "scale": 0.25, "keep": 256, "stream": 0,
         }  # fmt: skip
         return attention_forward(*(arguments | changes).values())

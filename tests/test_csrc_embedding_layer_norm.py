@@ -27,7 +27,7 @@ def launched(name: str, *arguments) -> dict[str, int]:
 def test_bytes_of_the_forward(dtype, save_sum):
     word, y, s = (torch.randn(N, E, dtype=dtype) for _ in range(3))
     gamma, statistics, ids = torch.ones(E), torch.empty(N), torch.arange(N).flip(0)
-    tables = (ids, word, word, None, word[:2], ids % 2, gamma, None, torch.tensor([7]))
+    tables = (ids, word, word, None, word[:2], ids % 2, gamma, None, torch.tensor([7]), None)
     moved = launched(
         "embedding_layer_norm_forward", *tables, y, s if save_sum else None, statistics, statistics, N, 230, 1e-5
     )
@@ -43,11 +43,23 @@ def test_bytes_of_the_backward(dtype):
     gamma, dgamma, dbeta, seed, partials = torch.ones(E), torch.empty(E), torch.empty(E), torch.tensor([7]), 8
     room, array = torch.empty(2, partials, E), N * E * dtype.itemsize
     moved = launched(
-        "embedding_layer_norm_backward", dy, s, torch.zeros(N), torch.ones(N), gamma, seed, ds, dgamma, dbeta, 230, room
+        "embedding_layer_norm_backward",
+        dy,
+        s,
+        torch.zeros(N),
+        torch.ones(N),
+        gamma,
+        seed,
+        None,
+        ds,
+        dgamma,
+        dbeta,
+        230,
+        room,
     )
     assert moved["read"] == 2 * array + room.nbytes
     assert moved["written"] == array + room.nbytes + 8 * E
-    moved = launched("embedding_layer_norm_backward", dy, *[None] * 4, seed, ds, None, None, 230, None)
+    moved = launched("embedding_layer_norm_backward", dy, *[None] * 4, seed, None, ds, None, None, 230, None)
     assert moved == {"read": array, "written": array, "cached": moved["cached"], "accesses": 2 * array // 16}
 
 
@@ -77,6 +89,6 @@ def test_an_id_out_of_range_is_an_error_of_the_device():
     for id in (5, -1):
         with pytest.raises(RuntimeError, match="trap"):
             launched(
-                "embedding_layer_norm_forward", torch.tensor([id]), word, *[None] * 7, y,
+                "embedding_layer_norm_forward", torch.tensor([id]), word, *[None] * 8, y,
                 None, None, None, 1, 256, 1e-5,
             )  # fmt: skip

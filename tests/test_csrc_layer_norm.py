@@ -73,7 +73,8 @@ def test_launchers_check_what_kernels_assume():
 
     def launch(**changes):
         arguments = {
-            "x": x, "residual": x, "bias": None, "gamma": vector, "beta": None, "seed": None, "y": x.clone(),
+            "x": x, "residual": x, "bias": None, "gamma": vector, "beta": None, "seed": None, "first_row": None,
+            "y": x.clone(),
             "sum": None, "mean": statistics, "rstd": statistics, "keep": 256, "eps": 1e-5, "stream": 0,
         }  # fmt: skip
         return add_layer_norm_forward(*(arguments | changes).values())

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from fastlm import dropout
 from fastlm.dropout import attention_mask, draw_seeds, keep_count, row_mask
 
+FIRST = (0, 2**32 // 3, 2**32 - 1, 3 * 2**40 + 5)  # with 3 heads, the second begins at head 2^32 - 1 of all sequences
 SEEDS = (0, 1, -1, 0x0123456789ABCDEF, -(2**63))
 
 
@@ -60,31 +61,38 @@ def attention_byte(seed: int, head: int, i: int, j: int) -> int:
     # In a 16 x 16 tile, call (r, c) serves rows {2r, 2r + 1, 2r + 8, 2r + 9} and columns {2c, 2c + 1, 2c + 8, 2c + 9}.
     calls = {2 * r + offset: (r, place) for r in range(4) for place, offset in enumerate((0, 1, 8, 9))}
     (r, ii), (c, jj) = calls[i % 16], calls[j % 16]
-    words = philox(seed, (4 * (j // 16) + c, 4 * (i // 16) + r, head, 1))
+    key = seed ^ head // 2**32 << 32
+    words = philox(key, (4 * (j // 16) + c, 4 * (i // 16) + r, head % 2**32, 1))
     planes = [words[p // 2] >> 16 * (p % 2) & 0xFFFF for p in range(8)]
     return sum((plane >> 4 * ii + jj & 1) << p for p, plane in enumerate(planes))
 
 
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize(("rows", "columns"), [(1, 1), (3, 16), (5, 37)])
-def test_row_masks_byte_by_byte(seed, rows, columns):
-    bytes_ = torch.tensor([[row_byte(seed, n, c) for c in range(columns)] for n in range(rows)])
+@pytest.mark.parametrize("first", FIRST)
+def test_row_masks_byte_by_byte(seed, rows, columns, first):
+    bytes_ = torch.tensor([[row_byte(seed, first + n, c) for c in range(columns)] for n in range(rows)])
     for keep in (1, 77, 128, 230, 255):
-        assert torch.equal(row_mask(torch.tensor([seed]), rows, columns, keep), bytes_ < keep)
+        mask = row_mask(torch.tensor([seed]), rows, columns, keep, torch.tensor([first]))
+        assert torch.equal(mask, bytes_ < keep)
+        assert first > 0 or torch.equal(mask, row_mask(torch.tensor([seed]), rows, columns, keep))
 
 
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("shape", [(1, 1, 1, 1), (2, 3, 17, 20), (1, 2, 32, 16)])
-def test_attention_masks_bit_by_bit(seed, shape):
+@pytest.mark.parametrize("first", FIRST)
+def test_attention_masks_bit_by_bit(seed, shape, first):
     batch, heads, queries, keys = shape
     bytes_ = torch.tensor(
         [
             [[attention_byte(seed, head, i, j) for j in range(keys)] for i in range(queries)]
-            for head in range(batch * heads)
+            for head in range(first * heads, (first + batch) * heads)
         ]
     ).view(shape)
     for keep in (1, 77, 128, 230, 255):
-        assert torch.equal(attention_mask(torch.tensor([seed]), *shape, keep), bytes_ < keep)
+        mask = attention_mask(torch.tensor([seed]), *shape, keep, torch.tensor([first]))
+        assert torch.equal(mask, bytes_ < keep)
+        assert first > 0 or torch.equal(mask, attention_mask(torch.tensor([seed]), *shape, keep))
 
 
 @settings(deadline=None, max_examples=25)
@@ -99,6 +107,21 @@ def test_an_element_does_not_depend_on_the_shape_around_it(batch, heads, queries
     assert torch.equal(mask, whole[:batch, :, :queries, :keys])
     rows = row_mask(torch.tensor([seed]), queries, keys, keep)
     assert torch.equal(rows, row_mask(torch.tensor([seed]), 40, 40, keep)[:queries, :keys])
+
+
+@settings(deadline=None, max_examples=25)
+@given(
+    cut=st.integers(0, 7), heads=st.integers(1, 3), first=st.integers(0, 2**60), seed=st.integers(-(2**63), 2**63 - 1)
+)
+def test_parts_of_a_batch_draw_what_the_whole_draws(cut, heads, first, seed):
+    seed, first = torch.tensor([seed]), torch.tensor([first])
+    whole = row_mask(seed, 7, 20, 128, first)
+    assert torch.equal(
+        whole, torch.cat([row_mask(seed, cut, 20, 128, first), row_mask(seed, 7 - cut, 20, 128, first + cut)])
+    )
+    whole = attention_mask(seed, 7, heads, 5, 18, 128, first)
+    parts = (cut, first), (7 - cut, first + cut)
+    assert torch.equal(whole, torch.cat([attention_mask(seed, n, heads, 5, 18, 128, start) for n, start in parts]))
 
 
 @pytest.mark.parametrize("keep", [26, 128, 230])

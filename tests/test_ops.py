@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import torch
 from checks import Case, cases
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -18,6 +20,7 @@ from fastlm import backends, ops
 from fastlm.ops import SPECS
 
 B, S, H, D, E, V = 3, 5, 2, 8, 16, 11
+PARTED = 5  # sequences in the batch that is cut into two parts
 Tensors = dict[str, Tensor]
 
 
@@ -37,6 +40,7 @@ def _tensors(batch: int = B, sequence: int = S) -> Tensors:
         "beta": 0.1 * randn(E),
         "bias": randn(E),
         "seed": torch.tensor([1, 12345, 2])[1:2],
+        "first": torch.tensor([1, 2**33 + 5, 2])[1:2],
         "q": randn(batch, sequence, H, D),
         "k": randn(batch, sequence, H, D),
         "v": randn(batch, sequence, H, D),
@@ -66,17 +70,18 @@ def _call(op: Callable[..., Tensor], *names: str, **options) -> tuple[tuple[str,
 CALLS: dict[str, tuple[tuple[str, ...], Callable[..., Tensor]]] = {
     "layer_norm": _call(fastlm.layer_norm, "x", "gamma", "beta"),
     "add_layer_norm": (
-        ("x", "residual", "gamma", "beta", "bias", "seed"),
-        lambda x, r, gamma, beta, bias, seed, backend: torch.cat(
+        ("x", "residual", "gamma", "beta", "bias", "seed", "first"),
+        lambda x, r, gamma, beta, bias, seed, first, backend: torch.cat(
             fastlm.add_layer_norm(
-                x, r, gamma, beta, bias=bias, dropout_p=0.25, seed=seed, return_sum=True, backend=backend
+                x, r, gamma, beta, bias=bias, dropout_p=0.25, seed=seed, first_row=first, return_sum=True,
+                backend=backend,
             )
         ),
     ),
     "add_layer_norm, from y": (
-        ("x", "residual", "gamma", "beta", "bias", "seed"),
-        lambda x, r, gamma, beta, bias, seed, backend: fastlm.add_layer_norm(
-            x, r, gamma, beta, bias=bias, dropout_p=0.25, seed=seed, keep_sum=False, backend=backend
+        ("x", "residual", "gamma", "beta", "bias", "seed", "first"),
+        lambda x, r, gamma, beta, bias, seed, first, backend: fastlm.add_layer_norm(
+            x, r, gamma, beta, bias=bias, dropout_p=0.25, seed=seed, first_row=first, keep_sum=False, backend=backend
         ),
     ),
     "gelu_layer_norm": (
@@ -86,28 +91,30 @@ CALLS: dict[str, tuple[tuple[str, ...], Callable[..., Tensor]]] = {
     "layer_norm_gelu": _call(fastlm.layer_norm_gelu, "x", "gamma", "beta"),
     "bias_gelu": _call(fastlm.bias_gelu, "x", "bias"),
     "embedding_layer_norm": (
-        ("tokens", "word", "position", "position_ids", "segment", "segments", "gamma", "beta", "seed"),
-        lambda tokens, word, position, ids, segment, segments, gamma, beta, seed, backend: fastlm.embedding_layer_norm(
-            tokens, word, position=position, position_ids=ids, segment=segment, segments=segments, gamma=gamma,
-            beta=beta, dropout_p=0.25, seed=seed, backend=backend,
+        ("tokens", "word", "position", "position_ids", "segment", "segments", "gamma", "beta", "seed", "first"),
+        lambda tokens, word, position, ids, segment, segments, gamma, beta, seed, first, backend: (
+            fastlm.embedding_layer_norm(
+                tokens, word, position=position, position_ids=ids, segment=segment, segments=segments, gamma=gamma,
+                beta=beta, dropout_p=0.25, seed=seed, first_row=first, backend=backend,
+            )
         ),
     ),
     "embedding_layer_norm, GPT-1's": (
-        ("tokens", "word", "position", "seed"),
-        lambda tokens, word, position, seed, backend: fastlm.embedding_layer_norm(
-            tokens, word, position=position, dropout_p=0.25, seed=seed, backend=backend
+        ("tokens", "word", "position", "seed", "first"),
+        lambda tokens, word, position, seed, first, backend: fastlm.embedding_layer_norm(
+            tokens, word, position=position, dropout_p=0.25, seed=seed, first_row=first, backend=backend
         ),
     ),
     "attention": (
-        ("q", "k", "v", "lengths", "seed"),
-        lambda q, k, v, lengths, seed, backend: fastlm.attention(
-            q, k, v, lengths=lengths, dropout_p=0.25, seed=seed, backend=backend
+        ("q", "k", "v", "lengths", "seed", "first"),
+        lambda q, k, v, lengths, seed, first, backend: fastlm.attention(
+            q, k, v, lengths=lengths, dropout_p=0.25, seed=seed, first_sequence=first, backend=backend
         ),
     ),
     "attention_packed": (
-        ("qkv", "cu_seqlens", "seed"),
-        lambda qkv, cu_seqlens, seed, backend: fastlm.attention_packed(
-            qkv, cu_seqlens=cu_seqlens, max_seqlen=S, dropout_p=0.25, seed=seed, backend=backend
+        ("qkv", "cu_seqlens", "seed", "first"),
+        lambda qkv, cu_seqlens, seed, first, backend: fastlm.attention_packed(
+            qkv, cu_seqlens=cu_seqlens, max_seqlen=S, dropout_p=0.25, seed=seed, first_sequence=first, backend=backend
         ),
     ),
     "linear_cross_entropy": (
@@ -227,8 +234,8 @@ def test_opcheck(call):
 
 
 # Small tensors that kernels read by index. cu_seqlens is left out: it increases, so it cannot be one expanded number.
-EXPANDABLE = ("gamma", "beta", "bias", "seed", "lengths", "tokens", "segments", "position_ids", "class_bias", "targets",
-              "row_weights")  # fmt: skip
+EXPANDABLE = ("gamma", "beta", "bias", "seed", "first", "lengths", "tokens", "segments", "position_ids", "class_bias",
+              "targets", "row_weights")  # fmt: skip
 
 
 @pytest.mark.parametrize(("call", "case"), _call_cases())
@@ -249,6 +256,51 @@ def test_lengths_may_be_a_column_of_a_table(case, table):
     options = {"backend": case.backend}
     expected = fastlm.attention(q, q, q, lengths=lengths.clone(memory_format=torch.contiguous_format), **options)
     assert torch.equal(fastlm.attention(q, q, q, lengths=lengths, **options), expected)
+
+
+# Arguments whose first dimension is the batch.
+PER_SEQUENCE = ("x", "residual", "q", "k", "v", "lengths", "tokens", "segments", "position_ids")
+
+
+def _sequences(tensors: Tensors, name: str, start: int, end: int) -> Tensor:
+    """Returns an argument for sequences `start` to `end - 1` alone."""
+    t = tensors[name]
+    if name == "first":  # a row index (S rows per sequence) or a sequence index
+        return t + start * (S if "x" in tensors or "tokens" in tensors else 1)
+    if name == "cu_seqlens":
+        return t[start : end + 1] - t[start]
+    if name == "qkv":
+        return t[tensors["cu_seqlens"][start] : tensors["cu_seqlens"][end]]
+    return t[start:end] if name in PER_SEQUENCE else t
+
+
+@pytest.mark.parametrize(("call", "case"), [p for p in _call_cases() if "first" in CALLS[p.values[0]][0]])
+@given(cut=st.integers(1, PARTED - 1), first=st.sampled_from([0, 1, 2**32 // H - 2, 2**32 - 7, 2**61 + 3]))
+@settings(max_examples=4)
+def test_parts_of_a_batch_draw_the_masks_of_the_whole(call, case, cut, first):
+    """Two parts of a batch, each with its `first`, give the same bits as the whole batch: outputs, and gradients of
+    rows and sequences. Another `first` gives other masks."""
+    batch = _tensors(PARTED) | {"first": torch.tensor([first])}
+    tensors = {name: batch[name] for name in CALLS[call][0]}
+    if "tokens" in tensors:  # every token occurs once, so that each row of dword comes from one row
+        tensors |= {"tokens": torch.arange(PARTED * S).view(PARTED, S), "word": torch.randn(PARTED * S, E)}
+    whole = _evaluate(call, case, tensors)
+    parts = [
+        _evaluate(call, case, {name: _sequences(tensors, name, *part) for name in tensors})
+        for part in ((0, cut), (cut, PARTED))
+    ]
+    if call == "add_layer_norm":  # its output is y and the sum, concatenated
+        parts_out = [part["out"].chunk(2) for part in parts]
+        joined = {"out": torch.cat([torch.cat(both) for both in zip(*parts_out, strict=True)])}
+    else:
+        joined = {"out": torch.cat([part["out"] for part in parts])}
+    for name in {"dx", "dresidual", "dq", "dk", "dv", "dqkv"} & whole.keys():
+        joined[name] = torch.cat([part[name] for part in parts])
+    if "dword" in whole:
+        joined["dword"] = parts[0]["dword"] + parts[1]["dword"]
+    _assert_same(whole, joined)
+    tensors["first"] = tensors["first"] + 1
+    assert not torch.equal(_evaluate(call, case, tensors)["out"], whole["out"])
 
 
 @pytest.mark.parametrize("shape", [(0, S), (B, 0)], ids=["no sequences", "empty sequences"])

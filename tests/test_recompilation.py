@@ -67,26 +67,28 @@ def _seed(tokens: int) -> Tensor:
 
 
 def _add_layer_norm(tokens: int) -> Tensor:
-    dropout = {"dropout_p": 0.1, "seed": _seed(tokens)}
+    dropout = {"dropout_p": 0.1, "seed": _seed(tokens), "first_row": _seed(tokens)}
     return fastlm.add_layer_norm(_rows(tokens), _rows(tokens), _vector(), _vector(), bias=_vector(), **dropout)
 
 
 def _embedding_layer_norm(tokens: int) -> Tensor:
     ids = torch.arange(4 * tokens).view(tokens, 4) % 7
     parts = {"position": _rows(4), "segment": _rows(2), "segments": ids % 2}
-    norm = {"gamma": _vector(), "beta": _vector(), "dropout_p": 0.1, "seed": _seed(tokens)}
+    norm = {"gamma": _vector(), "beta": _vector(), "dropout_p": 0.1, "seed": _seed(tokens), "first_row": _seed(tokens)}
     return fastlm.embedding_layer_norm(ids, _rows(7), **parts, **norm)
 
 
 def _attention(batch: int, sequence: int) -> Tensor:
     q, k, v = (torch.randn(batch, sequence, 2, 64, dtype=torch.float16, requires_grad=True) for _ in range(3))
     lengths = torch.full((batch,), sequence, dtype=torch.int32)
-    return fastlm.attention(q, k, v, lengths=lengths, dropout_p=0.1, seed=_seed(batch + sequence))
+    dropout = {"dropout_p": 0.1, "seed": _seed(batch + sequence), "first_sequence": _seed(batch)}
+    return fastlm.attention(q, k, v, lengths=lengths, **dropout)
 
 
 def _attention_packed(batch: int, sequence: int) -> Tensor:
     qkv = torch.randn(batch, sequence, 3, 2, 64, dtype=torch.float16, requires_grad=True)
-    return fastlm.attention_packed(qkv, causal=True, dropout_p=0.1, seed=_seed(batch + sequence))
+    dropout = {"dropout_p": 0.1, "seed": _seed(batch + sequence), "first_sequence": _seed(batch)}
+    return fastlm.attention_packed(qkv, causal=True, **dropout)
 
 
 def _linear_cross_entropy(tokens: int) -> Tensor:

@@ -47,7 +47,7 @@ def _attention(
         empty(batch, dtype=torch.int32) if lengths else None,
         empty(batch + 1, dtype=torch.int32) if packed else None,
         sequence,
-        empty(1, dtype=torch.int64) if keep < LEVELS else None,
+        *(empty(1, dtype=torch.int64) if keep < LEVELS else None for _ in ("seed", "first_sequence")),
     )
     rest = causal, dim**-0.5, keep
     attention_forward(*qkv, *sequences, o, lse, *rest)

@@ -35,10 +35,11 @@ def _bert(columns: int, table: torch.dtype) -> None:
     y, vector, statistic = empty(TOKENS, columns), empty(columns, dtype=FP32), empty(TOKENS, dtype=FP32)
     ids, seed = empty(TOKENS, dtype=torch.int64), empty(1, dtype=torch.int64)
     embedding_layer_norm_forward(
-        ids, word, position, None, segment, ids, vector, vector, seed, y, y, statistic, statistic, SEQUENCE, KEEP, 1e-12
+        ids, word, position, None, segment, ids, vector, vector, seed, seed, y, y, statistic, statistic, SEQUENCE,
+        KEEP, 1e-12,
     )  # fmt: skip
     embedding_layer_norm_backward(
-        y, y, statistic, statistic, vector, seed, y, vector, vector, KEEP, empty(2, PROGRAMS, columns, dtype=FP32)
+        y, y, statistic, statistic, vector, seed, seed, y, vector, vector, KEEP, empty(2, PROGRAMS, columns, dtype=FP32)
     )  # fmt: skip
 
 
@@ -46,9 +47,9 @@ def _gpt1(columns: int, table: torch.dtype) -> None:
     word, position = (empty(rows, columns, dtype=table) for rows in (40478, SEQUENCE))
     ids, seed, y = empty(TOKENS, dtype=torch.int64), empty(1, dtype=torch.int64), empty(TOKENS, columns)
     embedding_layer_norm_forward(
-        ids, word, position, None, None, None, None, None, seed, y, None, None, None, SEQUENCE, KEEP, 1e-5
+        ids, word, position, None, None, None, None, None, seed, seed, y, None, None, None, SEQUENCE, KEEP, 1e-5
     )  # fmt: skip
-    embedding_layer_norm_backward(y, None, None, None, None, seed, y, None, None, KEEP, None)
+    embedding_layer_norm_backward(y, None, None, None, None, seed, seed, y, None, None, KEEP, None)
 
 
 def _gradient(rows: int, columns: int) -> None:

@@ -20,8 +20,8 @@ struct Call {
   int64_t B, H;
   Problem problem;
 
-  Call(const Array& q, const Array& lengths, const Array& cu_seqlens, int max_seqlen, const Array& seed, bool causal,
-       float scale, int keep)
+  Call(const Array& q, const Array& lengths, const Array& cu_seqlens, int max_seqlen, const Array& seed,
+       const Array& first_sequence, bool causal, float scale, int keep)
       : q(q), packed(bool(cu_seqlens)) {
     check(q.rank == (packed ? 3 : 4), "q must have shape (B, S, H, D), or (T, H, D) with cu_seqlens, got ", q.rank,
           " dimensions");
@@ -36,7 +36,7 @@ struct Call {
     check(B * H < 1 << 30, "there can be at most 2^30 sequences times heads, got ", B * H);
     if (lengths) lengths.expect("lengths", DType::kInt32, {B});
     if (packed) cu_seqlens.expect("cu_seqlens", DType::kInt32, {B + 1});
-    check_seed(seed, keep);
+    check_dropout(seed, "first_sequence", first_sequence, keep);
     check(scale > 0.0f, "scale must be above 0, got ", scale);
     problem = {.lengths = lengths.as<int>(),
                .starts = cu_seqlens.as<int>(),
@@ -47,6 +47,7 @@ struct Call {
                .causal = causal,
                .scale = scale,
                .seed = seed.as<int64_t>(),
+               .first_sequence = first_sequence.as<int64_t>(),
                .keep = static_cast<uint32_t>(keep)};
   }
 
@@ -84,9 +85,9 @@ struct Call {
 }  // namespace
 
 void attention_forward(const Array& q, const Array& k, const Array& v, const Array& lengths, const Array& cu_seqlens,
-                       int max_seqlen, const Array& seed, const Array& o, const Array& lse, bool causal, float scale,
-                       int keep, Stream stream) {
-  const Call call(q, lengths, cu_seqlens, max_seqlen, seed, causal, scale, keep);
+                       int max_seqlen, const Array& seed, const Array& first_sequence, const Array& o, const Array& lse,
+                       bool causal, float scale, int keep, Stream stream) {
+  const Call call(q, lengths, cu_seqlens, max_seqlen, seed, first_sequence, causal, scale, keep);
   call.check_lse(lse);
   with_half_type(q.dtype, [&](auto type) {
     using input_t = typename decltype(type)::type;
@@ -102,9 +103,9 @@ void attention_forward(const Array& q, const Array& k, const Array& v, const Arr
 
 void attention_backward(const Array& dout, const Array& q, const Array& k, const Array& v, const Array& o,
                         const Array& lse, const Array& lengths, const Array& cu_seqlens, int max_seqlen,
-                        const Array& seed, const Array& dq, const Array& dk, const Array& dv, const Array& scratch,
-                        bool causal, float scale, int keep, Stream stream) {
-  const Call call(q, lengths, cu_seqlens, max_seqlen, seed, causal, scale, keep);
+                        const Array& seed, const Array& first_sequence, const Array& dq, const Array& dk,
+                        const Array& dv, const Array& scratch, bool causal, float scale, int keep, Stream stream) {
+  const Call call(q, lengths, cu_seqlens, max_seqlen, seed, first_sequence, causal, scale, keep);
   call.check_lse(lse);
   if (call.packed) {
     scratch.expect("scratch", DType::kFloat32, {2, q.shape[0], call.H});

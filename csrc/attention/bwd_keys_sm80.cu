@@ -249,7 +249,7 @@ __global__ void __launch_bounds__(S::kThreads, 8 / S::kWarps) keys_kernel(const 
   const int begin = causal ? first_key / kQueries : 0;
   loader.start(shared, begin, threadIdx.x);
 
-  const Mask<true> mask(problem.seed, problem.keep, place.head);
+  const Mask<true> mask(problem, place.head);
   const float c = problem.scale * kLog2E;
   float dk[kRowTiles][kD / 8][4] = {}, dv[kRowTiles][kD / 8][4] = {};
   for (int m = begin; m < end; m++) {

@@ -121,7 +121,7 @@ __global__ void __launch_bounds__(kThreads, 2) queries_kernel(const Backward<inp
     }
   }
 
-  const Mask<false> mask(problem.seed, problem.keep, place.head);
+  const Mask<false> mask(problem, place.head);
   const float c = problem.scale * kLog2E;
   float dq[kRowTiles][kD / 8][4] = {};
   const int keys = causal ? min(length, first + kQueries) : length;

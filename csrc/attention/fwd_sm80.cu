@@ -242,7 +242,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
       start_keys(nth(next), 0, stage, threadIdx.x);
       continue;
     }
-    const Mask<false> mask(problem.seed, problem.keep, part.place.head);
+    const Mask<false> mask(problem, part.place.head);
     float o[kRowTiles][kD / 8][4] = {};
     Softmax<kRowTiles> softmax;
     for (int n = 0; n < part.steps; n++, stage ^= 1) {

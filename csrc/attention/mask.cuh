@@ -9,6 +9,7 @@
 // the backward's, where p and dp are masked in float32.
 #pragma once
 
+#include "attention/params.h"
 #include "common/philox.cuh"
 #include "common/ptx.cuh"
 #include "common/vec.cuh"
@@ -26,9 +27,12 @@ struct Step {
 template <bool kTransposed>
 class Mask {
  public:
-  // head = b * H + h. Without dropout there is no seed, and no use for the mask.
-  __device__ __forceinline__ Mask(const int64_t* seed, uint32_t keep, uint32_t head)
-      : seed_(seed ? load_global<Use::kRepeated>(seed) : 0), keep_(keep), head_(head) {}
+  // head = b * H + h of the call's own sequences. Without dropout there is no seed, and no use for the mask.
+  __device__ __forceinline__ Mask(const Problem& p, uint32_t head) : keep_(p.keep) {
+    const uint64_t global_head = load_or_zero(p.first_sequence) * p.H + head;
+    key_ = load_or_zero(p.seed) ^ (global_head >> 32 << 32);
+    head_ = static_cast<uint32_t>(global_head);
+  }
 
   // Of four tiles, 0 at (query, key), 1 and 3 a step `odd` from 0 and 2, 2 and 3 a step `upper` from 0 and 1, all
   // multiples of 16. If not kUpper, of the first two.
@@ -39,8 +43,8 @@ class Mask {
     const bool second = lane / 4 % 2 != 0;  // draws tiles 1 and 3
     const uint32_t c0 = key / 4 + (kTransposed ? line : column) + (second ? odd.keys / 4 : 0);
     const uint32_t c1 = query / 4 + (kTransposed ? column : line) + (second ? odd.queries / 4 : 0);
-    const uint4 a = philox(seed_, c0, c1, head_, kDomain);
-    const uint4 b = kUpper ? philox(seed_, c0 + upper.keys / 4, c1 + upper.queries / 4, head_, kDomain) : a;
+    const uint4 a = philox(key_, c0, c1, head_, kDomain);
+    const uint4 b = kUpper ? philox(key_, c0 + upper.keys / 4, c1 + upper.queries / 4, head_, kDomain) : a;
     uint32_t below = 0;
     compare(below, a.x, b.x, 0);
     compare(below, a.y, b.y, 2);
@@ -71,7 +75,7 @@ class Mask {
     return (x & y) | (y & z) | (x & z);
   }
 
-  uint64_t seed_;
+  uint64_t key_;
   uint32_t keep_, head_;
 };
 

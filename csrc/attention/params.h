@@ -34,8 +34,9 @@ struct Problem {
   int H, D;
   bool causal;
   float scale;
-  const int64_t* seed;  // (1,), or null without dropout
-  uint32_t keep;        // of 256
+  const int64_t* seed;            // (1,), or null without dropout
+  const int64_t* first_sequence;  // (1,), or null for 0
+  uint32_t keep;                  // of 256
 };
 
 // A sequence: the packed row where it starts, its length, and how many rows it has in the outputs. No host looks at

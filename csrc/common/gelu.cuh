@@ -4,6 +4,9 @@
 // puts
 //   Phi(x) = (1 + tanh(u)) / 2 = 1 / (1 + exp(-2u)), u = sqrt(2 / pi) (x + 0.044715 x^3), Phi' = Phi(x) Phi(-x) 2u'.
 // Of the two, Phi(|x|) and Phi(-|x|), both come from exp(-2|u|), and neither by a difference that would cancel.
+//
+// x Phi(x) is rounded by __fmul_rn, for the compiler would merge a product with a sum or difference that it goes into:
+// each use would see another GELU(x), and the differences to the mean of a constant row would not be 0.
 #pragma once
 
 #include <cmath>
@@ -35,10 +38,10 @@ template <int kN>
 __device__ __forceinline__ void gelu(float (&x)[kN], bool tanh) {
   if (tanh) {
 #pragma unroll
-    for (int j = 0; j < kN; j++) x[j] *= GeluTails(x[j]).phi(x[j]);
+    for (int j = 0; j < kN; j++) x[j] = __fmul_rn(x[j], GeluTails(x[j]).phi(x[j]));
   } else {
 #pragma unroll
-    for (int j = 0; j < kN; j++) x[j] *= 0.5f + 0.5f * erff(x[j] * kRootHalf);
+    for (int j = 0; j < kN; j++) x[j] = __fmul_rn(x[j], 0.5f + 0.5f * erff(x[j] * kRootHalf));
   }
 }
 
@@ -57,7 +60,7 @@ __device__ __forceinline__ void gelu_and_slope(float (&x)[kN], float (&slope)[kN
       density = expf(-0.5f * x[j] * x[j]) * kDensityAt0;
     }
     slope[j] = phi + x[j] * density;
-    x[j] *= phi;
+    x[j] = __fmul_rn(x[j], phi);
   }
 }
 

@@ -11,25 +11,35 @@ using RowValues = float[Shape::kChunks][kLane];
 
 // Mean and reciprocal standard deviation of a row of `columns` values, which are zeros past the `E` that are there (all
 // columns, or none of a row beyond the last).
-template <typename Shape>
-__device__ __forceinline__ float2 row_statistics(const RowValues<Shape>& s, int E, int columns, float eps,
+//
+// A sum of many values is rounded, and its mean a few units in the last place off. rstd, 10^6 in a constant row at
+// BERT's eps of 1e-12, would multiply that. So the mean is corrected by the mean of what it leaves, which makes that of
+// a constant row exact. It costs 3 instructions per element (counted for sm_90a, E = 768) and no byte.
+template <typename Shape, typename Values>
+__device__ __forceinline__ float2 row_statistics(const Values (&s)[Shape::kChunks], int E, int columns, float eps,
                                                  Scratch<Shape::kWarps, 1> (&scratch)[2]) {
-  float total = 0.0f, square = 0.0f;
+  float total = 0.0f, left = 0.0f, square = 0.0f;
 #pragma unroll
   for (int i = 0; i < Shape::kChunks; i++) {
 #pragma unroll
     for (int j = 0; j < kLane; j++) total += s[i][j];
   }
-  const float mean = group_sum<Shape::kWarps>(total, scratch[0]) / columns;
+  float mean = group_sum<Shape::kWarps>(total, scratch[0]) / columns;
+#pragma unroll
+  for (int i = 0; i < Shape::kChunks; i++) {
+#pragma unroll
+    for (int j = 0; j < kLane; j++) left += Shape::inside(i, j, E) ? s[i][j] - mean : 0.0f;
+  }
+  mean += group_sum<Shape::kWarps>(left, scratch[1]) / columns;
 #pragma unroll
   for (int i = 0; i < Shape::kChunks; i++) {
 #pragma unroll
     for (int j = 0; j < kLane; j++) {
-      const float centred = Shape::column(i) + j < E ? s[i][j] - mean : 0.0f;
+      const float centred = Shape::inside(i, j, E) ? s[i][j] - mean : 0.0f;
       square += centred * centred;
     }
   }
-  return {mean, rsqrtf(group_sum<Shape::kWarps>(square, scratch[1]) / columns + eps)};
+  return {mean, rsqrtf(group_sum<Shape::kWarps>(square, scratch[0]) / columns + eps)};
 }
 
 template <typename Shape>

@@ -3,16 +3,19 @@
 
 #include "common/array.h"
 #include "common/cuda.cuh"
+#include "common/vec.cuh"
 
 namespace fastlm {
 
 constexpr int kLevels = 256;  // a keep count of 256 drops nothing
 
-// What a launcher with dropout checks: a seed and a keep count that go together.
-inline void check_seed(const Array& seed, int keep) {
+// What a launcher with dropout checks: a seed and a keep count that go together, and where the call's part of the batch
+// begins, or None for 0.
+inline void check_dropout(const Array& seed, const char* what, const Array& first, int keep) {
   check(0 < keep && keep <= kLevels, "keep must be from 1 to 256, got ", keep);
   check(bool(seed) == (keep < kLevels), "there must be a seed where keep is less than 256, and only there");
   if (seed) seed.expect("seed", DType::kInt64, {1});
+  if (first) first.expect(what, DType::kInt64, {1});
 }
 
 // The 128 bits of one call, of a key (the seed) and a counter.
@@ -33,12 +36,17 @@ __device__ __forceinline__ uint4 philox(uint64_t seed, uint32_t c0, uint32_t c1,
   return uint4{c0, c1, c2, c3};
 }
 
-// Row ops: which of the 8 columns from `column` on, a multiple of 8, of a row are kept. Column c has byte c % 16 of the
-// call with counter (c / 16, row mod 2^32, row div 2^32, 0), and is kept if the byte is less than `keep`.
+// A seed, or the global number of a call's first row or sequence: (1,), or null for 0.
+__device__ __forceinline__ uint64_t load_or_zero(const int64_t* value) {
+  return value ? load_global<Use::kRepeated>(value) : 0;
+}
+
+// Row ops: which of the 8 columns from `column` on, a multiple of 8, of a global row are kept. Column c has byte c % 16
+// of the call with counter (c / 16, row mod 2^32, row div 2^32, 0), and is kept if the byte is less than `keep`.
 class RowMask {
  public:
-  __device__ __forceinline__ RowMask(uint64_t seed, uint32_t row, int column) {
-    const uint4 call = philox(seed, column / 16, row, 0, 0);
+  __device__ __forceinline__ RowMask(uint64_t seed, uint64_t row, int column) {
+    const uint4 call = philox(seed, column / 16, static_cast<uint32_t>(row), static_cast<uint32_t>(row >> 32), 0);
     const bool second = column % 16 != 0;
     low_ = second ? call.z : call.x;
     high_ = second ? call.w : call.y;

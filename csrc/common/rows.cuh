@@ -45,6 +45,11 @@ struct RowShape {
     return (chunk * kWarps * kWarpSize + threadIdx.x % (kWarps * kWarpSize)) * kLane;
   }
 
+  // Whether column j of this thread's vector of a chunk is one of the row's E.
+  __device__ __forceinline__ static bool inside(int chunk, int j, int E) {
+    return column(chunk) + (kWide ? 0 : j) < E;  // wide: E is a multiple of the vector's length
+  }
+
   // This thread's vector of a chunk of the row at `from`, of E columns; zeros beyond them.
   template <Use kUse = Use::kOnce, typename T>
   __device__ __forceinline__ static Vec<T, kLane> load(const T* from, int chunk, int E) {

@@ -48,8 +48,8 @@ class Model(nn.Module):
         """The heads that the model was pretrained with in its paper."""
         raise TypeError(f"{type(self).__name__} has no pretraining heads; give it heads")
 
-    def embed(self, tokens: Tensor, segments: Tensor | None, seed: Tensor | None) -> Tensor:
-        """The input of the first block (B, S, E)."""
+    def embed(self, tokens: Tensor, segments: Tensor | None, seed: Tensor | None, first_row: Tensor | None) -> Tensor:
+        """Returns the input of the first block (B, S, E)."""
         raise TypeError(f"{type(self).__name__} has no embedding")
 
     def block_calls(self) -> Sequence[nn.Module]:
@@ -81,6 +81,7 @@ class Model(nn.Module):
         lengths: Tensor | None = None,
         *,
         seeds: Tensor | None = None,
+        first_sequence: Tensor | None = None,
         **targets: Tensor | None,
     ) -> ModelOutput:
         """Hidden states, and the loss of each head whose targets are given.
@@ -90,6 +91,8 @@ class Model(nn.Module):
             segments: (B, S) int64, by default 0 everywhere, for models that have segments.
             lengths: (B,) int32, valid tokens of each sequence, by default S.
             seeds: (dropout_sites,) int64, one per dropout site; in training they are drawn where not given.
+            first_sequence: (1,) int64 on the model's device, the number of the first sequence in the whole batch, by
+                default 0: with the same seeds the parts of a batch drop what the whole would drop.
             targets: what the heads' losses take, by the names that the heads declare.
 
         Raises:
@@ -101,7 +104,7 @@ class Model(nn.Module):
         for name, given in asked.items():
             getattr(self, name).check(self, tokens, **given)
         seeds_of = self._split_seeds(seeds)
-        hidden = self._hidden(tokens, segments, lengths, seeds_of[""])
+        hidden = self._hidden(tokens, segments, lengths, seeds_of[""], first_sequence)
         losses = {}
         for name, given in asked.items():
             head = getattr(self, name)
@@ -116,11 +119,17 @@ class Model(nn.Module):
         return getattr(self, head).logits(self, hidden, *args)
 
     def _hidden(
-        self, tokens: Tensor, segments: Tensor | None, lengths: Tensor | None, seeds: Sequence[Tensor | None]
+        self,
+        tokens: Tensor,
+        segments: Tensor | None,
+        lengths: Tensor | None,
+        seeds: Sequence[Tensor | None],
+        first_sequence: Tensor | None,
     ) -> Tensor:
-        x, used = self.embed(tokens, segments, seeds[0]), 1
+        first_row = None if first_sequence is None else first_sequence * tokens.shape[1]
+        x, used = self.embed(tokens, segments, seeds[0], first_row), 1
         for block in self.block_calls():
-            x = block(x, lengths, seeds[used : used + block.dropout_sites])
+            x = block(x, lengths, seeds[used : used + block.dropout_sites], first_sequence, first_row)
             used += block.dropout_sites
         return x
 

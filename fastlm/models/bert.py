@@ -73,9 +73,9 @@ class BERT(Model):
         masked = MaskedLMHead(config.vocab_size, config.hidden, gelu=config.gelu, eps=config.eps, backend=backend)
         return {"mlm": masked, "nsp": NextSentenceHead(config.hidden, backend=backend)}
 
-    def embed(self, tokens: Tensor, segments: Tensor | None, seed: Tensor | None) -> Tensor:
+    def embed(self, tokens: Tensor, segments: Tensor | None, seed: Tensor | None, first_row: Tensor | None) -> Tensor:
         segments = torch.zeros_like(tokens) if segments is None else segments
-        return self.embedding(tokens, segments, seed=seed)
+        return self.embedding(tokens, segments, seed=seed, first_row=first_row)
 
     def pooled(self, hidden: Tensor) -> Tensor:
         """tanh of a linear layer on [CLS]: (B, S, E) -> (B, E). Heads on whole sequences read it."""

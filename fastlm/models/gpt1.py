@@ -65,8 +65,8 @@ class GPT1(Model):
     def pretraining_heads(self) -> dict[str, Head]:
         return {"lm": CausalLMHead(backend=self.backend)}
 
-    def embed(self, tokens: Tensor, segments: Tensor | None, seed: Tensor | None) -> Tensor:
-        return self.embedding(tokens, seed=seed)
+    def embed(self, tokens: Tensor, segments: Tensor | None, seed: Tensor | None, first_row: Tensor | None) -> Tensor:
+        return self.embedding(tokens, seed=seed, first_row=first_row)
 
     @torch.no_grad()
     def initialise(self, module: nn.Module) -> None:

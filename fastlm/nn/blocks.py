@@ -46,9 +46,19 @@ class PostLNBlock(nn.Module):
         self.mlp = MLP(hidden, intermediate, approximate=gelu, **fused)
         self.mlp_norm = AddLayerNorm(hidden, **norm)
 
-    def forward(self, x: Tensor, lengths: Tensor | None, seeds: Sequence[Tensor | None]) -> Tensor:
-        """`lengths` (B,) int32 or None; `seeds`: one int64 or None per dropout site."""
-        a, bias = self.attention(x, lengths=lengths, seed=seeds[0])
-        h = self.attention_norm(a, x, bias=bias, seed=seeds[1])
+    def forward(
+        self,
+        x: Tensor,
+        lengths: Tensor | None,
+        seeds: Sequence[Tensor | None],
+        first_sequence: Tensor | None = None,
+        first_row: Tensor | None = None,
+    ) -> Tensor:
+        """`lengths` (B,) int32 or None; `seeds`: one int64 or None per dropout site.
+
+        `first_sequence` and `first_row`: the numbers of the first sequence and row in the whole batch, one int64 each.
+        """
+        a, bias = self.attention(x, lengths=lengths, seed=seeds[0], first_sequence=first_sequence)
+        h = self.attention_norm(a, x, bias=bias, seed=seeds[1], first_row=first_row)
         m, bias = self.mlp(h)
-        return self.mlp_norm(m, h, bias=bias, seed=seeds[2])
+        return self.mlp_norm(m, h, bias=bias, seed=seeds[2], first_row=first_row)

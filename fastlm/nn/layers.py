@@ -74,16 +74,22 @@ class AddLayerNorm(LayerNorm):
         self.dropout, self.return_sum, self.keep_sum = _checked(dropout), return_sum, keep_sum
 
     def forward(
-        self, x: Tensor, residual: Tensor, *, bias: Tensor | None = None, seed: Tensor | None = None
+        self,
+        x: Tensor,
+        residual: Tensor,
+        *,
+        bias: Tensor | None = None,
+        seed: Tensor | None = None,
+        first_row: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """`bias` (E,): added to x before dropout. `seed`: one int64."""
+        """`bias` (E,): added to x before dropout. `seed`: one int64. `first_row`: as in `fastlm.add_layer_norm`."""
         return ops.add_layer_norm(
             x,
             residual,
             self.weight,
             self.bias,
             bias=bias,
-            **_dropout(self, self.dropout, seed, x.device),
+            **_dropout(self, self.dropout, seed, x.device, first_row=first_row),
             eps=self.eps,
             return_sum=self.return_sum,
             keep_sum=self.keep_sum,
@@ -215,8 +221,12 @@ class SelfAttention(nn.Module):
         cu_seqlens: Tensor | None = None,
         max_seqlen: int | None = None,
         seed: Tensor | None = None,
+        first_sequence: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """`lengths` (B,) int32 valid tokens; `cu_seqlens` (B + 1,) int32 with `max_seqlen`; `seed`: one int64."""
+        """`lengths` (B,) int32 valid tokens; `cu_seqlens` (B + 1,) int32 with `max_seqlen`; `seed`: one int64.
+
+        `first_sequence`: as in `fastlm.attention`.
+        """
         qkv = self.qkv(x).unflatten(-1, (3, self.heads, -1))
         o = ops.attention_packed(
             qkv,
@@ -224,7 +234,7 @@ class SelfAttention(nn.Module):
             lengths=lengths,
             cu_seqlens=cu_seqlens,
             max_seqlen=max_seqlen,
-            **_dropout(self, self.dropout, seed, x.device),
+            **_dropout(self, self.dropout, seed, x.device, first_sequence=first_sequence),
             backend=self.backend,
         )
         return _project(self.out, o.flatten(-2), self.return_bias)
@@ -273,8 +283,9 @@ class EmbeddingLayerNorm(nn.Module):
         *,
         position_ids: Tensor | None = None,
         seed: Tensor | None = None,
+        first_row: Tensor | None = None,
     ) -> Tensor:
-        """`position_ids` (B, S) int64, by default 0 ... S - 1; `seed`: one int64."""
+        """`position_ids` (B, S) int64, by default 0 ... S - 1; `seed`: one int64; `first_row`: as in the op."""
         norm = {} if self.norm is None else {"gamma": self.norm.weight, "beta": self.norm.bias, "eps": self.norm.eps}
         return ops.embedding_layer_norm(
             tokens,
@@ -284,7 +295,7 @@ class EmbeddingLayerNorm(nn.Module):
             segment=self.segment,
             segments=segments,
             **norm,
-            **_dropout(self, self.dropout, seed, tokens.device),
+            **_dropout(self, self.dropout, seed, tokens.device, first_row=first_row),
             backend=self.backend,
         )
 
@@ -351,11 +362,13 @@ def _checked(dropout: float) -> float:
     return dropout
 
 
-def _dropout(module: nn.Module, p: float, seed: Tensor | None, device: torch.device) -> dict[str, Any]:
-    """The op's dropout arguments: none outside training, a seed of the module's own where none is given."""
+def _dropout(
+    module: nn.Module, p: float, seed: Tensor | None, device: torch.device, **first: Tensor | None
+) -> dict[str, Any]:
+    """Returns the op's dropout arguments: none outside training, a seed of the module's own where none is given."""
     if p == 0.0 or not module.training:
         return {}
-    return {"dropout_p": p, "seed": draw_seeds(1, device) if seed is None else seed}
+    return {"dropout_p": p, "seed": draw_seeds(1, device) if seed is None else seed, **first}
 
 
 def _project(linear: nn.Linear, x: Tensor, return_bias: bool) -> Tensor | tuple[Tensor, Tensor]:

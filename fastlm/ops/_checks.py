@@ -123,11 +123,20 @@ def checked_seed(op: str, seed: Tensor | None, keep: int, x: Tensor) -> Tensor |
         return None
     if seed is None:
         raise ValueError(f"{op}: dropout_p > 0 needs a seed: one int64 on {x.device} (see fastlm.dropout.draw_seeds)")
-    check_tensor(op, "seed", seed, "a tensor of one int64")
-    check_device(op, "seed", seed, x)
-    if seed.dtype != torch.int64 or seed.numel() != 1:
-        raise TypeError(f"{op}: seed must hold one int64, got {short(seed.dtype)} of shape {tuple(seed.shape)}")
-    return seed.reshape(1)
+    return _one_int64(op, "seed", seed, x)
+
+
+def checked_first(op: str, name: str, first: Tensor | None, keep: int, x: Tensor) -> Tensor | None:
+    """Returns the global number of the call's first row or sequence: None without dropout, else as the seed."""
+    return None if keep == 256 or first is None else _one_int64(op, name, first, x)
+
+
+def _one_int64(op: str, name: str, value: Tensor, x: Tensor) -> Tensor:
+    check_tensor(op, name, value, "a tensor of one int64")
+    check_device(op, name, value, x)
+    if value.dtype != torch.int64 or value.numel() != 1:
+        raise TypeError(f"{op}: {name} must hold one int64, got {short(value.dtype)} of shape {tuple(value.shape)}")
+    return value.reshape(1)
 
 
 def checked_eps(op: str, eps: float) -> float:

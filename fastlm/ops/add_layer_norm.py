@@ -68,6 +68,7 @@ def add_layer_norm(
     bias: Tensor | None = None,
     dropout_p: float = 0.0,
     seed: Tensor | None = None,
+    first_row: Tensor | None = None,
     eps: float = 1e-5,
     return_sum: bool = False,
     keep_sum: bool = True,
@@ -80,6 +81,8 @@ def add_layer_norm(
         gamma, beta, bias: (E,), the dtype of x or float32. `bias` is that of the linear layer that made x.
         dropout_p: probability of dropping an element of x + bias, applied in steps of 1/256.
         seed: one int64 on the device of x, needed where dropout_p > 0.
+        first_row: the number of the first row of x in the whole batch, one int64 on the device of x, by default 0. The
+            parts of a batch, each with its own, draw the masks that the whole would draw.
         return_sum: also return residual + dropout(x + bias), for pre-LN models; gradients flow through both.
         keep_sum: whether the sum is kept for the backward. If False, the backward reads y instead, which is often kept
             anyway by what comes next: one (..., E) less in memory, for y's rounding divided by gamma in the
@@ -103,13 +106,14 @@ def add_layer_norm(
         _checks.check_parameter(SPEC.op, name, p, x, x.shape[-1])
     eps = _checks.checked_eps(SPEC.op, eps)
     seed = _checks.checked_seed(SPEC.op, seed, keep, x)
+    first_row = _checks.checked_first(SPEC.op, "first_row", first_row, keep, x)
     if return_sum and not keep_sum:
         raise ValueError(f"{SPEC.op}: return_sum=True keeps the sum: give it or keep_sum=False, not both")
     backend = backends.choose(SPEC, backend, backends.call_of(x, width=x.shape[-1]))
     differentiable = wants_gradient(x, residual, gamma, beta, bias)
     save_sum, from_output = return_sum or (differentiable and keep_sum), differentiable and not keep_sum
     y, s, _, _ = torch.ops.fastlm.add_layer_norm(
-        x, residual, bias, gamma, beta, seed, keep, eps, save_sum, from_output, backend
+        x, residual, bias, gamma, beta, seed, first_row, keep, eps, save_sum, from_output, backend
     )
     return (y, s) if return_sum else y
 
@@ -121,6 +125,7 @@ def _forward(
     gamma: Tensor,
     beta: Tensor | None,
     seed: Tensor | None,
+    first_row: Tensor | None,
     keep: int,
     eps: float,
     save_sum: bool,
@@ -130,7 +135,7 @@ def _forward(
     if from_output:
         _checks.check_invertible(SPEC.op, gamma, beta)
     compute = backends.implementation(SPEC, backend, "add_layer_norm_forward", _launch_forward)
-    y, s, mean, rstd = compute(as_rows(x), as_rows(residual), bias, gamma, beta, seed, keep, eps, save_sum)
+    y, s, mean, rstd = compute(as_rows(x), as_rows(residual), bias, gamma, beta, seed, first_row, keep, eps, save_sum)
     return Outputs(y.view(x.shape), s.view(x.shape) if save_sum else s, mean, rstd)
 
 
@@ -142,6 +147,7 @@ def _launch_forward(
     gamma: Tensor,
     beta: Tensor | None,
     seed: Tensor | None,
+    first_row: Tensor | None,
     keep: int,
     eps: float,
     save_sum: bool,
@@ -149,7 +155,7 @@ def _launch_forward(
     """Launches LN(residual + dropout(x + bias)) of (N, E)."""
     y, s, mean, rstd = outputs = _empty_outputs(x, save_sum)
     launchers.add_layer_norm_forward(
-        x, residual, bias, gamma, beta, seed, y, s if save_sum else None, mean, rstd, keep, eps
+        x, residual, bias, gamma, beta, seed, first_row, y, s if save_sum else None, mean, rstd, keep, eps
     )
     return outputs
 
@@ -168,6 +174,7 @@ def _backward(
     gamma: Tensor,
     beta: Tensor | None,
     seed: Tensor | None,
+    first_row: Tensor | None,
     keep: int,
     from_output: bool,
     backend: str,
@@ -179,11 +186,11 @@ def _backward(
         compute = backends.implementation(
             SPEC, backend, "add_layer_norm_backward_from_output", _launch_backward_from_output
         )
-        ds, dx, *parameters = compute(as_rows(dy), rows, *statistics, beta, seed, keep)
+        ds, dx, *parameters = compute(as_rows(dy), rows, *statistics, beta, seed, first_row, keep)
     else:
         compute = backends.implementation(SPEC, backend, "add_layer_norm_backward", _launch_backward)
         dsum = None if dsum is None else as_rows(dsum)
-        ds, dx, *parameters = compute(as_rows(dy), dsum, rows, *statistics, seed, keep)
+        ds, dx, *parameters = compute(as_rows(dy), dsum, rows, *statistics, seed, first_row, keep)
     dx = dx.view(saved.shape) if keep < LEVELS else ds.new_empty(0)
     return Gradients(ds.view(saved.shape), dx, *parameters)
 
@@ -197,11 +204,12 @@ def _launch_backward(
     rstd: Tensor,
     gamma: Tensor,
     seed: Tensor | None,
+    first_row: Tensor | None,
     keep: int,
 ) -> Gradients:
     """Launches the gradients of LN(s) of (N, E), and of s by dsum."""
     gradients, outs = _rows_of_gradients(dy, keep)
-    launchers.add_layer_norm_backward(dy, dsum, s, mean, rstd, gamma, seed, *outs)
+    launchers.add_layer_norm_backward(dy, dsum, s, mean, rstd, gamma, seed, first_row, *outs)
     return gradients
 
 
@@ -214,11 +222,12 @@ def _launch_backward_from_output(
     gamma: Tensor,
     beta: Tensor | None,
     seed: Tensor | None,
+    first_row: Tensor | None,
     keep: int,
 ) -> Gradients:
     """Launches the gradients of LN(s) of (N, E), where y stands for s; the kernels need no mean."""
     gradients, outs = _rows_of_gradients(dy, keep)
-    launchers.add_layer_norm_backward_from_output(dy, y, rstd, gamma, beta, seed, *outs)
+    launchers.add_layer_norm_backward_from_output(dy, y, rstd, gamma, beta, seed, first_row, *outs)
     return gradients
 
 

@@ -72,6 +72,7 @@ def attention(
     max_seqlen: int | None = None,
     dropout_p: float = 0.0,
     seed: Tensor | None = None,
+    first_sequence: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor:
     """Computes dropout(softmax(scale * q k^T + mask)) v (Vaswani et al. 2017, equation 1 and section 3.2.3).
@@ -88,6 +89,8 @@ def attention(
         max_seqlen: the longest packed sequence or more; needed with cu_seqlens.
         dropout_p: probability of dropping a probability, in steps of 1/256. seed: one int64, needed where it is > 0.
             The mask depends on the sequence, head, query and key alone: packed and padded batches draw the same.
+        first_sequence: the number of the first sequence in the whole batch, one int64 on the device of q, by default 0.
+            The parts of a batch, each with its own, draw the masks that the whole would draw.
         backend: "auto", "reference", "triton" or "cuda".
 
     Returns:
@@ -103,10 +106,14 @@ def attention(
     for name, x in (("k", k), ("v", v)):
         _checks.check_activation(op, name, x, q)
         _check_stride(op, name, x)
-    rows, keep, seed = _check_sequences(op, q, lengths, cu_seqlens, max_seqlen, dropout_p, seed)
+    rows, keep, seed, first_sequence = _check_sequences(
+        op, q, lengths, cu_seqlens, max_seqlen, dropout_p, seed, first_sequence
+    )
     scale = _check_scale(op, scale, q)
     backend = backends.choose(SPEC, backend, backends.call_of(q, width=q.shape[-1]))
-    return torch.ops.fastlm.attention(q, k, v, lengths, cu_seqlens, rows, seed, causal, scale, keep, backend)[0]
+    return torch.ops.fastlm.attention(
+        q, k, v, lengths, cu_seqlens, rows, seed, first_sequence, causal, scale, keep, backend
+    )[0]
 
 
 def attention_packed(
@@ -119,6 +126,7 @@ def attention_packed(
     max_seqlen: int | None = None,
     dropout_p: float = 0.0,
     seed: Tensor | None = None,
+    first_sequence: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor:
     """Computes `attention` of a projection read in place, with one gradient of its shape.
@@ -137,10 +145,14 @@ def attention_packed(
     _check_projection(op, "qkv", qkv, 4 if cu_seqlens is not None else 5, "(T, 3, H, D)", "(B, S, 3, H, D)")
     if qkv.shape[-3] != 3:
         raise ValueError(f"{op}: qkv must have 3 (q, k, v) third from the right, got {tuple(qkv.shape)}")
-    rows, keep, seed = _check_sequences(op, qkv, lengths, cu_seqlens, max_seqlen, dropout_p, seed)
+    rows, keep, seed, first_sequence = _check_sequences(
+        op, qkv, lengths, cu_seqlens, max_seqlen, dropout_p, seed, first_sequence
+    )
     scale = _check_scale(op, scale, qkv)
     backend = backends.choose(PACKED, backend, backends.call_of(qkv, width=qkv.shape[-1]))
-    return torch.ops.fastlm.attention_packed(qkv, lengths, cu_seqlens, rows, seed, causal, scale, keep, backend)[0]
+    return torch.ops.fastlm.attention_packed(
+        qkv, lengths, cu_seqlens, rows, seed, first_sequence, causal, scale, keep, backend
+    )[0]
 
 
 def _check_projection(op: str, name: str, x: Tensor, ndim: int, packed: str, padded: str) -> None:
@@ -177,16 +189,18 @@ def _check_sequences(
     max_seqlen: int | None,
     dropout_p: float,
     seed: Tensor | None,
-) -> tuple[int, int, Tensor | None]:
-    """The longest sequence, the keep count and the seed."""
+    first_sequence: Tensor | None,
+) -> tuple[int, int, Tensor | None, Tensor | None]:
+    """The longest sequence, the keep count, the seed and the first sequence's number."""
     keep = keep_count(_checks.as_number(op, "dropout_p", dropout_p))
     seed = _checks.checked_seed(op, seed, keep, x)
+    first_sequence = _checks.checked_first(op, "first_sequence", first_sequence, keep, x)
     if cu_seqlens is None:
         if max_seqlen is not None:
             raise ValueError(f"{op}: max_seqlen goes with cu_seqlens")
         _checks.check_integers(op, "lengths", lengths, x, x.shape[:1], torch.int32)
         _checks.check_range(op, "lengths", lengths, 0, x.shape[1] + 1)
-        return x.shape[1], keep, seed
+        return x.shape[1], keep, seed, first_sequence
     if lengths is not None:
         raise ValueError(f"{op}: give lengths (padded rows) or cu_seqlens (packed rows), not both")
     if max_seqlen is None:
@@ -198,7 +212,7 @@ def _check_sequences(
     _checks.check_integers(op, "cu_seqlens", cu_seqlens, x, cu_seqlens.shape, torch.int32)
     if cu_seqlens.device.type == "cpu" and not torch.compiler.is_compiling():
         _check_offsets(op, cu_seqlens, x.shape[0], max_seqlen)
-    return max_seqlen, keep, seed
+    return max_seqlen, keep, seed, first_sequence
 
 
 def _check_offsets(op: str, cu_seqlens: Tensor, rows: int, max_seqlen: int) -> None:
@@ -217,6 +231,7 @@ def _forward(
     cu_seqlens: Tensor | None,
     max_seqlen: int,
     seed: Tensor | None,
+    first_sequence: Tensor | None,
     causal: bool,
     scale: float,
     keep: int,
@@ -224,7 +239,7 @@ def _forward(
 ) -> Outputs:
     compute = backends.implementation(SPEC, backend, "self_attention_forward", _launch_forward)
     q, k, v = _readable(backend, q, k, v)
-    return Outputs(*compute(q, k, v, lengths, cu_seqlens, max_seqlen, seed, causal, scale, keep))
+    return Outputs(*compute(q, k, v, lengths, cu_seqlens, max_seqlen, seed, first_sequence, causal, scale, keep))
 
 
 def _packed_forward(
@@ -233,12 +248,15 @@ def _packed_forward(
     cu_seqlens: Tensor | None,
     max_seqlen: int,
     seed: Tensor | None,
+    first_sequence: Tensor | None,
     causal: bool,
     scale: float,
     keep: int,
     backend: str,
 ) -> Outputs:
-    return _forward(*qkv.unbind(-3), lengths, cu_seqlens, max_seqlen, seed, causal, scale, keep, backend)
+    return _forward(
+        *qkv.unbind(-3), lengths, cu_seqlens, max_seqlen, seed, first_sequence, causal, scale, keep, backend
+    )
 
 
 def _launch_forward(
@@ -250,11 +268,12 @@ def _launch_forward(
     cu_seqlens: Tensor | None,
     max_seqlen: int,
     seed: Tensor | None,
+    first_sequence: Tensor | None,
     *numbers: Any,
 ) -> Outputs:
     """Launches the forward; `numbers` are causal, scale and keep."""
     o, lse = outputs = _empty_outputs(q, q.shape)
-    launchers.attention_forward(q, k, v, lengths, cu_seqlens, max_seqlen, seed, o, lse, *numbers)
+    launchers.attention_forward(q, k, v, lengths, cu_seqlens, max_seqlen, seed, first_sequence, o, lse, *numbers)
     return outputs
 
 
@@ -287,6 +306,7 @@ def _backward(
     cu_seqlens: Tensor | None,
     max_seqlen: int,
     seed: Tensor | None,
+    first_sequence: Tensor | None,
     causal: bool,
     scale: float,
     keep: int,
@@ -294,7 +314,9 @@ def _backward(
 ) -> Gradients:
     compute = backends.implementation(SPEC, backend, "self_attention_backward", _launch_backward)
     do, q, k, v, o = _readable(backend, do, q, k, v, o)
-    return Gradients(*compute(do, q, k, v, o, lse, lengths, cu_seqlens, max_seqlen, seed, causal, scale, keep))
+    return Gradients(
+        *compute(do, q, k, v, o, lse, lengths, cu_seqlens, max_seqlen, seed, first_sequence, causal, scale, keep)
+    )
 
 
 def _packed_backward(
@@ -306,6 +328,7 @@ def _packed_backward(
     cu_seqlens: Tensor | None,
     max_seqlen: int,
     seed: Tensor | None,
+    first_sequence: Tensor | None,
     causal: bool,
     scale: float,
     keep: int,
@@ -313,7 +336,9 @@ def _packed_backward(
 ) -> PackedGradient:
     compute = backends.implementation(SPEC, backend, "packed_attention_backward", _launch_packed_backward)
     do, qkv, o = _readable(backend, do, qkv, o)
-    return PackedGradient(compute(do, qkv, o, lse, lengths, cu_seqlens, max_seqlen, seed, causal, scale, keep))
+    return PackedGradient(
+        compute(do, qkv, o, lse, lengths, cu_seqlens, max_seqlen, seed, first_sequence, causal, scale, keep)
+    )
 
 
 def _launch_backward(launchers: Any, do: Tensor, q: Tensor, *rest: Any) -> tuple[Tensor, ...]:
@@ -341,11 +366,12 @@ def _launch_backward_into(
     cu_seqlens: Tensor | None,
     max_seqlen: int,
     seed: Tensor | None,
+    first_sequence: Tensor | None,
     *numbers: Any,
 ) -> tuple[Tensor, ...]:
     """Launches the backward into `gradients`; `numbers` are causal, scale and keep."""
     scratch = lse.new_empty(2, *lse.shape)
-    sequences = (lengths, cu_seqlens, max_seqlen, seed)
+    sequences = (lengths, cu_seqlens, max_seqlen, seed, first_sequence)
     launchers.attention_backward(do, q, k, v, o, lse, *sequences, *gradients, scratch, *numbers)
     return gradients
 

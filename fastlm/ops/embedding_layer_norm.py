@@ -95,6 +95,7 @@ def embedding_layer_norm(
     beta: Tensor | None = None,
     dropout_p: float = 0.0,
     seed: Tensor | None = None,
+    first_row: Tensor | None = None,
     eps: float = 1e-5,
     backend: str = "auto",
 ) -> Tensor:
@@ -107,7 +108,7 @@ def embedding_layer_norm(
         position: (C, E), added at `position_ids` (int64, the shape of tokens), by default 0 ... S - 1.
         segment: (T, E), added at `segments` (int64, the shape of tokens).
         gamma, beta: (E,) of the layer norm; without gamma there is none (GPT-1).
-        dropout_p, seed: as in `add_layer_norm`.
+        dropout_p, seed, first_row: as in `add_layer_norm`.
         backend: "auto", "reference", "triton" or "cuda".
 
     Returns:
@@ -130,12 +131,12 @@ def embedding_layer_norm(
         _checks.check_range(SPEC.op, "segments", segments, 0, segment.shape[0])
     eps = _checks.checked_eps(SPEC.op, eps)
     seed = _checks.checked_seed(SPEC.op, seed, keep, word)
+    first_row = _checks.checked_first(SPEC.op, "first_row", first_row, keep, word)
     dtype = autocast_dtype(word)
     backend = backends.choose(SPEC, backend, backends.call_of(word, dtype=dtype, width=word.shape[1]))
     save_sum = gamma is not None and wants_gradient(word, position, segment, gamma, beta)
-    return torch.ops.fastlm.embedding_layer_norm(
-        tokens, word, position, position_ids, segment, segments, gamma, beta, seed, keep, eps, dtype, save_sum, backend
-    )[0]
+    tables = (tokens, word, position, position_ids, segment, segments, gamma, beta, seed, first_row)
+    return torch.ops.fastlm.embedding_layer_norm(*tables, keep, eps, dtype, save_sum, backend)[0]
 
 
 def _check_tables(
@@ -178,6 +179,7 @@ def _forward(
     gamma: Tensor | None,
     beta: Tensor | None,
     seed: Tensor | None,
+    first_row: Tensor | None,
     keep: int,
     eps: float,
     dtype: torch.dtype,
@@ -186,7 +188,7 @@ def _forward(
 ) -> Outputs:
     compute = backends.implementation(SPEC, backend, "embedding_layer_norm_forward", _launch_forward)
     flat, positions, segments = (None if t is None else t.view(-1) for t in (tokens, position_ids, segments))
-    tables = (flat, word, position, positions, segment, segments, gamma, beta, seed)
+    tables = (flat, word, position, positions, segment, segments, gamma, beta, seed, first_row)
     y, s, mean, rstd = compute(*tables, tokens.shape[-1], keep, eps, dtype, save_sum)
     shape = (*tokens.shape, word.shape[1])
     return Outputs(y.view(shape), s.view(shape) if save_sum else s, mean, rstd)
@@ -203,6 +205,7 @@ def _launch_forward(
     gamma: Tensor | None,
     beta: Tensor | None,
     seed: Tensor | None,
+    first_row: Tensor | None,
     sequence: int,
     keep: int,
     eps: float,
@@ -211,7 +214,7 @@ def _launch_forward(
 ) -> Outputs:
     """Launches the forward of ids (N,); row n takes position n % sequence where there are no position_ids."""
     y, s, mean, rstd = outputs = _empty_outputs(tokens, word, gamma, dtype, save_sum)
-    tables = (tokens, word, position, position_ids, segment, segments, gamma, beta, seed)
+    tables = (tokens, word, position, position_ids, segment, segments, gamma, beta, seed, first_row)
     norm = (None, None, None) if gamma is None else (s if save_sum else None, mean, rstd)
     launchers.embedding_layer_norm_forward(*tables, y, *norm, sequence, keep, eps)
     return outputs
@@ -233,12 +236,13 @@ def _backward(
     segments: Tensor | None,
     gamma: Tensor | None,
     seed: Tensor | None,
+    first_row: Tensor | None,
     keep: int,
     table_rows: list[int],
     backend: str,
 ) -> Gradients:
     """`table_rows` are the rows of word, position and segment, 0 for a table that is not there."""
-    ds, dgamma, dbeta = _sum_gradient(as_rows(dy), sum, mean, rstd, gamma, seed, keep, backend)
+    ds, dgamma, dbeta = _sum_gradient(as_rows(dy), sum, mean, rstd, gamma, seed, first_row, keep, backend)
     word_rows, position_rows, segment_rows = table_rows
     dword = _table_gradient(ds, tokens, word_rows, backend)
     if position_ids is None and position_rows:
@@ -255,6 +259,7 @@ def _sum_gradient(
     rstd: Tensor,
     gamma: Tensor | None,
     seed: Tensor | None,
+    first_row: Tensor | None,
     keep: int,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -262,7 +267,7 @@ def _sum_gradient(
     if gamma is None and keep == LEVELS:
         return dy, mean.new_empty(0), mean.new_empty(0)
     compute = backends.implementation(SPEC, backend, "embedding_layer_norm_backward", _launch_backward)
-    return compute(dy, None if gamma is None else as_rows(s), mean, rstd, gamma, seed, keep)
+    return compute(dy, None if gamma is None else as_rows(s), mean, rstd, gamma, seed, first_row, keep)
 
 
 def _launch_backward(
@@ -273,16 +278,19 @@ def _launch_backward(
     rstd: Tensor,
     gamma: Tensor | None,
     seed: Tensor | None,
+    first_row: Tensor | None,
     keep: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Launches the gradients of dropout(LN(s)) of (N, E); without gamma, of dropout alone."""
     ds = torch.empty_like(dy)
     if gamma is None:
-        launchers.embedding_layer_norm_backward(dy, None, None, None, None, seed, ds, None, None, keep, None)
+        launchers.embedding_layer_norm_backward(dy, None, None, None, None, seed, first_row, ds, None, None, keep, None)
         return ds, mean.new_empty(0), mean.new_empty(0)
     dgamma, dbeta = empty_parameter_gradient(dy), empty_parameter_gradient(dy)
     partials = mean.new_empty(2, num_partials(dy.shape[0], dy.device), dy.shape[1])
-    launchers.embedding_layer_norm_backward(dy, s, mean, rstd, gamma, seed, ds, dgamma, dbeta, keep, partials)
+    launchers.embedding_layer_norm_backward(
+        dy, s, mean, rstd, gamma, seed, first_row, ds, dgamma, dbeta, keep, partials
+    )
     return ds, dgamma, dbeta
 
 

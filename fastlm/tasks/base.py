@@ -79,7 +79,11 @@ class Task(ABC):
 
     @abstractmethod
     def build(self, backend: str) -> nn.Module:
-        """The model at the start of training, on the CPU. It is called with a batch's entries as keyword arguments."""
+        """Makes the model at the start of training, on the CPU.
+
+        Of a model with `draw_seeds`, a training batch also holds "seeds" and "first_sequence", which `Model.forward`
+        takes: the parts of an update then drop what the whole would drop.
+        """
 
     def groups(self, model: nn.Module) -> Sequence[Group]:
         """The parameters that train, by their rate; by default all at the schedule's."""

@@ -75,11 +75,12 @@ class Trainer:
         parts = self.config.accumulation
         losses, tokens = torch.zeros(len(self.task.loss_names), device=self.device), 0
         self.model.train()
-        for part in range(step * parts, (step + 1) * parts):
-            batch = self._loader.get(part, last=self.plan.steps * parts - 1)
+        seeds = self.model.draw_seeds() if hasattr(self.model, "draw_seeds") else None
+        for part in range(parts):
+            batch = self._loader.get(step * parts + part, last=self.plan.steps * parts - 1)
             tokens += self.task.tokens(batch)
             with self.autocast():
-                part_losses = self.task.losses(self.model, self._to_device(batch))
+                part_losses = self.task.losses(self.model, self._to_device(batch) | self._dropout(seeds, part))
             (part_losses[0] / parts).backward()
             losses += torch.stack([loss.detach() for loss in part_losses]) / parts
         rate = self.learning_rate(step)
@@ -87,6 +88,13 @@ class Trainer:
         norm = clip_and_step(self.optimizer, self.config.clip)
         self.optimizer.zero_grad(set_to_none=True)
         return Update(torch.cat([losses, norm.view(1)]), rate, tokens)
+
+    def _dropout(self, seeds: Tensor | None, part: int) -> Batch:
+        """Returns the entries of a batch by which a part of an update drops what the whole would drop."""
+        if seeds is None:
+            return {}
+        first = torch.full((1,), part * self.config.part_size, device=self.device)  # no copy from the host
+        return {"seeds": seeds, "first_sequence": first}
 
     def learning_rate(self, step: int) -> float:
         """The schedule's rate of an update; a group of parameters learns at its multiple of it."""

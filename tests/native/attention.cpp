@@ -27,9 +27,9 @@ void run(int64_t S, int64_t D, int missing, bool packed, bool causal, int keep) 
   const Array& of_padded = packed ? kNone : static_cast<const Array&>(lengths);
   const Array& of_packed = packed ? static_cast<const Array&>(starts) : kNone;
   const Array& if_dropped = keep < 256 ? static_cast<const Array&>(seed) : kNone;
-  attention_forward(q, k, v, of_padded, of_packed, S, if_dropped, o, lse, causal, 0.125f, keep, 0);
-  attention_backward(dout, q, k, v, o, lse, of_padded, of_packed, S, if_dropped, dq, dk, dv, scratch, causal, 0.125f,
-                     keep, 0);
+  attention_forward(q, k, v, of_padded, of_packed, S, if_dropped, kNone, o, lse, causal, 0.125f, keep, 0);
+  attention_backward(dout, q, k, v, o, lse, of_padded, of_packed, S, if_dropped, if_dropped, dq, dk, dv, scratch,
+                     causal, 0.125f, keep, 0);
   EXPECT(o.finite() && dq.finite() && dk.finite() && dv.finite());
 }
 

@@ -44,9 +44,9 @@ void embedding(int64_t N, int64_t E, int64_t V, bool everything) {
   for (int64_t v = 1; v <= V; v++) starts[v] = v == V ? N : N / 2;
   const auto optional = [&](const Array& array) -> const Array& { return everything ? array : kNone; };
   embedding_layer_norm_forward(tokens, word, optional(word), kNone, optional(segment), optional(segments),
-                               optional(gamma), kNone, seed, y, optional(sum), optional(mean), optional(rstd), V, 230,
-                               1e-5f, 0);
-  embedding_layer_norm_backward(dy, optional(sum), optional(mean), optional(rstd), optional(gamma), seed, ds,
+                               optional(gamma), kNone, seed, seed, y, optional(sum), optional(mean), optional(rstd), V,
+                               230, 1e-5f, 0);
+  embedding_layer_norm_backward(dy, optional(sum), optional(mean), optional(rstd), optional(gamma), seed, kNone, ds,
                                 optional(dgamma), optional(dbeta), 230, optional(partials), 0);
   embedding_gradient(ds, ids, order, starts, runs, out, 2, 0);
   EXPECT(y.finite() && ds.finite() && dgamma.finite() && dbeta.finite() && out.finite());
