@@ -144,12 +144,10 @@ class Case(ABC):
         return replace(self, dropout_p=0.0)
 
     def backends(self, dtype: torch.dtype, device: torch.device) -> dict[str, str | None]:
-        """Returns fastlm's backends, each with None or the reason why it cannot serve this case. The reference is timed
-        only on a CPU."""
-        reasons = {name: self._reason_against(name, dtype, device) for name in ("triton", "cuda")}
-        if device.type == "cpu":
-            reasons["reference"] = None
-        return reasons
+        """Returns fastlm's backends, each with None or the reason why it cannot serve this case. Those in plain PyTorch
+        are timed only on a CPU."""
+        names = ("triton", "cuda", *(backends.ORDER["cpu"] if device.type == "cpu" else ()))
+        return {name: self._reason_against(name, dtype, device) for name in names}
 
     def _reason_against(self, backend: str, dtype: torch.dtype, device: torch.device) -> str | None:
         reasons = backends.reasons_against(self.spec, backend, backends.Call(device.type, dtype))

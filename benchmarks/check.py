@@ -47,7 +47,7 @@ class Check:
         return None if self.grad is None else self.grad.to(out.dtype)
 
     def error(self, run: Run) -> float:
-        """Returns the largest error (see above) of output and gradients."""
+        """Returns the largest error, as defined at the top of this file, of output and gradients."""
         actual = self.case.results(run, with_gradients(self.inputs), self.grad)
         if self.grad is not None:
             actual["out"] = self.case.zero_padding(self.inputs, actual["out"])
@@ -65,7 +65,7 @@ class Check:
 
 
 def relative_error(name: str, actual: Tensor, yardstick: Tensor, exact: Tensor) -> float:
-    """Returns the error (see above) of one tensor; infinite if a value is not finite."""
+    """Returns the error, as defined at the top of this file, of one tensor; infinite if a value is not finite."""
     if actual.shape != exact.shape:
         raise Refused(f"wrong: {name} has shape {tuple(actual.shape)}, not {tuple(exact.shape)}")
     error, allowed = actual.double() - exact, yardstick.double() - exact

@@ -28,7 +28,7 @@ SEED = 20263
 
 @dataclass
 class Bench:
-    """What all measurements of one run share."""
+    """The settings and limits that all measurements of one run share."""
 
     clock: Clock
     limits: Limits
@@ -100,7 +100,7 @@ class _Trial:
         return self._guarded(name, False, prepare)
 
     def parts(self) -> list[Record]:
-        """Returns a record of the summed times of the case's parts, a lower bound that is no implementation."""
+        """Returns a record with the summed times of the case's parts. It is a lower bound, not an implementation."""
         times = {}
         for name, (call, count) in self.case.parts(self.sets[0]).items():
             samples = self.bench.clock.samples(lambda _, call=call: call(), lambda i: None)
@@ -203,7 +203,7 @@ def explain(error: Exception) -> tuple[str, str]:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Silences other packages' warnings and logs; the records' reasons say what they cannot do."""
+    """Silences the warnings and logs of other packages. The reason in a record says why a package cannot run."""
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

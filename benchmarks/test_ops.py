@@ -18,6 +18,7 @@ from benchmarks.cases import cases
 from benchmarks.check import OURS, Check
 from benchmarks.grid import grid
 from benchmarks.run import SEED
+from fastlm import backends
 
 DEVICE = machine.device()
 DTYPE = torch.bfloat16 if DEVICE.type == "cuda" else torch.float32
@@ -42,13 +43,13 @@ def _round(check: Check, run: Run) -> None:
         torch.cuda.synchronize()
 
 
-@pytest.mark.parametrize("candidate", ["reference", "triton", "cuda", "eager"])
+@pytest.mark.parametrize("candidate", [*backends.NAMES[1:], "eager"])
 def test_op(benchmark, check, candidate):
     benchmark.group = f"{check.case.op} {check.case.shape}"
     if candidate == "eager":
         run = check.case.eager
     else:
-        reason = check.case.backends(check.case.dtype(DTYPE), DEVICE).get(candidate, "kernels serve it")
+        reason = check.case.backends(check.case.dtype(DTYPE), DEVICE).get(candidate, f"not timed on {DEVICE.type}")
         if reason is not None:
             pytest.skip(reason)
         run = functools.partial(_ours, check.case, candidate)

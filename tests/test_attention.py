@@ -140,7 +140,7 @@ def test_one_key(case, p):
     assert result["dk"].abs().max() <= bound * largest["q"]
 
 
-FIRST = (None, 2**32 // 3, 2**40 + 1)  # with 3 heads, the second begins at head 2^32 - 1 of all sequences
+FIRST = (None, 2**32 // 3, 2**40 + 1)  # with 3 heads, first * heads of the second is 2^32 - 1
 
 
 def first_of(case: Case, first: int | None) -> torch.Tensor | None:

@@ -1,4 +1,4 @@
-"""The benchmarks' arithmetic and judgement: no time is asserted here."""
+"""The benchmarks' arithmetic, checks and reports. No test here depends on measured times."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ LIMITS = limits.Limits("float32", ((1000, 1.0), (4000, 4.0), (16000, 8.0)), 1e9,
 
 
 class FakeClock(timing.Clock):
-    """Every call takes as many microseconds as one is told, and is made once."""
+    """A clock that makes one call and returns the given samples, in microseconds."""
 
     def __init__(self, *samples: float):
         super().__init__(torch.device("cpu"), timing.QUICK)
-        self.told = samples or (5.0, 6.0, 7.0)
+        self.fake_samples = samples or (5.0, 6.0, 7.0)
 
     def samples(self, call, prepare):
         call(prepare(0))
-        return self.told
+        return self.fake_samples
 
 
 def bench(**options) -> run.Bench:
@@ -152,7 +152,7 @@ def test_measured_limits_are_sane():
 
 
 def test_pairs_of_attention():
-    """Two sequences of 3: 9 pairs each, causal 6. GPT-1's 64 x 512: 64 * 512 * 513 / 2."""
+    """Two sequences of 3 have 9 pairs each, or 6 if causal. GPT-1's 64 sequences of 512: 64 * 512 * 513 / 2."""
     assert Attention("", batch=2, length=3).pairs() == 18
     assert Attention("", batch=2, length=3, causal=True).pairs() == 12
     gpt1 = Attention("", batch=64, length=512, causal=True)
@@ -179,7 +179,7 @@ def test_costs_of_cases_are_in_their_dtype():
 
 
 def test_flops_of_a_step():
-    """GPT-1's 32768 tokens: 6 * 12 * (4 * 768^2 + 2 * 768 * 3072 + 2 * 256.5 * 768) + 6 * 40478 * 768 each."""
+    """GPT-1, FLOP per token: 6 * 12 * (4 * 768^2 + 2 * 768 * 3072 + 2 * 256.5 * 768) + 6 * 40478 * 768."""
     token = 72 * (2_359_296 + 4_718_592 + 393_984) + 186_522_624
     assert ModelCase("gpt1", 64, 512).flops() == 32768 * token
     bert = ModelCase("bert_base", 256, 128)  # 19 of 128 positions are predicted
@@ -273,7 +273,7 @@ def test_a_probe_sees_what_dropout_keeps(case):
 
 @dataclasses.dataclass(frozen=True)
 class Planted(AddLayerNorm):
-    """add_layer_norm with one fault."""
+    """add_layer_norm with one fault, as backend "triton", and with two faulty peers."""
 
     fault: str = ""
 
@@ -437,7 +437,7 @@ def test_tables_are_of_the_newest_results_of_a_gpu(tmp_path):
 
 
 def test_the_cases_of_pytest_benchmark_run():
-    """Each once, without times."""
+    """Runs each case once, without timing."""
     environment = {k: v for k, v in os.environ.items() if k not in ("FASTLM_EMULATE", "TRITON_INTERPRET")}
     command = [
         sys.executable,
@@ -455,6 +455,6 @@ def test_the_cases_of_pytest_benchmark_run():
 
 
 def test_the_readme_has_the_tables_of_the_committed_results():
-    """`python -m benchmarks tables --write` writes them anew."""
+    """If this fails: `python -m benchmarks tables --write`."""
     text = (machine.ROOT / "README.md").read_text()
     assert text.partition(tables.START)[2].partition(tables.END)[0].strip() == tables.markdown().strip()

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from fastlm import dropout
 from fastlm.dropout import attention_mask, draw_seeds, keep_count, row_mask
 
-FIRST = (0, 2**32 // 3, 2**32 - 1, 3 * 2**40 + 5)  # with 3 heads, the second begins at head 2^32 - 1 of all sequences
+FIRST = (0, 2**32 // 3, 2**32 - 1, 3 * 2**40 + 5)  # with 3 heads, first * heads of the second is 2^32 - 1
 SEEDS = (0, 1, -1, 0x0123456789ABCDEF, -(2**63))
 
 

@@ -1,4 +1,4 @@
-"""What holds for every op: any layout, empty tensors, meta tensors, numbers of any type, clear errors."""
+"""Tests of properties that every op has: any layout, empty and meta tensors, numbers of any type, clear errors."""
 
 from __future__ import annotations
 

@@ -126,8 +126,8 @@ def _liger(t: Inputs) -> Run:
 
 
 def cases(grid: Grid) -> Iterator[Case]:
-    """Yields GPT-1's head (also with V padded to a multiple of 64), BERT's at the predicted positions, then with sweeps
-    other sizes at a quarter of the rows."""
+    """Yields GPT-1's head (also with V padded to a multiple of 64) and BERT's, whose rows are the predicted positions.
+    Sweeps add other sizes, at a quarter of the rows."""
     if grid.small:
         yield LinearCrossEntropy("gpt1 512 x 256 x 4096", rows=512, columns=256, vocabulary=4096)
         return
