@@ -52,7 +52,7 @@ def record(model: str, folder: Path, text: Path) -> dict:
     return {
         "numerics": NUMERICS,
         "machine": machine(),
-        "recipe": recipe.to_json(),
+        "recipe": recipe.with_options({"data": ()}).to_json(),
         "updates": losses(folder),
         "weights": hashes(folder),
     }

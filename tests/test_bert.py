@@ -344,6 +344,19 @@ def test_what_is_past_a_length_is_not_looked_at():
     assert not torch.equal(first.hidden[~valid], second.hidden[~valid])
 
 
+def test_the_parts_of_a_batch_drop_what_the_whole_would_drop():
+    model, data = models.build(replace(TINY, dropout=0.3)).train(), batch(TINY.vocab_size, padded=True)
+    seeds, inputs = seeds_for(TINY.layers), {name: data[name] for name in ("tokens", "segments", "lengths")}
+    whole = model(**inputs, seeds=seeds).hidden
+    for cut in range(1, BATCH):
+        for part, first in ((slice(0, cut), None), (slice(cut, None), torch.tensor([cut]))):
+            piece = {name: x[part] for name, x in inputs.items()}
+            hidden = model(**piece, seeds=seeds, first_sequence=first).hidden
+            torch.testing.assert_close(hidden, whole[part], rtol=1e-5, atol=1e-5)
+    elsewhere = model(**inputs, seeds=seeds, first_sequence=torch.tensor([1])).hidden
+    assert (elsewhere - whole).abs().max() > 0.1
+
+
 def test_losses_come_for_the_targets_that_are_given():
     model, data = models.build(TINY).eval(), batch(TINY.vocab_size)
     both = model(**data)

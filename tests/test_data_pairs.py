@@ -17,7 +17,7 @@ from fastlm.data.pairs import _Spans, _truncate
 
 CLS, SEP, PAD, MASK = (SPECIALS[name] for name in ("[CLS]", "[SEP]", "[PAD]", "[MASK]"))
 
-documents = st.lists(st.lists(st.integers(1, 30), min_size=1, max_size=12), min_size=2, max_size=6).filter(
+documents = st.lists(st.lists(st.integers(1, 30), min_size=1, max_size=12), min_size=2, max_size=5).filter(
     lambda found: any(len(document) > 1 for document in found)
 )
 
@@ -56,6 +56,16 @@ def pairs_of(batch: dict[str, torch.Tensor]) -> list[Pair]:
     return found
 
 
+def whole_sizes_elsewhere(corpus: InMemory, token: int) -> set[int]:
+    """The sizes of all runs of whole sentences in the documents that do not hold `token`."""
+    sizes = set()
+    for number in range(len(corpus.documents) - 1):
+        if number != corpus.document_of(token):
+            bounds = corpus.sentences[corpus.documents[number] : corpus.documents[number + 1] + 1].tolist()
+            sizes |= {end - begin for begin in bounds for end in bounds if end > begin}
+    return sizes
+
+
 def epoch(pairs: SentencePairs, number: int = 0) -> list[Pair]:
     assert pairs.batch_size == 1
     return [pairs_of(pairs.batch(number * pairs.pairs + i))[0] for i in range(pairs.pairs)]
@@ -92,9 +102,12 @@ def test_rows(documents, length, batch_size, seed, step):
             assert pair.b[0] > pair.a[-1]
         if len(pair.a) + len(pair.b) < length - 3:  # nothing was truncated: whole sentences
             starts = {corpora.FIRST + int(start) for start in corpus.sentences}
-            assert {pair.a[0], pair.a[-1] + 1, pair.b[0], pair.b[-1] + 1} <= starts
+            assert {pair.a[0], pair.a[-1] + 1, pair.b[0]} <= starts
             if pair.label == 0:
                 assert pair.b[0] == pair.a[-1] + 1
+                end = min(start for start in starts if start > pair.b[-1])
+                # A random B of so many tokens could not have been whole sentences either.
+                assert end == pair.b[-1] + 1 or end - pair.b[0] not in whole_sizes_elsewhere(corpus, pair.b[0])
 
 
 def test_predictions_a_pair_are_the_originals():
@@ -103,7 +116,7 @@ def test_predictions_a_pair_are_the_originals():
 
 
 def test_no_text_is_left_out():
-    """A token is in A half of the time and in its own chunk's B a quarter, but for truncation and shortening."""
+    """A token is in A half of the time and in its own passage's B a quarter, but for truncation and shortening."""
     generator = np.random.default_rng(0)
     corpus = InMemory(*[generator.integers(1, 9, 40).tolist() for _ in range(30)])
     pairs = SentencePairs(corpus, "train", 128, 1, 0)
@@ -126,7 +139,7 @@ def test_labels_are_a_fair_coin_and_new_each_epoch():
 
 
 def test_an_example_changes_from_epoch_to_epoch():
-    """A document of two sentences has one chunk: what is left to chance is the label, a random B, and the masks."""
+    """A document of two sentences has one passage: what is left to chance is the label, a random B, and the masks."""
     corpus = InMemory([20, 20], [20, 20], [20, 20])
     pairs = SentencePairs(corpus, "train", 48, 1, 0)
     assert pairs.pairs == 3
@@ -138,6 +151,70 @@ def test_an_example_changes_from_epoch_to_epoch():
     for drawn in seen.values():
         assert len(drawn) == 40 and {label for label, _, _ in drawn} == {0, 1}
         assert len({begin for label, begin, _ in drawn if label == 1}) >= 3  # sentences of two other documents
+
+
+@corpora.no_deadline
+@given(documents=documents, length=st.integers(5, 60), seed=st.integers(0, 99))
+def test_no_length_depends_on_the_label(documents, length, seed):
+    """The same draws but for the coin: the same A, and a B of the same size, from the passage or from elsewhere."""
+    pairs = SentencePairs(InMemory(*documents), "train", length, 8, seed)
+    generator = np.random.default_rng(seed)
+    items, draws = generator.integers(0, pairs.pairs, 64), generator.random((64, 5))
+    coin = 3
+    draws[:, coin] = 0.9
+    first, following, labels = pairs._pair(items, draws)
+    draws[:, coin] = 0.1
+    same, random, other_labels = pairs._pair(items, draws)
+    assert (labels == 0).all() and (other_labels == 1).all()
+    np.testing.assert_array_equal(same.begin, first.begin)
+    np.testing.assert_array_equal(same.size, first.size)
+    np.testing.assert_array_equal(random.size, following.size)
+    assert (random.size > 0).all()
+
+
+@pytest.mark.parametrize("length", [64, 128])
+def test_lengths_do_not_tell_the_label(length):
+    """Held-out accuracy of the best guess for each cell of (A's, B's, total length), fitted on the other pairs.
+
+    It was 58% when a random B ended at the first sentence's end past the tokens that it replaced.
+    """
+    generator = np.random.default_rng(3)
+    corpus = InMemory(*[generator.geometric(1 / 30, size).tolist() for size in generator.integers(2, 150, 300)])
+    pairs = SentencePairs(corpus, "train", length, 512, 0)
+    rows = []
+    for step in range(60):
+        batch = {name: value.numpy() for name, value in pairs.batch(step).items()}
+        b = batch["segments"].sum(axis=1) - 1
+        rows.append(np.stack([batch["lengths"] - 3 - b, b, batch["next_sentence_labels"]], axis=1))
+    a, b, labels = np.concatenate(rows).T
+    fitted = np.arange(len(labels)) % 2 == 0
+    for cells in (a, b, a + b, a // 8 * 1000 + b // 8, a // 16 * 10**6 + b // 16 * 1000 + (a + b) // 4):
+        _, cell = np.unique(cells, return_inverse=True)
+        ones = np.bincount(cell[fitted], labels[fitted], minlength=cell.max() + 1)
+        guess = 2 * ones > np.bincount(cell[fitted], minlength=cell.max() + 1)
+        assert (guess[cell] == labels)[~fitted].mean() < 0.51
+
+
+def test_ends_do_not_tell_the_label():
+    """B ends at a sentence's end as often in pairs of either label, even where documents are few and short."""
+    generator = np.random.default_rng(4)
+    corpus = InMemory(*[generator.integers(2, 40, size).tolist() for size in generator.integers(2, 8, 60)])
+    pairs = SentencePairs(corpus, "train", 256, 1, 0)
+    items, draws = generator.integers(0, pairs.pairs, 20_000), generator.random((20_000, 5))
+    _, second, labels = pairs._pair(items, draws)
+    whole = np.isin(second.begin + second.size, corpus.sentences)
+    shares = [whole[labels == label].mean() for label in (0, 1)]
+    assert 0.5 < shares[0] < 0.95 and abs(shares[0] - shares[1]) < 0.03
+    assert np.isin(second.begin, corpus.sentences).all()
+
+
+def test_a_long_document_among_short_ones_keeps_its_text():
+    """No other document can replace a B of more than 9 tokens: A takes what B cannot."""
+    corpus = InMemory([3] * 200, [4, 5], [4, 4], [3, 3])
+    pairs = SentencePairs(corpus, "train", 33, 1, 0)
+    found = [pair for number in range(4) for pair in epoch(pairs, number) if corpus.document_of(pair.a[0]) == 0]
+    lengths = np.array([len(pair.a) + len(pair.b) for pair in found])
+    assert max(len(pair.b) for pair in found) == 9 and (lengths == 30).mean() > 0.7
 
 
 def test_the_label_does_not_show_in_the_length():
@@ -255,6 +332,24 @@ def test_real_text(tmp_path):
             a[batches[0]["mlm_positions"][row, :count]] = batches[0]["mlm_targets"][row, :count]
             a = a[1 : int((a == SEP).nonzero()[0])].tolist()
             assert any(a == chapter[i : i + len(a)] for chapter in chapters for i in range(len(chapter)))
+
+
+@pytest.mark.parametrize(
+    ("corpus", "warned"),
+    [
+        ([[9]] * 271 + [[9, 9]] * 14, "271 of 285 train documents (91% of the tokens) are one sentence"),
+        ([[9]] * 6 + [[99, 99]] * 5, "6 of 11 train documents (5% of the tokens) are one sentence"),
+        ([[40]] + [[9, 9]] * 10, "1 of 11 train documents (18% of the tokens) are one sentence"),
+        ([[9]] * 5 + [[99, 99]] * 5, None),
+        ([[9, 9]] * 5, None),
+    ],
+)
+def test_lone_sentences_are_warned_of(corpus, warned):
+    pairs = SentencePairs(InMemory(*corpus), "train", 32, 2, 0)
+    assert len(pairs.warnings) == (warned is not None)
+    for sentence in pairs.warnings:
+        assert sentence.startswith(f"memory: {warned}, which gives no pair") and "--document file" in sentence
+        assert f"; {pairs.pairs} pairs are left" in sentence
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastlm.data import DataError, Shards, prepare, shards
-from fastlm.data.sentences import split_sentences
+from fastlm.data.sentences import MAX_CHARACTERS, split_sentences
 
 
 @pytest.fixture(scope="module", params=["bpe", "wordpiece"])
@@ -121,12 +121,12 @@ def test_one_document_holds_out_its_end(tmp_path):
     assert splits["validation"]["bytes"] == len(end)
 
 
-def test_long_documents_in_pieces(prepared, monkeypatch, tmp_path):
-    monkeypatch.setattr(shards, "_PIECE", 7)
+def test_long_documents_in_batches(prepared, monkeypatch, tmp_path):
+    monkeypatch.setattr(shards, "_BATCH", 7)
     tokenizer = corpora.tokenizer(prepared.kind)
-    pieces = prepare(text(tmp_path), tmp_path / "shards", tokenizer, validation_fraction=0.2)
+    batches = prepare(text(tmp_path), tmp_path / "shards", tokenizer, validation_fraction=0.2)
     for file in prepared.path.iterdir():
-        assert (pieces.path / file.name).read_bytes() == file.read_bytes()
+        assert (batches.path / file.name).read_bytes() == file.read_bytes()
 
 
 def test_large_vocabulary_has_wide_tokens(tmp_path, monkeypatch):
@@ -205,6 +205,65 @@ def copy(prepared, tmp_path):
     return Path(shutil.copytree(prepared.path, tmp_path / "copy"))
 
 
+@pytest.mark.parametrize("kind", ["bpe", "wordpiece"])
+def test_unknown_text_is_counted_and_warned_of(tmp_path, kind):
+    tokenizer = corpora.tokenizer(kind)
+    known, unknown = "It was late and she slept. ", "หมา 我。"  # the latter of 3 words, characters: 3 and 2
+    result = prepare(text(tmp_path, [known + unknown * 9] * 2 + [known]), tmp_path / "a", tokenizer)
+    counts = [result.manifest["splits"][name] for name in shards.SPLITS]
+    total = {key: sum(split[key] for split in counts) for key in counts[0]}
+    documents = 2 * (len(known) + 9 * len(unknown)) + len(known)
+    assert total["unknown_characters"] == 18 * 5 and documents <= total["characters"] <= documents + 3
+    assert total["unknown_tokens"] == 18 * {"bpe": 5, "wordpiece": 3}[kind]
+    (warning,) = result.warnings
+    assert f"{90 / total['characters']:.1%} of the text's characters are unknown to its tokenizer of 600" in warning
+    assert f"{total['unknown_tokens'] / total['tokens']:.1%} of the tokens" in warning and "--vocab-size" in warning
+    few = prepare(text(tmp_path, [known * 60 + unknown, known]), tmp_path / "b", tokenizer)
+    assert (
+        few.manifest["splits"]["train"]["unknown_characters"]
+        + few.manifest["splits"]["validation"]["unknown_characters"]
+        == 5
+    )
+    assert few.warnings == [] and Shards.open(few.path).warnings == []
+
+
+def test_text_that_changes_meanwhile(tmp_path, monkeypatch):
+    path = text(tmp_path)
+    write = shards._write
+
+    def change_and_write(*arguments):
+        path.write_text(path.read_text() + json.dumps({"text": "One more. It came late."}) + "\n")
+        write(*arguments)
+
+    monkeypatch.setattr(shards, "_write", change_and_write)
+    with pytest.raises(DataError, match=r"^paths: the text has changed while it was read; prepare it again$"):
+        prepare(path, tmp_path / "out", corpora.tokenizer("bpe"))
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_any_text_is_tokenised_in_batches_of_bounded_size(tmp_path, monkeypatch):
+    """Some of them take more than linear time or memory if they are taken whole."""
+    tokenizer, sizes = corpora.tokenizer("bpe"), []
+    encode = tokenizer.encode_corpus
+
+    def measured(sentences):
+        sizes.append((len(sentences), sum(map(len, sentences)), max(map(len, sentences))))
+        return encode(sentences)
+
+    monkeypatch.setattr(tokenizer, "encode_corpus", measured)
+    monkeypatch.setattr(shards, "_BATCH_CHARACTERS", 100_000)
+    lines = ["." * 300_000, "a" * 300_000, '"' * 100_000, "Mr. " * 50_000, "One. Two. " * 20_000, "It rained. End."]
+    (tmp_path / "a.txt").write_text("\n".join(lines))
+    result = prepare(tmp_path / "a.txt", tmp_path / "out", tokenizer, document="file")
+    longest = MAX_CHARACTERS + 1
+    assert all(a <= shards._BATCH and b <= 100_000 + longest and c <= longest for a, b, c in sizes)
+    counts = result.manifest["splits"]
+    assert (
+        sum(split["bytes"] for split in counts.values()) == len("\n".join(lines)) - 1
+    )  # two spaces less, one newline more
+    assert sum(split["sentences"] for split in counts.values()) > 40_000
+
+
 @pytest.mark.parametrize("name", [f"{s}.{p}" for s in shards.SPLITS for p in shards.PARTS])
 def test_truncated_and_missing_files(copy, name):
     file = copy / name
@@ -230,10 +289,10 @@ def test_offsets_of_other_shards(copy, name):
 @pytest.mark.parametrize(
     ("manifest", "message"),
     [
-        ('{"format": 2}', r"the manifest of shards of format 1 expected"),
-        ("[]", r"the manifest of shards of format 1 expected"),
-        ('{"format": 1', r"manifest\.json: not the manifest of shards"),
-        ('{"format": 1}', r"manifest\.json: not the manifest of shards \(KeyError\('tokenizer'\)\)"),
+        ('{"format": 1}', r"the manifest of shards of format 2 expected, got .*; prepare them again$"),
+        ("[]", r"the manifest of shards of format 2 expected"),
+        ('{"format": 2', r"manifest\.json: not the manifest of shards"),
+        ('{"format": 2}', r"manifest\.json: not the manifest of shards \(KeyError\('tokenizer'\)\)"),
         ("\0\1", r"manifest\.json: not the manifest of shards"),
         (None, r"a folder of shards expected, but there is no manifest\.json in it"),
     ],

@@ -16,6 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastlm.data import DataError, Tokenizer, read_documents, train_bpe, train_wordpiece
+from fastlm.data import tokenizer as tokenizer_module
+from fastlm.data.corpus import BLOCK
 from fastlm.data.tokenizer import BERT_SPECIALS
 
 KINDS = ("bpe", "wordpiece")
@@ -93,6 +95,58 @@ def test_unknown_and_unseen_are_decoded_as_such():
     assert wordpiece.decode(ids) == "the [MASK] [UNK]"
     bpe = corpora.tokenizer("bpe")
     assert bpe.decode(bpe.encode("the \N{SNOWMAN} end")) == "the <unk> end"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_unknown_characters_are_counted(kind):
+    tokenizer = corpora.tokenizer(kind)
+    assert tokenizer.unknown == tokenizer.id("<unk>" if kind == "bpe" else "[UNK]")
+    assert tokenizer.count_unknown("The END, né\u0301e.\n\u200b\0") == 0  # lowercase, no accents, no control characters
+    assert tokenizer.count_unknown("the \N{SNOWMAN}\N{SNOWMAN} 我end") == 3
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_undecodable_text(kind):
+    tokenizer = corpora.tokenizer(kind)
+    with pytest.raises(
+        DataError, match=r"^text: valid Unicode expected, got the lone surrogate \\ud800 at character 2$"
+    ):
+        tokenizer.encode("ab\ud800")
+    with pytest.raises(DataError, match=r"surrogate \\udce9 at character 3 \(the byte 0xe9 of a command line\)$"):
+        tokenizer.encode(b"caf\xe9".decode(errors="surrogateescape"))
+
+
+def test_words_are_unknown_above_200_characters_as_in_berts_code():
+    tokenizer = corpora.tokenizer("wordpiece")
+    assert tokenizer.unknown not in tokenizer.encode("a" * 200)
+    assert tokenizer.encode("a" * 201) == [tokenizer.unknown]
+    assert train_wordpiece(["blob" * 51 + " text"] * 9, 400).encode("blob")[1:]  # not learnt from, so in parts
+    assert len(train_wordpiece(["blob" * 50 + " text"] * 9, 400).encode("blob" * 50)) == 1
+
+
+@pytest.mark.parametrize("train", [train_bpe, train_wordpiece])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "สวัสดีครับ วันนี้อากาศดีมาก",
+        "今天天气很好，我们一起去公园散步吧。",
+        "مرحبا بكم في مدينتنا الجميلة. هل أنت سعيد اليوم؟",
+    ],
+)
+def test_scripts_beyond_latin_fit_a_small_vocabulary(train, text):
+    tokenizer = train([text], 512)  # an eighth of which does not hold ASCII
+    assert tokenizer.count_unknown(text) == 0 and tokenizer.unknown not in tokenizer.encode(text)
+
+
+@pytest.mark.parametrize("train", [train_bpe, train_wordpiece])
+def test_training_reads_parts_of_bounded_size(train, tmp_path, monkeypatch):
+    lines = ["a" * 300_000, "it was late " * 30_000, "." * 200_000, "It rained."]
+    (tmp_path / "a.txt").write_text("\n".join(lines))
+    documents = read_documents(tmp_path / "a.txt", document="file")
+    assert max(map(len, tokenizer_module._texts(documents))) <= 3 * BLOCK
+    assert "".join("".join(tokenizer_module._texts(documents)).split()) == "".join("".join(lines).split())
+    whole = train(["\n".join(lines)], 200)
+    assert train(documents, 200).json == whole.json and "late" in whole.json
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -185,7 +239,7 @@ def test_documents_must_be_readable_twice(tmp_path):
 
 def test_rare_characters_do_not_fill_the_vocabulary():
     greek = "αβγδεζηθικλμνξοπρστυφχψω"
-    documents = ["α" * 5 + " " + greek + " and english text"]
+    documents = ["α" * 5 + " " + greek + " and english text" * 4000]
     assert 0 not in train_bpe(documents, 8 * 100).encode("α ωψ english")
     small = train_bpe(documents, 8 * 70)  # room for two more than ASCII's 68
     assert small.encode("α")[0] != 0 and small.encode("ω")[0] == 0

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastlm.data import DataError, Shards, Windows, prepare
-from fastlm.data.sampling import permute, shuffled
+from fastlm.data.sampling import generator, generators, permute, shuffled
 
 
 def epoch(windows: Windows, number: int) -> np.ndarray:
@@ -127,3 +127,13 @@ def test_shuffled_depends_on_the_position_alone(start, count, size, seed):
     np.testing.assert_array_equal(epochs, [e[0] for e, _ in one])
     np.testing.assert_array_equal(items, [i[0] for _, i in one])
     np.testing.assert_array_equal(epochs, np.arange(start, start + count) // size)
+
+
+@corpora.no_deadline
+@given(seed=st.integers(0, 2**63 - 1), purpose=st.integers(0, 9), positions=st.lists(st.integers(0, 10**15)))
+def test_one_moved_generator_is_many(seed, purpose, positions):
+    for position, moved in zip(positions, generators(seed, purpose, positions), strict=True):
+        made = generator(seed, purpose, position)
+        # Half a word of the stream, and half of a buffer, are left over for the next.
+        assert moved.integers(0, 99, 3, np.uint32).tolist() == made.integers(0, 99, 3, np.uint32).tolist()
+        assert moved.random(5).tolist() == made.random(5).tolist() and moved.binomial(40, 0.5) == made.binomial(40, 0.5)

@@ -40,6 +40,7 @@ def printed_by_a_fresh_process(code: str) -> str:
         "import fastlm",
         "import fastlm; dir(fastlm); fastlm.__version__",
         "import fastlm.train.config",
+        "import fastlm.data.shards, fastlm.evaluate.ngrams; fastlm.data.prepare; fastlm.data.train_bpe",
         "from fastlm import cli\ntry: cli.main(['--help'])\nexcept SystemExit: pass",
         "from fastlm import cli\ntry: cli.main(['pretrain', '--help'])\nexcept SystemExit: pass",
     ],
@@ -47,6 +48,11 @@ def printed_by_a_fresh_process(code: str) -> str:
 def test_no_torch_is_imported(code):
     show = f"{code}\nimport sys; print('imported:', 'fastlm' in sys.modules, 'torch' in sys.modules)"
     assert printed_by_a_fresh_process(show).splitlines()[-1] == "imported: True False"
+
+
+def test_text_is_read_without_numpy():
+    code = "from fastlm.data import novels, read_documents; print(len(next(iter(read_documents(novels())))) > 1000)"
+    assert printed_by_a_fresh_process(f"{code}\nimport sys; print('numpy' in sys.modules)").split() == ["True", "False"]
 
 
 @pytest.mark.parametrize("package", lazy_packages())

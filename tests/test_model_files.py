@@ -185,10 +185,10 @@ def test_a_write_that_stops_half_way_leaves_whole_files(folder, synced, monkeypa
 
 
 class Shared(GPT1):
-    """A GPT-1 whose blocks are one, with a table that is no parameter."""
+    """GPT-1 with one shared block, a shared parameter, and a buffer."""
 
-    def __init__(self, config, backend="auto"):
-        super().__init__(config, backend)
+    def __init__(self, config, heads=None, **options):
+        super().__init__(config, heads, **options)
         self.blocks[1] = self.blocks[0]
         self.lm_bias = torch.nn.Parameter(torch.zeros(config.hidden))
         self.other_bias = self.lm_bias

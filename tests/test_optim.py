@@ -368,7 +368,7 @@ def test_an_update_reads_its_numbers_where_it_read_those_before(backend):
             set_rate(optimizer, rate)
         norm = whole.step(max_norm=1.0 / (1 + step))
         parts.prepare(max_norm=1.0 / (1 + step))
-        places.add(parts._numbers.data_ptr())
+        places.add(parts._scalars.data_ptr())
         assert torch.equal(parts.update(), norm)
     assert len(places) == 1
     assert all(torch.equal(p, q) for p, q in zip(model.parameters(), other.parameters(), strict=True))

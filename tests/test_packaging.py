@@ -1,6 +1,7 @@
 """Wheels, the sdist and editable installs, each used in an environment of its own, outside the checkout.
 
 The environments hold the package's core requirements and nothing else, linked from the one that runs the tests.
+The fast tests compile a csrc/ of one kernel and few bindings, the slow ones all of csrc/.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import sys
 import tarfile
 import venv
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -27,6 +28,27 @@ NVCC = shutil.which("nvcc") or shutil.which("nvcc", path="/usr/local/cuda/bin")
 LEFT_OUT = (".*", "build", "dist", "runs", "*.egg-info", "*.so", "__pycache__")
 
 needs_nvcc = pytest.mark.skipif(NVCC is None, reason="no nvcc: a wheel with fastlm._C cannot be built here")
+
+# fastlm._C without its launchers: what a build does is the same, in a tenth of the time.
+SMALL_BINDINGS = """
+#include <pybind11/pybind11.h>
+PYBIND11_MODULE(_C, m) { m.attr("architectures") = FASTLM_ARCHITECTURES; }
+"""
+SMALL_KERNEL = "__global__ void nothing() {}\n"
+
+DRIVER_WITHOUT_GPU = "int cuInit(unsigned flags) { return 100; }\n"  # CUDA_ERROR_NO_DEVICE
+
+# libcuda.so.1 of a machine with the GPUs of CAPABILITIES, as far as setup.py asks.
+FAKE_DRIVER = """
+static const int capabilities[][2] = {CAPABILITIES};
+int cuInit(unsigned flags) { return 0; }
+int cuDeviceGetCount(int* count) { *count = sizeof(capabilities) / sizeof(capabilities[0]); return 0; }
+int cuDeviceGet(int* device, int index) { *device = index; return 0; }
+int cuDeviceGetAttribute(int* value, int attribute, int device) {
+  *value = capabilities[device][attribute - 75];
+  return 0;
+}
+"""
 
 SMOKE_TEST = """
 import importlib.util, torch, fastlm, fastlm.kernels
@@ -122,12 +144,17 @@ def isolation(tmp_path_factory) -> list[str]:
     return [] if run(probe, tmp_path_factory.mktemp("probe")).returncode == 0 else ["--no-build-isolation"]
 
 
-@pytest.fixture(scope="module")
-def checkout(tmp_path_factory) -> Path:
-    """A copy of the working tree, without what it ignores."""
-    return shutil.copytree(
-        ROOT, tmp_path_factory.mktemp("checkout") / "fastlm", ignore=shutil.ignore_patterns(*LEFT_OUT)
-    )
+@pytest.fixture(scope="module", params=["small", pytest.param("whole", marks=pytest.mark.slow)])
+def checkout(request, tmp_path_factory) -> Path:
+    """A copy of the working tree, without what it ignores; "small" has a csrc/ that compiles in seconds."""
+    copy = tmp_path_factory.mktemp("checkout") / "fastlm"
+    shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(*LEFT_OUT))
+    if request.param == "small":
+        for source in [*copy.glob("csrc/*.cu"), *copy.glob("csrc/attention/*.cu")]:
+            source.unlink()
+        (copy / "csrc" / "nothing.cu").write_text(SMALL_KERNEL)
+        (copy / "csrc" / "bindings.cpp").write_text(SMALL_BINDINGS)
+    return copy
 
 
 def build_wheel(source: Path, out: Path, isolation: list[str], **environment: object) -> Path:
@@ -149,8 +176,8 @@ def sdist(checkout, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module", params=["checkout", "sdist"])
-def wheel(request, isolation, compiled, tmp_path_factory) -> Path:
-    source = request.getfixturevalue(request.param)
+def wheel(request, checkout, sdist, isolation, compiled, tmp_path_factory) -> Path:
+    source = {"checkout": checkout, "sdist": sdist}[request.param]
     return build_wheel(source, tmp_path_factory.mktemp("wheel") / "dist", isolation, **compiled)
 
 
@@ -193,12 +220,91 @@ def test_a_wheel_holds_the_package_and_nothing_else(wheel):
     assert names_in(wheel) == modules() | extension | DATA
 
 
-def test_an_sdist_holds_what_a_build_needs(sdist):
+def test_an_sdist_holds_what_a_build_needs(checkout, sdist):
     with tarfile.open(sdist) as archive:
         names = {name.split("/", 1)[1] for name in archive.getnames() if "/" in name}
-    sources = {p.relative_to(ROOT).as_posix() for p in (ROOT / "csrc").rglob("*.*") if p.is_file()}
+    sources = {p.relative_to(checkout).as_posix() for p in (checkout / "csrc").rglob("*.*") if p.is_file()}
+    assert len(sources) > 10
     assert sources | {"CMakeLists.txt", "setup.py", "pyproject.toml", "LICENSE", "kernels/__init__.py"} <= names
     assert not any(name.endswith(".so") for name in names)
+
+
+ALL_TARGETS = "80 90a 100 120 80-virtual"
+NO_GPU = "no GPU was found, and FASTLM_CUDA_ARCHS=all is not set"
+OLD_GPU = "no GPU of compute capability 8.0 or later (but 7.5) was found, and FASTLM_CUDA_ARCHS=all is not set"
+
+
+@pytest.mark.parametrize(
+    ("gpus", "archs", "wheel", "editable"),
+    [
+        ((), None, ALL_TARGETS, NO_GPU),
+        ((), "all", ALL_TARGETS, ALL_TARGETS),
+        ((), "none", "FASTLM_CUDA_ARCHS is 'none'", "FASTLM_CUDA_ARCHS is 'none'"),
+        (((9, 0),), None, ALL_TARGETS, "90a"),
+        (((9, 0), (8, 9), (8, 0)), None, ALL_TARGETS, "90a 80"),
+        (((9, 0),), "native;80-virtual", "90a 80-virtual", "90a 80-virtual"),
+        (((10, 3),), "native", "100", "100"),
+        (((11, 0),), "native", "80-virtual", "80-virtual"),
+        (((12, 1),), "100,120", "100 120", "100 120"),
+        (((7, 5),), None, ALL_TARGETS, OLD_GPU),
+    ],
+)
+def test_which_targets_a_build_compiles(driver, gpus, archs, wheel, editable):
+    machine = {**driver(gpus), **({} if archs is None else {"FASTLM_CUDA_ARCHS": archs})}
+    assert targets(machine, "bdist_wheel") == wheel
+    assert targets(machine, "editable_wheel") == editable
+
+
+def test_an_editable_install_that_must_have_the_extension_compiles_it_without_a_gpu(driver):
+    required = {"FASTLM_REQUIRE_CUDA": 1}
+    assert targets({**driver(()), **required}, "editable_wheel") == ALL_TARGETS
+    assert targets({**driver(((9, 0),)), **required}, "editable_wheel") == "90a"
+
+
+@pytest.fixture
+def driver(tmp_path) -> Callable[[Sequence[tuple[int, int]]], dict[str, object]]:
+    """Returns the environment of a machine with an nvcc and GPUs of these compute capabilities."""
+
+    def with_gpus(capabilities: Sequence[tuple[int, int]]) -> dict[str, object]:
+        source, nvcc = tmp_path / "driver.c", tmp_path / "nvcc"
+        listed = ", ".join(f"{{{major}, {minor}}}" for major, minor in capabilities)
+        source.write_text(FAKE_DRIVER.replace("CAPABILITIES", listed) if capabilities else DRIVER_WITHOUT_GPU)
+        checked(["c++", "-x", "c", "-shared", "-fPIC", source, "-o", tmp_path / "libcuda.so.1"], tmp_path)
+        nvcc.touch(mode=0o755)
+        return {"LD_LIBRARY_PATH": tmp_path, "CUDACXX": nvcc}
+
+    return with_gpus
+
+
+def targets(machine: Mapping[str, object], command: str) -> str:
+    """What a command of setup.py would compile for on this machine, or why nothing."""
+    ask = (
+        "import runpy, sys; setup = runpy.run_path('setup.py'); "
+        "print(setup['why_without_extension']() or ' '.join(setup['targets']()))"
+    )
+    return checked([sys.executable, "-P", "-c", ask, command], ROOT, **machine).strip()
+
+
+@needs_nvcc
+def test_a_build_in_place_says_which_file_of_how_many_is_compiled(checkout, compiled):
+    build = [sys.executable, "-P", "setup.py", "--quiet", "build_ext", "--inplace"]
+    assert checked(build, checkout, CUDA_VISIBLE_DEVICES="").splitlines() == [
+        f"fastlm: {NO_GPU}: installing without fastlm._C, the CUDA C++ kernels"
+    ]
+    said = checked(build, checkout, **compiled)
+    sources = len([*checkout.glob("csrc/*.cu"), *checkout.glob("csrc/attention/*.cu")]) + 1
+    assert f"fastlm: compiling csrc/ with {NVCC} for 90a in {checkout}/build/cuda-" in said
+    for step in range(1, sources + 2):  # the last one links
+        assert f"fastlm: [{step} of {sources + 1}, " in said
+    assert "no work to do" in checked(build, checkout, **compiled)
+
+
+def test_training_without_a_gpu_compiles_nothing():
+    planned = checked(["make", "--dry-run", "--always-make", "train"], ROOT)
+    assert "pip --disable-pip-version-check install --no-build-isolation --editable" in planned
+    assert "FASTLM_CUDA_ARCHS=none" in planned
+    compilers = [line for line in planned.splitlines() if "build_ext" in line or "cmake --build" in line]
+    assert len(compilers) == 1 and compilers[0].endswith("setup.py --quiet build_ext --inplace")
 
 
 @needs_nvcc
@@ -224,7 +330,10 @@ def test_without_nvcc_a_wheel_is_pure_and_says_so(pure_wheel, tmp_path):
         ({}, "installing without fastlm._C, the CUDA C++ kernels"),
         ({"FASTLM_REQUIRE_CUDA": 1}, "FASTLM_REQUIRE_CUDA=1, but no nvcc was found in CUDA_HOME"),
         ({"FASTLM_REQUIRE_CUDA": 1, "FASTLM_CUDA_ARCHS": "none"}, "FASTLM_REQUIRE_CUDA=1, but FASTLM_CUDA_ARCHS"),
-        ({"FASTLM_CUDA_ARCHS": "hopper"}, "FASTLM_CUDA_ARCHS must be 'none' or a list such as 90a;80, got 'hopper'"),
+        (
+            {"FASTLM_CUDA_ARCHS": "80;hopper"},
+            "FASTLM_CUDA_ARCHS must be 'all', 'native', 'none' or a list such as 90a;80, got 'hopper' in '80;hopper'",
+        ),
     ],
 )
 def test_what_a_build_without_nvcc_says(checkout, tmp_path, variables, sentence):

@@ -15,8 +15,9 @@ import torch
 from runs import STEPS, before_update, configuration, losses, one_thread, run, text
 
 from fastlm import data, models
-from fastlm.data import DataError, ngrams
+from fastlm.data import DataError
 from fastlm.device import DeviceError
+from fastlm.evaluate import ngrams
 from fastlm.inference.load import load_trained
 from fastlm.run_folder import RunError, find_checkpoints
 from fastlm.tasks.causal_lm import CausalLM

@@ -38,7 +38,7 @@ def assert_reproduced(folder, record):
 @pytest.mark.parametrize("model", MODELS)
 def test_a_recorded_run_is_reproduced(tmp_path, text, model):
     record = recorded(model)
-    recipe = recipes.from_record({"config": {**record["options"], "data": [str(text)]}})
+    recipe = recipes.from_record(record["recipe"]).with_options({"data": (str(text),)})
     assert recipe == configuration(text, model, **OPTIONS)
     run(recipe, tmp_path / "run")
     assert_reproduced(tmp_path / "run", record)

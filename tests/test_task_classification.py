@@ -57,7 +57,7 @@ class Examples:
 class Classification(Task):
     """Fine-tunes the trunk in `folder`, at a tenth of the head's rate."""
 
-    figure_names = {"accuracy": ("accuracy", ".1%")}  # noqa: RUF012
+    metric_names = {"accuracy": ("accuracy", ".1%")}  # noqa: RUF012
 
     def __init__(self, folder: Path, *, frozen: tuple[str, ...] = ()):
         self.folder, self.frozen = folder, frozen

@@ -58,11 +58,15 @@ def test_updates_are_adam_on_clipped_gradients_of_the_mean_loss(make, model):
         torch.testing.assert_close(p, q, rtol=1e-4, atol=2e-5)
 
 
-def test_parts_of_a_batch_give_the_update_of_the_whole(make):
-    """GPT-1's batches are parts of one reading, whatever their size, so the same four windows are read."""
-    whole, parts = (make("gpt1_tiny", dropout=0.0, accumulation=n) for n in (1, 4))
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_parts_of_a_batch_give_the_update_of_the_whole(make, dropout):
+    """GPT-1's micro-batches hold the windows of the whole batch; with the same seeds they draw its dropout masks."""
+    whole, parts = (make("gpt1_tiny", dropout=dropout, accumulation=n) for n in (1, 4))
     for step in range(2):
-        a, b = whole.update(step), parts.update(step)
+        torch.manual_seed(step)  # the seeds of the dropout masks are drawn from torch's generator
+        a = whole.update(step)
+        torch.manual_seed(step)
+        b = parts.update(step)
         torch.testing.assert_close(a.values, b.values, rtol=1e-5, atol=1e-6)
         assert a.tokens == b.tokens
     for p, q in zip(whole.model.parameters(), parts.model.parameters(), strict=True):

@@ -1,14 +1,12 @@
-"""Text to batches: corpora, tokenizers, memory-mapped shards, GPT-1's windows and BERT's sentence pairs."""
+"""From text to batches: corpora, tokenizers, memory-mapped shards, GPT-1's windows and BERT's sentence pairs."""
 
 from typing import TYPE_CHECKING
 
 from fastlm._lazy import attach
 
 if TYPE_CHECKING:
-    from fastlm.data import ngrams as ngrams
     from fastlm.data.config import CorpusConfig
     from fastlm.data.corpus import DataError, novels, read_documents
-    from fastlm.data.ngrams import ngram_scores
     from fastlm.data.pairs import SentencePairs
     from fastlm.data.shards import Shards, prepare
     from fastlm.data.tokenizer import Tokenizer, train_bpe, train_wordpiece
@@ -21,7 +19,6 @@ __all__ = [
     "Shards",
     "Tokenizer",
     "Windows",
-    "ngram_scores",
     "novels",
     "prepare",
     "read_documents",
@@ -29,13 +26,13 @@ __all__ = [
     "train_wordpiece",
 ]
 
+# Reading text imports no numpy, and making shards imports no torch.
 _NAMES = {
     "config": ("CorpusConfig",),
     "corpus": ("DataError", "novels", "read_documents"),
-    "ngrams": ("ngram_scores",),
     "pairs": ("SentencePairs",),
     "shards": ("Shards", "prepare"),
     "tokenizer": ("Tokenizer", "train_bpe", "train_wordpiece"),
     "windows": ("Windows",),
 }
-__getattr__, __dir__ = attach(__name__, _NAMES, submodules=("ngrams",))
+__getattr__, __dir__ = attach(__name__, _NAMES)

@@ -1,4 +1,4 @@
-"""A corpus tokenised once, in files that are mapped into memory, not read.
+"""Shards: a corpus that is tokenised once, in files that are memory-mapped.
 
 A folder of shards holds, for each split ("train", "validation"), little-endian and without a header,
 
@@ -6,11 +6,11 @@ A folder of shards holds, for each split ("train", "validation"), little-endian 
     SPLIT.sentences   int64 (sentences + 1): where each sentence starts among the tokens, and the end
     SPLIT.documents   int64 (documents + 1): where each document starts among the sentences, and the end
 
-and manifest.json, which says what is there and what it was made from.
+and manifest.json, which gives the sizes and the source of these files.
 
-Validation holds out whole documents: those of smallest hash, until they are `validation_fraction` of the bytes. So it
-is spread over the corpus, and copies of a document are all on one side. If the corpus is one document, its last
-sentences are held out.
+The validation split is whole documents: those of the smallest hashes, until they hold `validation_fraction` of the
+bytes. So the split is spread over the corpus, and all copies of a document are in the same split. If the corpus is one
+document, its last sentences are held out.
 """
 
 from __future__ import annotations
@@ -22,27 +22,28 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO
 
 import numpy as np
 
-from fastlm.data.corpus import DataError, Documents, read_documents
-from fastlm.data.sentences import split_sentences
+from fastlm.data.corpus import DataError, Documents, Fragment, read_documents
+from fastlm.data.sentences import sentences
 from fastlm.data.tokenizer import Tokenizer
 from fastlm.files import explain_full_disk, new_folder
 
-FORMAT = 1
+FORMAT = 2  # raised when `prepare` gives another result for the same files; 2 also counts unknown text
 SPLITS = ("train", "validation")
+MAX_UNKNOWN = 0.01  # fraction of unknown characters or tokens above which the user is warned
 PARTS = ("tokens", "sentences", "documents")
-_PIECE = 4096  # sentences that are tokenised at a time
+_BATCH, _BATCH_CHARACTERS = 4096, 1 << 20  # sentences tokenised at a time, and the characters in them
 _OFFSET = np.dtype("<i8")
 
 
 @dataclass(frozen=True)
 class Split:
-    """One split, mapped read-only: tokens (tokens,), sentences (sentences + 1,), documents (documents + 1,).
+    """Holds a split, memory-mapped read-only: tokens (tokens,), sentences (sentences + 1,), documents (documents + 1,).
 
-    bytes: UTF-8 bytes of its text, with one for the space or newline after each sentence.
+    bytes: UTF-8 bytes of its text, with the white space between sentences and a newline after each document.
     """
 
     name: str
@@ -53,10 +54,10 @@ class Split:
 
 
 class Shards:
-    """An opened folder of shards.
+    """Gives access to an open folder of shards.
 
-    kind: the tokenizer's, "bpe" or "wordpiece". vocab_size, specials, tokenizer_hash: the tokenizer's.
-    manifest: all of manifest.json. `split(name)` maps a split's files.
+    kind ("bpe" or "wordpiece"), vocab_size, specials, tokenizer_hash: facts of the tokenizer. manifest: the content of
+    manifest.json. warnings: sentences about the text that a user should read before training.
     """
 
     def __init__(self, path: Path, manifest: dict[str, Any]):
@@ -68,10 +69,11 @@ class Shards:
         self.specials: dict[str, int] = made_with["specials"]
         self.tokenizer_hash: str = made_with["hash"]
         self._splits = {name: self._map(name) for name in SPLITS}
+        self.warnings = self._unknown_warnings()
 
     @classmethod
     def open(cls, path: str | Path, tokenizer: Tokenizer | None = None) -> Shards:
-        """Open the shards of a folder, and check every file's size and, if given, the tokenizer.
+        """Opens the shards of a folder. Checks the size of each file and, if it is given, the tokenizer.
 
         Raises DataError if the folder holds no shards, a file is missing or cut short, or the tokenizer is another one.
         """
@@ -89,10 +91,26 @@ class Shards:
         return shards
 
     def split(self, name: str) -> Split:
-        """The split of that name, "train" or "validation"."""
+        """Returns the split "train" or "validation"."""
         if name not in self._splits:
             raise ValueError(f"split: one of {', '.join(SPLITS)} expected, got {name!r}")
         return self._splits[name]
+
+    def _unknown_warnings(self) -> list[str]:
+        """Returns one warning if more than MAX_UNKNOWN of the text is unknown to the tokenizer, else none."""
+        characters, tokens = self._unknown_fraction("characters"), self._unknown_fraction("tokens")
+        if max(characters, tokens) <= MAX_UNKNOWN:
+            return []
+        return [
+            f"{self.path}: {characters:.1%} of the text's characters are unknown to its tokenizer of {self.vocab_size} "
+            f"entries, and {tokens:.1%} of the tokens are its unknown one; a model learns nothing from those: train a "
+            "tokenizer on this text, with more entries (--vocab-size)"
+        ]
+
+    def _unknown_fraction(self, kind: str) -> float:
+        """Returns the unknown fraction of the "characters" or "tokens" of both splits."""
+        splits = self.manifest["splits"].values()
+        return sum(split[f"unknown_{kind}"] for split in splits) / sum(split[kind] for split in splits)
 
     def _map(self, name: str) -> Split:
         counts = self.manifest["splits"][name]
@@ -124,13 +142,15 @@ def prepare(
     validation_fraction: float = 0.05,
     document: str = "blank-line",
 ) -> Shards:
-    """Tokenise text files into the new folder `out`, and open it.
+    """Tokenises text files into the new folder `out`, and opens it.
 
-    All or nothing: the folder appears when it is whole. If it is there already and was made from the same text,
-    tokenizer and options, it is opened as it is. The text is read twice; memory holds the text of a document and the
-    tokens of a few thousand sentences. `document`: see corpus.py. Raises DataError for text that cannot be read or
-    split, and for an `out` that holds anything else; OSError for a full disk. One process at a time may prepare a
-    folder.
+    The folder is written atomically. A folder that exists and was made from the same text, tokenizer and options is
+    opened as it is. The text is read twice (three times if it is one document). Memory holds the tokens of a few
+    thousand sentences, one line of a .jsonl file, and 16 bytes per document. `document`: see corpus.py. Only one
+    process at a time may prepare a folder.
+
+    Raises DataError for text that cannot be read or split, and for an `out` that holds anything else; OSError for a
+    full disk.
     """
     out = Path(out)
     if not 0 < validation_fraction < 1:
@@ -147,107 +167,123 @@ def prepare(
         return shards
     needed = f"about {_mebibytes(2 * survey.bytes)} MiB are needed; the unfinished shards were removed"
     with explain_full_disk(out, needed), new_folder(out) as partial:
-        _write(partial, survey, documents, tokenizer, source)
+        _write(partial, survey, tokenizer, source)
     return Shards.open(out, tokenizer)
 
 
 class _Survey:
-    """A first reading: what the text is, and which documents are held out.
+    """Reads the text a first time, to compute its hash and to choose the held-out documents.
 
-    It keeps 16 bytes a document. A corpus that cannot be read is found here, before any work.
+    Keeps 16 bytes per document. A corpus that cannot be read fails here, before anything is written.
     """
 
     def __init__(self, documents: Documents, fraction: float):
         hashes, sizes, whole = array("Q"), array("Q"), hashlib.sha256()
-        for text in documents:
-            digest = _digest(text)
+        for fragments in documents.streams():
+            digest, size = _digest(fragments)
             whole.update(digest)
             hashes.append(int.from_bytes(digest[:8], "big"))
-            sizes.append(len(text.encode()) + 1)
+            sizes.append(size)
         self.hash = whole.hexdigest()
         self.bytes = sum(sizes)
-        self.fraction = fraction
-        self._threshold = _threshold(np.asarray(hashes), np.asarray(sizes), fraction)
+        self._documents = documents
+        threshold = _threshold(np.asarray(hashes), np.asarray(sizes), fraction)
+        self._held_out = None if threshold is None else np.asarray(hashes) < threshold
+        self._train_sentences = 0 if self._held_out is not None else self._cut(fraction)
 
-    def parts(self, text: str) -> Iterator[tuple[str, list[str]]]:
-        """The splits that a document goes to, with the sentences; each ends in what follows it, a space or newline."""
-        sentences = [s + end for p in text.split("\n") for s, end in _with_ends(split_sentences(p))]
-        if self._threshold is not None:
-            yield SPLITS[int.from_bytes(_digest(text)[:8], "big") < self._threshold], sentences
-            return
-        if len(sentences) < 2:
+    def sentences(self) -> Iterator[tuple[str, str]]:
+        """Reads the text again. Yields (split, sentence), and (split, "") after the last one of a document."""
+        for number, fragments in enumerate(self._documents.streams()):
+            split = SPLITS[self._is_held_out(number)]
+            for position, sentence in enumerate(sentences(fragments)):
+                if self._held_out is None and position == self._train_sentences:
+                    yield split, ""
+                    split = SPLITS[1]
+                yield split, sentence
+            yield split, ""
+
+    def _is_held_out(self, number: int) -> bool:
+        """Returns whether a document is held out. `_write` notices documents added after the first reading."""
+        return self._held_out is not None and number < len(self._held_out) and bool(self._held_out[number])
+
+    def _cut(self, fraction: float) -> int:
+        """Returns how many sentences of the only document (or of each copy of it) are for training."""
+        count = sum(1 for _ in sentences(next(self._documents.streams())))
+        if count < 2:
             raise DataError("paths: at least two sentences expected, so that one can be held out for validation")
-        cut = len(sentences) - max(1, round(self.fraction * len(sentences)))
-        yield "train", sentences[: max(1, cut)]
-        yield "validation", sentences[max(1, cut) :]
+        return max(1, count - max(1, round(fraction * count)))
 
 
 def _threshold(hashes: np.ndarray, sizes: np.ndarray, fraction: float) -> int | None:
-    """Documents of a smaller hash are held out; None if there is but one document (or copies of it)."""
+    """Returns the hash below which documents are held out; None if there is only one document (or copies of it)."""
     order = np.argsort(hashes, kind="stable")
     distinct, first = np.unique(hashes[order], return_index=True)
     if len(distinct) == 1:
         return None
     before = np.concatenate(([0], np.cumsum(sizes[order])))[first]  # bytes below each distinct hash
-    # The number of documents whose bytes come nearest; two are the least that sentence pairs can be made of.
+    # Takes the number of documents whose bytes are nearest to the fraction. Sentence pairs need two documents.
     nearest = int(np.argmin(np.abs(before - fraction * sizes.sum())))
     least = 2 if len(distinct) >= 4 else 1
     return int(distinct[min(max(nearest, least), len(distinct) - least)])
 
 
-def _with_ends(sentences: list[str]) -> Iterator[tuple[str, str]]:
-    return ((s, "\n" if i == len(sentences) else " ") for i, s in enumerate(sentences, start=1))
-
-
-def _digest(text: str) -> bytes:
-    return hashlib.blake2b(text.encode(), digest_size=16).digest()
-
-
-class _Piece(NamedTuple):
-    """Sentences of one document, and whether they are its last."""
-
-    split: str
-    sentences: list[str]
-    ends: bool
+def _digest(fragments: Iterable[Fragment]) -> tuple[bytes, int]:
+    """Returns the hash of a document, and its size in UTF-8 bytes with a newline at the end."""
+    digest, size, newline = hashlib.blake2b(digest_size=16), 1, ""
+    for text, ends in fragments:
+        data = (newline + text).encode()
+        digest.update(data)
+        size += len(data)
+        newline = "\n" * ends
+    return digest.digest(), size
 
 
 class _Writer:
-    """Appends documents to the three files of a split: tokens, sentences, documents."""
+    """Appends to the three files of a split: tokens, sentences, documents."""
 
-    def __init__(self, files: list[BinaryIO], token: np.dtype):
-        self._tokens, self._sentences, self._documents = files
-        self._dtype = token
+    def __init__(self, files: list[BinaryIO], token: np.dtype, tokenizer: Tokenizer):
+        self._tokenizer = tokenizer
+        self._files = dict(zip(PARTS, files, strict=True))
+        self._dtypes = dict(zip(PARTS, (token, _OFFSET, _OFFSET), strict=True))
+        self._new: dict[str, list[int]] = {"tokens": [], "sentences": [0], "documents": [0]}
         self._in_document = False
-        self.counts = {"documents": 0, "sentences": 0, "tokens": 0, "bytes": 0}
-        for offsets in files[1:]:
-            offsets.write(np.zeros(1, _OFFSET).tobytes())
+        counted = ("documents", "sentences", "tokens", "bytes", "characters", "unknown_tokens", "unknown_characters")
+        self.counts = dict.fromkeys(counted, 0)
 
-    def add(self, sentences: list[list[int]], size: int) -> None:
-        """Sentences of a document: their ids, and their UTF-8 bytes."""
-        sentences = [s for s in sentences if s]  # control characters alone are no token
-        lengths = np.array([len(s) for s in sentences], _OFFSET)
-        self._tokens.write(np.array([t for s in sentences for t in s], self._dtype).tobytes())
-        self._sentences.write((self.counts["tokens"] + np.cumsum(lengths)).astype(_OFFSET).tobytes())
-        self.counts["tokens"] += int(lengths.sum())
-        self.counts["sentences"] += len(sentences)
-        self.counts["bytes"] += size
-        self._in_document |= bool(sentences)
-
-    def end_document(self) -> None:
-        if self._in_document:
-            self._documents.write(np.array([self.counts["sentences"]], _OFFSET).tobytes())
+    def add(self, sentence: str, ids: list[int]) -> None:
+        """Adds a sentence and its ids. An empty sentence ends the document."""
+        self.counts["bytes"] += len(sentence.encode())
+        self.counts["characters"] += len(sentence)
+        if self._tokenizer.unknown in ids:
+            self.counts["unknown_tokens"] += ids.count(self._tokenizer.unknown)
+            self.counts["unknown_characters"] += self._tokenizer.count_unknown(sentence)
+        if ids:  # a sentence of control characters has no token
+            self._new["tokens"] += ids
+            self.counts["tokens"] += len(ids)
+            self.counts["sentences"] += 1
+            self._new["sentences"].append(self.counts["tokens"])
+            self._in_document = True
+        if not sentence and self._in_document:
             self.counts["documents"] += 1
-        self._in_document = False
+            self._new["documents"].append(self.counts["sentences"])
+            self._in_document = False
+
+    def write(self) -> None:
+        """Writes what was added since the last call."""
+        for part, values in self._new.items():
+            self._files[part].write(np.array(values, self._dtypes[part]).tobytes())
+            values.clear()
 
 
-def _write(folder: Path, survey: _Survey, documents: Documents, tokenizer: Tokenizer, source: dict[str, Any]) -> None:
+def _write(folder: Path, survey: _Survey, tokenizer: Tokenizer, source: dict[str, Any]) -> None:
+    """Writes all files. Raises DataError if a split has no token, or if the text changed after the survey."""
     token = np.dtype("<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4")
     with ExitStack() as stack:
         writers = {}
         for name in SPLITS:
             files = [stack.enter_context(open(folder / f"{name}.{part}", "wb")) for part in PARTS]
-            writers[name] = _Writer(files, token)
-        for batch in _batches(_pieces(documents, survey)):
+            writers[name] = _Writer(files, token, tokenizer)
+        for batch in _batches(survey.sentences()):
             _write_batch(batch, writers, tokenizer)
     manifest = {
         "format": FORMAT,
@@ -264,35 +300,29 @@ def _write(folder: Path, survey: _Survey, documents: Documents, tokenizer: Token
     for name, counts in manifest["splits"].items():
         if not counts["tokens"]:
             raise DataError(f"paths: the tokenizer finds no token in the {name} text; more text is needed")
+    if survey.bytes != sum(counts["bytes"] for counts in manifest["splits"].values()):
+        raise DataError("paths: the text has changed while it was read; prepare it again")
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
 
 
-def _pieces(documents: Documents, survey: _Survey) -> Iterator[_Piece]:
-    """Documents in pieces, so that a book is not tokenised at a stroke."""
-    for text in documents:
-        for split, sentences in survey.parts(text):
-            for start in range(0, len(sentences), _PIECE):
-                yield _Piece(split, sentences[start : start + _PIECE], start + _PIECE >= len(sentences))
-
-
-def _batches(pieces: Iterable[_Piece]) -> Iterator[list[_Piece]]:
-    batch, count = [], 0
-    for piece in pieces:
-        batch.append(piece)
-        count += len(piece.sentences)
-        if count >= _PIECE:
+def _batches(sentences: Iterable[tuple[str, str]]) -> Iterator[list[tuple[str, str]]]:
+    """Yields the pairs in lists of at most _BATCH sentences and about _BATCH_CHARACTERS."""
+    batch, characters = [], 0
+    for split, sentence in sentences:
+        batch.append((split, sentence))
+        characters += len(sentence)
+        if len(batch) >= _BATCH or characters >= _BATCH_CHARACTERS:
             yield batch
-            batch, count = [], 0
+            batch, characters = [], 0
     yield batch
 
 
-def _write_batch(batch: list[_Piece], writers: dict[str, _Writer], tokenizer: Tokenizer) -> None:
-    ids = iter(tokenizer.encode_corpus([s for piece in batch for s in piece.sentences]))
-    for piece in batch:
-        writer = writers[piece.split]
-        writer.add([next(ids) for _ in piece.sentences], sum(len(s.encode()) for s in piece.sentences))
-        if piece.ends:
-            writer.end_document()
+def _write_batch(batch: list[tuple[str, str]], writers: dict[str, _Writer], tokenizer: Tokenizer) -> None:
+    ids = tokenizer.encode_corpus([sentence for _, sentence in batch])
+    for (split, sentence), found in zip(batch, ids, strict=True):
+        writers[split].add(sentence, found)
+    for writer in writers.values():
+        writer.write()
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:
@@ -304,7 +334,9 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise DataError(f"{file}: not the manifest of shards ({error})") from None
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise DataError(f"{file}: the manifest of shards of format {FORMAT} expected, got {str(manifest)[:60]}")
+        raise DataError(
+            f"{file}: the manifest of shards of format {FORMAT} expected, got {str(manifest)[:60]}; prepare them again"
+        )
     return manifest
 
 

@@ -17,8 +17,8 @@ def short(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def tensor(op: str, name: str, x: object, what: str = "a tensor") -> None:
-    """A tensor without a forward-mode tangent; an error says that it must be `what`."""
+def check_tensor(op: str, name: str, x: object, what: str = "a tensor") -> None:
+    """Checks that x is a tensor without a forward-mode tangent; an error says that it must be `what`."""
     if not isinstance(x, Tensor):
         raise TypeError(f"{op}: {name} must be {what}, got {type(x).__name__}")
     if forward_ad.unpack_dual(x).tangent is not None:
@@ -28,9 +28,9 @@ def tensor(op: str, name: str, x: object, what: str = "a tensor") -> None:
         )
 
 
-def number(op: str, name: str, value: object) -> float:
-    """A Python float, from any real number that is one: Python's, numpy's or a tensor without dimensions."""
-    if isinstance(value, float | int):
+def as_number(op: str, name: str, value: object) -> float:
+    """Returns one real number as a Python float: Python's, numpy's or a tensor without dimensions."""
+    if isinstance(value, (float, int)):
         return float(value)
     if isinstance(value, Tensor):
         if value.ndim == 0 and not value.is_complex():
@@ -41,9 +41,9 @@ def number(op: str, name: str, value: object) -> float:
     return float(value)
 
 
-def integer(op: str, name: str, value: object) -> int:
-    """A Python int, from any integer that is one: Python's, numpy's or a tensor without dimensions."""
-    if isinstance(value, int | torch.SymInt):
+def as_integer(op: str, name: str, value: object) -> int:
+    """Returns one integer as a Python int: Python's, numpy's or a tensor without dimensions."""
+    if isinstance(value, (int, torch.SymInt)):
         return value
     try:
         return operator.index(value)
@@ -51,33 +51,33 @@ def integer(op: str, name: str, value: object) -> int:
         raise TypeError(f"{op}: {name} must be an integer, got {type(value).__name__}") from None
 
 
-def activation(op: str, name: str, x: Tensor, like: Tensor | None = None) -> None:
-    """A floating tensor; with `like`, of its dtype, shape and device."""
-    tensor(op, name, x)
+def check_activation(op: str, name: str, x: Tensor, like: Tensor | None = None) -> None:
+    """Checks that x is a floating tensor; with `like`, that it has its dtype, shape and device."""
+    check_tensor(op, name, x)
     if x.dtype not in FLOATING:
         raise TypeError(f"{op}: {name} must be {', '.join(short(d) for d in FLOATING)}, got {short(x.dtype)}")
     if x.ndim == 0 or x.shape[-1] == 0:
         raise ValueError(f"{op}: {name} must have a last dimension of at least 1, got shape {tuple(x.shape)}")
     if like is None:
         return
-    same_device(op, name, x, like)
+    check_device(op, name, x, like)
     if x.dtype != like.dtype:
         raise TypeError(f"{op}: {name} must have the activations' dtype {short(like.dtype)}, got {short(x.dtype)}")
     if x.shape != like.shape:
         raise ValueError(f"{op}: {name} must have shape {tuple(like.shape)}, got {tuple(x.shape)}")
 
 
-def same_device(op: str, name: str, x: Tensor, like: Tensor) -> None:
+def check_device(op: str, name: str, x: Tensor, like: Tensor) -> None:
     if x.device != like.device:
         raise ValueError(f"{op}: {name} is on {x.device}, but the activations are on {like.device}")
 
 
-def parameter(op: str, name: str, p: Tensor | None, x: Tensor, *shape: int) -> None:
-    """None, or of `shape`, in the dtype of the activations `x` or float32."""
+def check_parameter(op: str, name: str, p: Tensor | None, x: Tensor, *shape: int) -> None:
+    """Checks that p is None, or has `shape` and the dtype of the activations `x` or float32."""
     if p is None:
         return
-    tensor(op, name, p, f"a tensor of shape {shape}")
-    same_device(op, name, p, x)
+    check_tensor(op, name, p, f"a tensor of shape {shape}")
+    check_device(op, name, p, x)
     allowed = (x.dtype, torch.float32)
     if p.dtype not in allowed:
         raise TypeError(
@@ -87,20 +87,20 @@ def parameter(op: str, name: str, p: Tensor | None, x: Tensor, *shape: int) -> N
         raise ValueError(f"{op}: {name} must have shape {shape}, got {tuple(p.shape)}")
 
 
-def integers(op: str, name: str, ids: Tensor | None, like: Tensor, shape: torch.Size, dtype: torch.dtype) -> None:
-    """None, or an integer tensor of `shape` and `dtype` on the device of `like`."""
+def check_integers(op: str, name: str, ids: Tensor | None, like: Tensor, shape: torch.Size, dtype: torch.dtype) -> None:
+    """Checks that ids are None, or have `shape` and `dtype` and lie on the device of `like`."""
     if ids is None:
         return
-    tensor(op, name, ids, f"a tensor of {short(dtype)} of shape {tuple(shape)}")
-    same_device(op, name, ids, like)
+    check_tensor(op, name, ids, f"a tensor of {short(dtype)} of shape {tuple(shape)}")
+    check_device(op, name, ids, like)
     if ids.dtype != dtype:
         raise TypeError(f"{op}: {name} must be {short(dtype)}, got {short(ids.dtype)}")
     if ids.shape != shape:
         raise ValueError(f"{op}: {name} must have shape {tuple(shape)}, got {tuple(ids.shape)}")
 
 
-def in_range(op: str, name: str, ids: Tensor | None, low: int, high: int, *, ignore: int | None = None) -> None:
-    """On the CPU, all ids lie in [low, high) or equal `ignore`. On a GPU looking would make the host wait."""
+def check_range(op: str, name: str, ids: Tensor | None, low: int, high: int, *, ignore: int | None = None) -> None:
+    """Checks on the CPU that all ids lie in [low, high) or equal `ignore`. A look at a GPU would make the host wait."""
     if ids is None or ids.device.type != "cpu" or torch.compiler.is_compiling() or ids.numel() == 0:
         return
     bad = (ids < low) | (ids >= high)
@@ -111,14 +111,14 @@ def in_range(op: str, name: str, ids: Tensor | None, low: int, high: int, *, ign
         raise ValueError(f"{op}: {name} must lie in [{low}, {high}){also}, got {ids[bad][0].item()}")
 
 
-def together(op: str, first: str, a: Tensor | None, second: str, b: Tensor | None) -> None:
+def check_together(op: str, first: str, a: Tensor | None, second: str, b: Tensor | None) -> None:
     if (a is None) != (b is None):
         given, missing = (second, first) if a is None else (first, second)
         raise ValueError(f"{op}: {given} needs {missing}: give both or neither")
 
 
-def seed(op: str, seed: Tensor | None, keep: int, x: Tensor) -> Tensor | None:
-    """The seed as the op takes it: None without dropout, else one int64 on the activations' device."""
+def checked_seed(op: str, seed: Tensor | None, keep: int, x: Tensor) -> Tensor | None:
+    """Returns the seed as the op takes it: None without dropout, else one int64 (1,) on the activations' device."""
     if keep == 256:
         return None
     if seed is None:
@@ -126,29 +126,29 @@ def seed(op: str, seed: Tensor | None, keep: int, x: Tensor) -> Tensor | None:
     return _one_int64(op, "seed", seed, x)
 
 
-def first(op: str, name: str, first: Tensor | None, keep: int, x: Tensor) -> Tensor | None:
-    """The global number of the call's first row or sequence: None without dropout, else as the seed."""
+def checked_first(op: str, name: str, first: Tensor | None, keep: int, x: Tensor) -> Tensor | None:
+    """Returns the global number of the call's first row or sequence: None without dropout, else as the seed."""
     return None if keep == 256 or first is None else _one_int64(op, name, first, x)
 
 
 def _one_int64(op: str, name: str, value: Tensor, x: Tensor) -> Tensor:
-    tensor(op, name, value, "a tensor of one int64")
-    same_device(op, name, value, x)
+    check_tensor(op, name, value, "a tensor of one int64")
+    check_device(op, name, value, x)
     if value.dtype != torch.int64 or value.numel() != 1:
         raise TypeError(f"{op}: {name} must hold one int64, got {short(value.dtype)} of shape {tuple(value.shape)}")
     return value.reshape(1)
 
 
-def epsilon(op: str, eps: float) -> float:
-    """A number of at least 0."""
-    eps = number(op, "eps", eps)
+def checked_eps(op: str, eps: float) -> float:
+    """Returns eps as a Python float of at least 0."""
+    eps = as_number(op, "eps", eps)
     if not eps >= 0.0:
         raise ValueError(f"{op}: eps must be at least 0, got {eps}")
     return eps
 
 
-def invertible(op: str, gamma: Tensor, beta: Tensor | None) -> None:
-    """gamma and beta that give xhat back from y, up to y's rounding divided by gamma.
+def check_invertible(op: str, gamma: Tensor, beta: Tensor | None) -> None:
+    """Checks that gamma and beta give xhat back from y, up to y's rounding divided by gamma.
 
     On a GPU, where looking would make the host wait, the failure is the device's error.
     """
@@ -165,6 +165,6 @@ def invertible(op: str, gamma: Tensor, beta: Tensor | None) -> None:
         raise ValueError(f"{message}, got gamma[{i}] = {gamma[i].item():g}")
 
 
-def approximation(op: str, approximate: str) -> None:
+def check_approximation(op: str, approximate: str) -> None:
     if approximate not in ("tanh", "none"):
         raise ValueError(f"{op}: approximate must be 'tanh' or 'none' (the exact erf), got {approximate!r}")

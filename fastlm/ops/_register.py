@@ -23,7 +23,6 @@ import torch
 from torch import Tensor
 
 LIBRARY = torch.library.Library("fastlm", "DEF")
-TENSORS = (Tensor, Tensor | None)
 
 
 class Direction(NamedTuple):
@@ -152,42 +151,47 @@ class _Derivative:
     def __init__(
         self, name: str, forward: Callable, backward: Callable, save: Callable | None, finish: Callable | None
     ):
-        signature, self.parameters = inspect.signature(forward, eval_str=True), _hints(backward)
-        self.arguments, self.outputs = tuple(signature.parameters), _outputs(signature)
-        self.Inputs, self.Outputs = namedtuple("Inputs", self.arguments), signature.return_annotation
-        self.Gradients = inspect.signature(backward, eval_str=True).return_annotation
-        self.incoming = {f"d{o}": i for i, o in enumerate(self.outputs) if f"d{o}" in self.parameters}
-        self.saved = [p for p in self.parameters if p not in self.incoming and self.parameters[p] in TENSORS]
-        self.values = [p for p in self.parameters if p not in self.incoming and self.parameters[p] not in TENSORS]
         self.name, self.save, self.finish = f"{name}_backward", save, finish
+        forward, backward = (inspect.signature(function, eval_str=True) for function in (forward, backward))
+        self.Inputs = namedtuple("Inputs", forward.parameters)
+        self.Outputs, self.Gradients = forward.return_annotation, backward.return_annotation
+        outputs, gradients = self.Outputs._fields, self.Gradients._fields
+
+        self.parameters = tuple(backward.parameters)
+        self.incoming = {f"d{o}": i for i, o in enumerate(outputs) if f"d{o}" in self.parameters}
+        others = {p: hint.annotation for p, hint in backward.parameters.items() if p not in self.incoming}
+        self.saved = [p for p, hint in others.items() if hint in (Tensor, Tensor | None)]
+        self.values = [p for p in others if p not in self.saved]
+        # Where setup_context finds what is saved, and which of the backward's outputs is each argument's gradient.
+        self.position = {p: i for i, p in reversed([*enumerate((*self.Inputs._fields, *outputs))])}
+        self.gradient = [gradients.index(f"d{a}") if f"d{a}" in gradients else None for a in self.Inputs._fields]
 
     def setup_context(self, ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        inputs = self.Inputs(*inputs)
-        outputs = self.Outputs(*(output if isinstance(output, tuple) else (output,)))
-        known = {**outputs._asdict(), **inputs._asdict()}
-        if self.save is not None:
-            known.update(self.save(inputs, outputs))
-        ctx.save_for_backward(*(known[p] for p in self.saved))
-        ctx.values = {p: known[p] for p in self.values}
-        ctx.dtypes = [a.dtype if isinstance(a, Tensor) else None for a in inputs]
+        outputs = output if isinstance(output, tuple) else (output,)
+        everything = (*inputs, *outputs)
+        told = {} if self.save is None else self.save(self.Inputs(*inputs), self.Outputs(*outputs))
+
+        def value(parameter: str) -> Any:
+            return told[parameter] if parameter in told else everything[self.position[parameter]]
+
+        ctx.save_for_backward(*map(value, self.saved))
+        ctx.values = [value(p) for p in self.values]
+        ctx.dtypes = [
+            a.dtype if g is not None and a is not None else None for a, g in zip(inputs, self.gradient, strict=True)
+        ]
 
     def backward(self, ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        known = {p: grads[i] for p, i in self.incoming.items()}
-        known |= zip(self.saved, ctx.saved_tensors, strict=True)
-        known |= ctx.values
-        outputs = getattr(torch.ops.fastlm, self.name)(*(known[p] for p in self.parameters))
-        gradients = self.Gradients(*(outputs if isinstance(outputs, tuple) else (outputs,)))
+        known = dict(zip(self.saved, ctx.saved_tensors, strict=True))
+        known.update(zip(self.values, ctx.values, strict=True))
+        known.update((p, grads[i]) for p, i in self.incoming.items())
+        gradients = getattr(torch.ops.fastlm, self.name)(*(known[p] for p in self.parameters))
+        gradients = gradients if isinstance(gradients, tuple) else (gradients,)
         if self.finish is not None:
-            gradients = self.finish(gradients, known)
-        named = gradients._asdict()
+            gradients = self.finish(self.Gradients(*gradients), known)
         return tuple(
-            named[f"d{a}"].to(dtype) if dtype is not None and f"d{a}" in named else None
-            for a, dtype in zip(self.arguments, ctx.dtypes, strict=True)
+            None if dtype is None else gradients[i].to(dtype)
+            for i, dtype in zip(self.gradient, ctx.dtypes, strict=True)
         )
-
-
-def _hints(function: Callable) -> dict[str, Any]:
-    return {p.name: p.annotation for p in inspect.signature(function, eval_str=True).parameters.values()}
 
 
 def autocast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:

@@ -74,7 +74,7 @@ def add_layer_norm(
     keep_sum: bool = True,
     backend: str = "auto",
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """LN(residual + dropout(x + bias)) over the last dimension (Vaswani et al. 2017, sections 3.1 and 5.4).
+    """Computes LN(residual + dropout(x + bias)) over the last dimension (Vaswani et al. 2017, sections 3.1 and 5.4).
 
     Args:
         x, residual: (..., E), one dtype: float32, float16, bfloat16 (float64 on the reference backend).
@@ -98,15 +98,15 @@ def add_layer_norm(
             device's error.
         RuntimeError: the backend asked for cannot serve the call.
     """
-    keep = keep_count(_checks.number(SPEC.op, "dropout_p", dropout_p))
+    keep = keep_count(_checks.as_number(SPEC.op, "dropout_p", dropout_p))
     x, residual = autocast(x, residual)
-    _checks.activation(SPEC.op, "x", x)
-    _checks.activation(SPEC.op, "residual", residual, x)
+    _checks.check_activation(SPEC.op, "x", x)
+    _checks.check_activation(SPEC.op, "residual", residual, x)
     for name, p in (("gamma", gamma), ("beta", beta), ("bias", bias)):
-        _checks.parameter(SPEC.op, name, p, x, x.shape[-1])
-    eps = _checks.epsilon(SPEC.op, eps)
-    seed = _checks.seed(SPEC.op, seed, keep, x)
-    first_row = _checks.first(SPEC.op, "first_row", first_row, keep, x)
+        _checks.check_parameter(SPEC.op, name, p, x, x.shape[-1])
+    eps = _checks.checked_eps(SPEC.op, eps)
+    seed = _checks.checked_seed(SPEC.op, seed, keep, x)
+    first_row = _checks.checked_first(SPEC.op, "first_row", first_row, keep, x)
     if return_sum and not keep_sum:
         raise ValueError(f"{SPEC.op}: return_sum=True keeps the sum: give it or keep_sum=False, not both")
     backend = backends.choose(SPEC, backend, backends.call_of(x, width=x.shape[-1]))
@@ -133,7 +133,7 @@ def _forward(
     backend: str,
 ) -> Outputs:
     if from_output:
-        _checks.invertible(SPEC.op, gamma, beta)
+        _checks.check_invertible(SPEC.op, gamma, beta)
     compute = backends.implementation(SPEC, backend, "add_layer_norm_forward", _launch_forward)
     y, s, mean, rstd = compute(as_rows(x), as_rows(residual), bias, gamma, beta, seed, first_row, keep, eps, save_sum)
     return Outputs(y.view(x.shape), s.view(x.shape) if save_sum else s, mean, rstd)

@@ -75,7 +75,7 @@ def attention(
     first_sequence: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor:
-    """dropout(softmax(scale * q k^T + mask)) v (Vaswani et al. 2017, equation 1 and section 3.2.3).
+    """Computes dropout(softmax(scale * q k^T + mask)) v (Vaswani et al. 2017, equation 1 and section 3.2.3).
 
     Args:
         q, k, v: (B, S, H, D), one dtype (float32, float16, bfloat16, float64), any strides but 1 in the last
@@ -104,7 +104,7 @@ def attention(
     q, k, v = autocast(q, k, v)
     _check_projection(op, "q", q, 3 if cu_seqlens is not None else 4, "(T, H, D)", "(B, S, H, D)")
     for name, x in (("k", k), ("v", v)):
-        _checks.activation(op, name, x, q)
+        _checks.check_activation(op, name, x, q)
         _check_stride(op, name, x)
     rows, keep, seed, first_sequence = _check_sequences(
         op, q, lengths, cu_seqlens, max_seqlen, dropout_p, seed, first_sequence
@@ -129,7 +129,7 @@ def attention_packed(
     first_sequence: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor:
-    """`attention` of a projection read in place, with one gradient of its shape.
+    """Computes `attention` of a projection read in place, with one gradient of its shape.
 
     Args:
         qkv: (B, S, 3, H, D), or with cu_seqlens (T, 3, H, D); the rest as in `attention`.
@@ -156,7 +156,7 @@ def attention_packed(
 
 
 def _check_projection(op: str, name: str, x: Tensor, ndim: int, packed: str, padded: str) -> None:
-    _checks.activation(op, name, x)
+    _checks.check_activation(op, name, x)
     if x.ndim != ndim:
         raise ValueError(
             f"{op}: {name} must have shape {padded}, or {packed} with cu_seqlens, got {tuple(x.shape)}"
@@ -175,7 +175,7 @@ def _check_stride(op: str, name: str, x: Tensor) -> None:
 def _check_scale(op: str, scale: float | None, x: Tensor) -> float:
     if scale is None:
         return 1 / math.sqrt(x.shape[-1])
-    scale = _checks.number(op, "scale", scale)
+    scale = _checks.as_number(op, "scale", scale)
     if not scale > 0.0:
         raise ValueError(f"{op}: scale must be above 0, got {scale}")
     return scale
@@ -192,24 +192,24 @@ def _check_sequences(
     first_sequence: Tensor | None,
 ) -> tuple[int, int, Tensor | None, Tensor | None]:
     """The longest sequence, the keep count, the seed and the first sequence's number."""
-    keep = keep_count(_checks.number(op, "dropout_p", dropout_p))
-    seed = _checks.seed(op, seed, keep, x)
-    first_sequence = _checks.first(op, "first_sequence", first_sequence, keep, x)
+    keep = keep_count(_checks.as_number(op, "dropout_p", dropout_p))
+    seed = _checks.checked_seed(op, seed, keep, x)
+    first_sequence = _checks.checked_first(op, "first_sequence", first_sequence, keep, x)
     if cu_seqlens is None:
         if max_seqlen is not None:
             raise ValueError(f"{op}: max_seqlen goes with cu_seqlens")
-        _checks.integers(op, "lengths", lengths, x, x.shape[:1], torch.int32)
-        _checks.in_range(op, "lengths", lengths, 0, x.shape[1] + 1)
+        _checks.check_integers(op, "lengths", lengths, x, x.shape[:1], torch.int32)
+        _checks.check_range(op, "lengths", lengths, 0, x.shape[1] + 1)
         return x.shape[1], keep, seed, first_sequence
     if lengths is not None:
         raise ValueError(f"{op}: give lengths (padded rows) or cu_seqlens (packed rows), not both")
     if max_seqlen is None:
         raise ValueError(f"{op}: cu_seqlens needs max_seqlen, the longest sequence (known on the host)")
-    max_seqlen = _checks.integer(op, "max_seqlen", max_seqlen)
-    _checks.tensor(op, "cu_seqlens", cu_seqlens, "a tensor of int32 of shape (B + 1,)")
+    max_seqlen = _checks.as_integer(op, "max_seqlen", max_seqlen)
+    _checks.check_tensor(op, "cu_seqlens", cu_seqlens, "a tensor of int32 of shape (B + 1,)")
     if cu_seqlens.ndim != 1 or cu_seqlens.shape[0] < 2:
         raise ValueError(f"{op}: cu_seqlens must have shape (B + 1,) with B >= 1, got {tuple(cu_seqlens.shape)}")
-    _checks.integers(op, "cu_seqlens", cu_seqlens, x, cu_seqlens.shape, torch.int32)
+    _checks.check_integers(op, "cu_seqlens", cu_seqlens, x, cu_seqlens.shape, torch.int32)
     if cu_seqlens.device.type == "cpu" and not torch.compiler.is_compiling():
         _check_offsets(op, cu_seqlens, x.shape[0], max_seqlen)
     return max_seqlen, keep, seed, first_sequence

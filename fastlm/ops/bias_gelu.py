@@ -46,7 +46,7 @@ class Gradients(NamedTuple):
 
 
 def bias_gelu(x: Tensor, bias: Tensor | None = None, *, approximate: str = "tanh", backend: str = "auto") -> Tensor:
-    """GELU(x + bias) (Hendrycks & Gimpel 2016, section 2).
+    """Computes GELU(x + bias) (Hendrycks & Gimpel 2016, section 2).
 
     Args:
         x: (..., F) float32, float16, bfloat16 or float64.
@@ -62,9 +62,9 @@ def bias_gelu(x: Tensor, bias: Tensor | None = None, *, approximate: str = "tanh
         RuntimeError: the backend asked for cannot serve the call.
     """
     (x,) = autocast(x)
-    _checks.activation(SPEC.op, "x", x)
-    _checks.parameter(SPEC.op, "bias", bias, x, x.shape[-1])
-    _checks.approximation(SPEC.op, approximate)
+    _checks.check_activation(SPEC.op, "x", x)
+    _checks.check_parameter(SPEC.op, "bias", bias, x, x.shape[-1])
+    _checks.check_approximation(SPEC.op, approximate)
     backend = backends.choose(SPEC, backend, backends.call_of(x))
     return torch.ops.fastlm.bias_gelu(x, bias, approximate, backend)
 

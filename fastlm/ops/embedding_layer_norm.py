@@ -99,7 +99,7 @@ def embedding_layer_norm(
     eps: float = 1e-5,
     backend: str = "auto",
 ) -> Tensor:
-    """dropout(LN(word[tokens] + position[position_ids] + segment[segments])) (BERT section 3; GPT-1 equation 2).
+    """Computes dropout(LN(word[tokens] + position[position_ids] + segment[segments])) (BERT section 3; GPT-1 eq. 2).
 
     Args:
         tokens: (..., S) int64.
@@ -119,19 +119,19 @@ def embedding_layer_norm(
             on the CPU; on a GPU, where looking would make the host wait, they are the device's error.
         RuntimeError: the backend asked for cannot serve the call.
     """
-    keep = keep_count(_checks.number(SPEC.op, "dropout_p", dropout_p))
+    keep = keep_count(_checks.as_number(SPEC.op, "dropout_p", dropout_p))
     _check_tables(word, position, segment, gamma, beta)
-    _checks.tensor(SPEC.op, "tokens", tokens, "a tensor of int64 of shape (..., S)")
-    _checks.integers(SPEC.op, "tokens", tokens, word, tokens.shape, torch.int64)
-    _checks.in_range(SPEC.op, "tokens", tokens, 0, word.shape[0])
+    _checks.check_tensor(SPEC.op, "tokens", tokens, "a tensor of int64 of shape (..., S)")
+    _checks.check_integers(SPEC.op, "tokens", tokens, word, tokens.shape, torch.int64)
+    _checks.check_range(SPEC.op, "tokens", tokens, 0, word.shape[0])
     _check_positions(tokens, position, position_ids)
-    _checks.together(SPEC.op, "segment", segment, "segments", segments)
-    _checks.integers(SPEC.op, "segments", segments, word, tokens.shape, torch.int64)
+    _checks.check_together(SPEC.op, "segment", segment, "segments", segments)
+    _checks.check_integers(SPEC.op, "segments", segments, word, tokens.shape, torch.int64)
     if segment is not None:
-        _checks.in_range(SPEC.op, "segments", segments, 0, segment.shape[0])
-    eps = _checks.epsilon(SPEC.op, eps)
-    seed = _checks.seed(SPEC.op, seed, keep, word)
-    first_row = _checks.first(SPEC.op, "first_row", first_row, keep, word)
+        _checks.check_range(SPEC.op, "segments", segments, 0, segment.shape[0])
+    eps = _checks.checked_eps(SPEC.op, eps)
+    seed = _checks.checked_seed(SPEC.op, seed, keep, word)
+    first_row = _checks.checked_first(SPEC.op, "first_row", first_row, keep, word)
     dtype = autocast_dtype(word)
     backend = backends.choose(SPEC, backend, backends.call_of(word, dtype=dtype, width=word.shape[1]))
     save_sum = gamma is not None and wants_gradient(word, position, segment, gamma, beta)
@@ -142,15 +142,15 @@ def embedding_layer_norm(
 def _check_tables(
     word: Tensor, position: Tensor | None, segment: Tensor | None, gamma: Tensor | None, beta: Tensor | None
 ) -> None:
-    _checks.activation(SPEC.op, "word", word)
+    _checks.check_activation(SPEC.op, "word", word)
     if word.ndim != 2:
         raise ValueError(f"{SPEC.op}: word must have shape (V, E), got {tuple(word.shape)}")
     for name, table in (("position", position), ("segment", segment)):
         if table is not None:
-            _checks.tensor(SPEC.op, name, table, "a tensor of shape (rows, E)")
-            _checks.parameter(SPEC.op, name, table, word, table.shape[0], word.shape[1])
+            _checks.check_tensor(SPEC.op, name, table, "a tensor of shape (rows, E)")
+            _checks.check_parameter(SPEC.op, name, table, word, table.shape[0], word.shape[1])
     for name, p in (("gamma", gamma), ("beta", beta)):
-        _checks.parameter(SPEC.op, name, p, word, word.shape[1])
+        _checks.check_parameter(SPEC.op, name, p, word, word.shape[1])
     if beta is not None and gamma is None:
         raise ValueError(f"{SPEC.op}: beta needs gamma; without gamma there is no layer norm")
 
@@ -165,8 +165,8 @@ def _check_positions(tokens: Tensor, position: Tensor | None, position_ids: Tens
             f"{SPEC.op}: a sequence of {tokens.shape[-1]} tokens is longer than the {position.shape[0]} rows of "
             "position"
         )
-    _checks.integers(SPEC.op, "position_ids", position_ids, position, tokens.shape, torch.int64)
-    _checks.in_range(SPEC.op, "position_ids", position_ids, 0, position.shape[0])
+    _checks.check_integers(SPEC.op, "position_ids", position_ids, position, tokens.shape, torch.int64)
+    _checks.check_range(SPEC.op, "position_ids", position_ids, 0, position.shape[0])
 
 
 def _forward(

@@ -40,7 +40,7 @@ def gelu_layer_norm(
     eps: float = 1e-5,
     backend: str = "auto",
 ) -> Tensor:
-    """LN(GELU(x + bias)) over the last dimension (BERT, appendix A.2 and the original code's masked-LM head).
+    """Computes LN(GELU(x + bias)) over the last dimension (BERT, appendix A.2 and the original code's masked-LM head).
 
     Args:
         x: (..., E) float32, float16, bfloat16 or float64.
@@ -56,11 +56,11 @@ def gelu_layer_norm(
         RuntimeError: the backend asked for cannot serve the call.
     """
     (x,) = autocast(x)
-    _checks.activation(SPEC.op, "x", x)
+    _checks.check_activation(SPEC.op, "x", x)
     for name, p in (("gamma", gamma), ("beta", beta), ("bias", bias)):
-        _checks.parameter(SPEC.op, name, p, x, x.shape[-1])
-    _checks.approximation(SPEC.op, approximate)
-    eps = _checks.epsilon(SPEC.op, eps)
+        _checks.check_parameter(SPEC.op, name, p, x, x.shape[-1])
+    _checks.check_approximation(SPEC.op, approximate)
+    eps = _checks.checked_eps(SPEC.op, eps)
     backend = backends.choose(SPEC, backend, backends.call_of(x, width=x.shape[-1]))
     return torch.ops.fastlm.gelu_layer_norm(x, bias, gamma, beta, approximate, eps, backend)[0]
 

@@ -26,7 +26,7 @@ SPEC = Spec("layer_norm", kernels="layer_norm", limits=NORM_LIMITS, cost=norm_co
 def layer_norm(
     x: Tensor, gamma: Tensor, beta: Tensor | None = None, *, eps: float = 1e-5, backend: str = "auto"
 ) -> Tensor:
-    """(x - mean) / sqrt(variance + eps) * gamma + beta over the last dimension (Ba et al. 2016, equation 4).
+    """Computes (x - mean) / sqrt(variance + eps) * gamma + beta over the last dimension (Ba et al. 2016, equation 4).
 
     Args:
         x: (..., E) float32, float16, bfloat16 or float64.
@@ -41,10 +41,10 @@ def layer_norm(
         RuntimeError: the backend asked for cannot serve the call.
     """
     (x,) = autocast(x)
-    _checks.activation(SPEC.op, "x", x)
+    _checks.check_activation(SPEC.op, "x", x)
     for name, p in (("gamma", gamma), ("beta", beta)):
-        _checks.parameter(SPEC.op, name, p, x, x.shape[-1])
-    eps = _checks.epsilon(SPEC.op, eps)
+        _checks.check_parameter(SPEC.op, name, p, x, x.shape[-1])
+    eps = _checks.checked_eps(SPEC.op, eps)
     backend = backends.choose(SPEC, backend, backends.call_of(x, width=x.shape[-1]))
     return torch.ops.fastlm.layer_norm(x, gamma, beta, eps, backend)[0]
 

@@ -39,7 +39,7 @@ def layer_norm_gelu(
     eps: float = 1e-5,
     backend: str = "auto",
 ) -> Tensor:
-    """GELU(LN(x)) over the last dimension.
+    """Computes GELU(LN(x)) over the last dimension.
 
     Args:
         x: (..., E) float32, float16, bfloat16 or float64.
@@ -55,11 +55,11 @@ def layer_norm_gelu(
         RuntimeError: the backend asked for cannot serve the call.
     """
     (x,) = autocast(x)
-    _checks.activation(SPEC.op, "x", x)
+    _checks.check_activation(SPEC.op, "x", x)
     for name, p in (("gamma", gamma), ("beta", beta)):
-        _checks.parameter(SPEC.op, name, p, x, x.shape[-1])
-    _checks.approximation(SPEC.op, approximate)
-    eps = _checks.epsilon(SPEC.op, eps)
+        _checks.check_parameter(SPEC.op, name, p, x, x.shape[-1])
+    _checks.check_approximation(SPEC.op, approximate)
+    eps = _checks.checked_eps(SPEC.op, eps)
     backend = backends.choose(SPEC, backend, backends.call_of(x, width=x.shape[-1]))
     return torch.ops.fastlm.layer_norm_gelu(x, gamma, beta, approximate, eps, backend)[0]
 

@@ -32,7 +32,7 @@ from fastlm.ops._register import (
 
 REDUCTIONS = ("mean", "sum", "none")
 
-# Logits alive at a time. GPT-1's vocabulary makes it 5632 rows: 44 tiles of 128 rows by 3 of the 768 columns
+# Logits held at a time. GPT-1's vocabulary makes them 5632 rows: 44 tiles of 128 rows by 3 of the 768 columns
 # of dx are one wave of 132 multiprocessors, and the chunk is long enough for the other two products.
 CHUNK_LOGITS = 5632 * 40478
 PADDING = 64  # columns that a row of logits is a multiple of: 128 bytes of half precision
@@ -103,7 +103,7 @@ def linear_cross_entropy(
     main_grad: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor:
-    """Cross-entropy of softmax(x weight^T + bias) against targets (GPT-1 equations 1-2; BERT section 3.1).
+    """Computes the cross-entropy of softmax(x weight^T + bias) against targets (GPT-1 equations 1-2; BERT section 3.1).
 
     A row's loss, with lse the log-sum-exp of its logits l, is
     w * ((1 - e) * (lse - l[target]) + e * (lse - mean(l)) + z * lse^2), and 0 where the target is ignored.
@@ -131,16 +131,16 @@ def linear_cross_entropy(
         RuntimeError: the backend asked for cannot serve the call.
     """
     (x,) = autocast(x)
-    ignore_index = _checks.integer(SPEC.op, "ignore_index", ignore_index)
+    ignore_index = _checks.as_integer(SPEC.op, "ignore_index", ignore_index)
     label_smoothing, z_loss = (
-        _checks.number(SPEC.op, name, value)
+        _checks.as_number(SPEC.op, name, value)
         for name, value in (("label_smoothing", label_smoothing), ("z_loss", z_loss))
     )
     _check(x, weight, targets, bias, row_weights, ignore_index, label_smoothing, z_loss)
     if reduction not in REDUCTIONS:
         raise ValueError(f"{SPEC.op}: reduction must be one of {', '.join(REDUCTIONS)}, got {reduction!r}")
     if main_grad is not None:
-        _checks.parameter(SPEC.op, "main_grad", main_grad, x, *weight.shape)
+        _checks.check_parameter(SPEC.op, "main_grad", main_grad, x, *weight.shape)
     backend = backends.choose(SPEC, backend, backends.call_of(x))
     loss, _, _, _, _, _ = torch.ops.fastlm.linear_cross_entropy(
         x.reshape(-1, x.shape[-1]),
@@ -171,16 +171,16 @@ def _check(
     label_smoothing: float,
     z_loss: float,
 ) -> None:
-    _checks.activation(SPEC.op, "x", x)
-    _checks.tensor(SPEC.op, "weight", weight, "a tensor of shape (V, E)")
+    _checks.check_activation(SPEC.op, "x", x)
+    _checks.check_tensor(SPEC.op, "weight", weight, "a tensor of shape (V, E)")
     if weight.ndim != 2:
         raise ValueError(f"{SPEC.op}: weight must have shape (V, E), got {tuple(weight.shape)}")
-    _checks.parameter(SPEC.op, "weight", weight, x, weight.shape[0], x.shape[-1])
-    _checks.parameter(SPEC.op, "bias", bias, x, weight.shape[0])
-    _checks.integers(SPEC.op, "targets", targets, x, x.shape[:-1], torch.int64)
-    _checks.in_range(SPEC.op, "targets", targets, 0, weight.shape[0], ignore=ignore_index)
+    _checks.check_parameter(SPEC.op, "weight", weight, x, weight.shape[0], x.shape[-1])
+    _checks.check_parameter(SPEC.op, "bias", bias, x, weight.shape[0])
+    _checks.check_integers(SPEC.op, "targets", targets, x, x.shape[:-1], torch.int64)
+    _checks.check_range(SPEC.op, "targets", targets, 0, weight.shape[0], ignore=ignore_index)
     if row_weights is not None:
-        _checks.parameter(SPEC.op, "row_weights", row_weights, x, *targets.shape)
+        _checks.check_parameter(SPEC.op, "row_weights", row_weights, x, *targets.shape)
         if row_weights.requires_grad:
             raise ValueError(f"{SPEC.op}: row_weights take no gradient; pass row_weights.detach()")
     if not 0.0 <= label_smoothing <= 1.0:
@@ -190,7 +190,7 @@ def _check(
 
 
 def chunk_rows(rows: int, vocabulary: int) -> int:
-    """Rows of a chunk: a function of the shape alone, so that a resumed run is the same bit for bit."""
+    """Returns the rows of a chunk, a function of the shape alone, so that a resumed run is the same bit for bit."""
     return max(1, min(rows, max(128, CHUNK_LOGITS // vocabulary // 128 * 128)))
 
 
@@ -220,7 +220,7 @@ def _forward(
 
 
 def _divisor(targets: Tensor, row_weights: Tensor | None, ignore_index: int, reduction: str, losses: Tensor) -> Tensor:
-    """What the sum of the losses, and so of the gradients, is to be divided by."""
+    """Returns the divisor of the losses' sum, and so of its gradients."""
     if reduction != "mean":
         return losses.new_ones(())
     counted = targets != ignore_index
@@ -238,7 +238,7 @@ def _over_chunks(
     need: tuple[bool, bool, bool],
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Losses, lse and those gradients of the losses' sum that are needed; the others are empty."""
+    """Returns losses, lse and those gradients of the losses' sum that are needed; the others are empty."""
     need_dx, need_dw, need_dbias = need
     rows, vocabulary = x.shape[0], weight.shape[0]
     w, b = _padded(weight, x.dtype), None if bias is None else _padded(bias, x.dtype)
@@ -278,7 +278,7 @@ def _over_chunks(
 
 
 def _padded(parameter: Tensor, dtype: torch.dtype) -> Tensor:
-    """`parameter` in `dtype` with zeros behind it, up to a multiple of PADDING rows."""
+    """Returns `parameter` in `dtype` with zeros behind it, up to a multiple of PADDING rows."""
     rows = -(-parameter.shape[0] // PADDING) * PADDING
     if rows == parameter.shape[0]:
         return parameter.to(dtype)
@@ -294,7 +294,7 @@ def _launch_rows(launchers: Any, *arguments: Any) -> None:
 
 
 def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
-    """total += a b, in the width of `total` throughout, of which a and b may be half."""
+    """Adds a b to `total` in its width throughout; a and b may be half as wide."""
     if total.device.type == "cuda" and a.dtype != total.dtype:
         torch.addmm(total, a, b, out_dtype=total.dtype, out=total)
     else:  # the CPU has no product of mixed widths
@@ -369,7 +369,7 @@ def _autograd(ctx: Any, dloss: Tensor, *_: Tensor | None) -> tuple[Any, ...]:
 def _scaled(
     factor: Tensor, dx: Tensor, dw: Tensor, dbias: Tensor, weight_dtype: torch.dtype, bias_dtype: torch.dtype
 ) -> Gradients:
-    """The saved gradients, constants to autograd, times the loss's: an op, so that differentiating it raises."""
+    """Multiplies the saved gradients, constants to autograd, by the loss's; an op, so that its derivative raises."""
     factor = factor.view(1)  # without dimensions, CUDA would round it to the dtype of dx before it multiplies
     dtypes = zip((dx, dw, dbias), (dx.dtype, weight_dtype, bias_dtype), strict=True)
     return Gradients(*(torch.mul(g, factor, out=g.new_empty(g.shape, dtype=dtype)) for g, dtype in dtypes))

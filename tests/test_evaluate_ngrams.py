@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastlm.data import ngram_scores, ngrams, prepare
-from fastlm.data.ngrams import ngram_losses
+from fastlm.data import prepare
+from fastlm.evaluate import ngrams
+from fastlm.evaluate.ngrams import ngram_losses, ngram_scores
 
 
 class ByHand:
@@ -59,11 +60,11 @@ def by_hand(train: list[int], before: list[int], after: list[int], vocab_size: i
 @given(
     train=st.lists(st.integers(0, 5), min_size=4, max_size=90),
     text=st.lists(st.integers(0, 6), min_size=2, max_size=20),
-    chunk=st.integers(1, 100),
+    slice_size=st.integers(1, 100),
 )
-def test_as_by_hand(train, text, chunk):
+def test_as_by_hand(train, text, slice_size):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ngrams, "_CHUNK", chunk)
+        patch.setattr(ngrams, "_SLICE", slice_size)
         found = ngram_losses(np.array(train, np.uint16), np.array(text[:-1]), np.array(text[1:]), 7)
     assert found == pytest.approx(by_hand(train, text[:-1], text[1:], 7), rel=1e-9)
 

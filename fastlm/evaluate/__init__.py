@@ -1,0 +1,1 @@
+"""Baselines that a model's metrics are compared with."""
