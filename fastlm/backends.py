@@ -148,7 +148,7 @@ def reasons_against(spec: Spec, name: str, call: Call) -> list[str]:
         return [f"there is no {name} kernel for {spec.op} yet"]
     reasons = []
     if call.dtype not in limits.dtypes:
-        reasons.append(f"it takes {', '.join(_short(d) for d in limits.dtypes)}, not {_short(call.dtype)}")
+        reasons.append(f"it takes {', '.join(map(dtype_name, limits.dtypes))}, not {dtype_name(call.dtype)}")
     unavailable = _unavailable(name, spec.kernels, call.dtype, call.device)
     if unavailable is not None:
         reasons.append(unavailable)
@@ -201,6 +201,11 @@ def kernels_error(kernels: str = "layer_norm") -> str | None:
     return _import_error("triton") or _import_error(f"fastlm.kernels.{kernels}")
 
 
+def dtype_name(dtype: torch.dtype) -> str:
+    """Returns a dtype's name without "torch."."""
+    return str(dtype).removeprefix("torch.")
+
+
 def _checked(name: str) -> str:
     if name not in NAMES:
         raise ValueError(f"backend must be one of {', '.join(NAMES)}, got {name!r}")
@@ -238,10 +243,6 @@ def _cuda_unavailable(device: str) -> str | None:
     if device != "cuda":
         return f"the tensors are on {device}, and CUDA kernels need a CUDA device"
     return extension_error()
-
-
-def _short(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 @functools.cache
