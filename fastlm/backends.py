@@ -76,7 +76,7 @@ class Call(NamedTuple):
 
 
 def call_of(x: Tensor, *, dtype: torch.dtype | None = None, width: int = 0, shape_class: str = "") -> Call:
-    """Describes a call whose activations are on the device of x, by default in its dtype."""
+    """Describes a call whose activations are on the device of x, by default in the dtype of x."""
     device = x.device.type
     chip = compute_capability(x.device) if device == "cuda" else None
     return Call(device, x.dtype if dtype is None else dtype, width, chip, shape_class)
@@ -165,8 +165,8 @@ def reasons_against(spec: Spec, name: str, call: Call) -> list[str]:
 def implementation(spec: Spec, backend: str, name: str, launch: Callable[..., Any]) -> Callable[..., Any]:
     """Returns the function that computes one direction of an op.
 
-    A plain backend has it: its function `name`. The other backends have launchers, which write into allocated tensors.
-    For these it is `launch`, which allocates, with the launchers bound as its first argument.
+    For a plain backend it is the backend's function `name`. The other backends have launchers, which write into given
+    tensors. For them it is `launch`, which allocates these tensors, with the launchers bound as its first argument.
     """
     plain = PLAIN.get(backend)
     if plain is not None:

@@ -104,7 +104,7 @@ def _chosen(op: str, dtype: torch.dtype, device: str) -> tuple[str, dict[str, st
 
 
 def _grouped(reasons: dict[str, list[tuple[str, str]]]) -> Iterator[str]:
-    """Yields one line per reason, with the calls that it is about. The most frequent reason is last, for the rest."""
+    """Yields one line per reason, with its calls. The last line is the most frequent reason, for all other calls."""
     *few, last = sorted(reasons, key=lambda reason: len(reasons[reason]))
     for reason in few:
         yield from _wrapped("", f"{_calls(reasons[reason])}: {reason}")
@@ -112,7 +112,7 @@ def _grouped(reasons: dict[str, list[tuple[str, str]]]) -> Iterator[str]:
 
 
 def _calls(calls: list[tuple[str, str]]) -> str:
-    """Describes calls briefly: their dtypes and ops, without dtypes if all, and ops by those left out if fewer."""
+    """Describes calls as "DTYPES in OPS". Omits all dtypes, or all ops; names the excluded ops if they are fewer."""
     ops, dtypes = (list(dict.fromkeys(column)) for column in zip(*calls, strict=True))
     others = [op for op in SPECS if op not in ops]
     named = f"all ops but {', '.join(others)}" if 0 < len(others) < len(ops) else ", ".join(ops)

@@ -56,7 +56,7 @@ def configuration(text: Path, model: str = "gpt1_tiny", **options) -> Recipe:
 def run(recipe: Recipe, folder: Path, notes: list[str] | None = None) -> dict:
     notify = (notes if notes is not None else []).append
     record = {"record": recipe.to_json(), "name": recipe.name}
-    with patch.object(causal_lm, "WRITTEN", 5):
+    with patch.object(causal_lm, "NEW_TOKENS", 5):
         return loop.train(recipe.task(), recipe.train, recipe.placement, folder, **record, notify=notify)
 
 

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.fixture(autouse=True)
 def brief(monkeypatch):
-    monkeypatch.setattr(causal_lm, "WRITTEN", 5)
+    monkeypatch.setattr(causal_lm, "NEW_TOKENS", 5)
 
 
 def main(capsys, *arguments):
@@ -44,7 +44,7 @@ def trained(tmp_path_factory, text):
     """Run folders of a GPT-1 and a BERT."""
     folders = {}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(causal_lm, "WRITTEN", 5)
+        patch.setattr(causal_lm, "NEW_TOKENS", 5)
         for model in ("gpt1_tiny", "bert_tiny"):
             folders[model] = tmp_path_factory.mktemp(model) / "run"
             chosen = options(text, folders[model], model, steps=2, validation_fraction=0.2)

@@ -200,7 +200,7 @@ def save(model: GPT1 | BERT, folder: str | Path) -> None:
 
 
 def _normalise_names(weights: Mapping[str, Tensor], config: Config) -> dict[str, Tensor]:
-    """Renames their tensors as in their models with heads; early files also call LayerNorm's parameters otherwise."""
+    """Adds the prefix of their models with heads to all names; renames gamma and beta of LayerNorm (early files)."""
     prefix = "transformer." if isinstance(config, GPT1Config) else "bert."
     bare = not any(name.startswith(prefix) for name in weights)
     renamed = {}

@@ -124,7 +124,7 @@ class BERTConfig(ModelConfig):
         return self.block_flops_per_token(sequence_length) + round(6 * predicted_fraction * head)
 
 
-# initializer_range is 0.02 sqrt(768 / 256), so that the products of a matrix have the same variance as at width 768.
+# initializer_range is 0.02 sqrt(768 / 256): x W^T then has the same variance as with 0.02 and a width of 768.
 _SMALL = {"vocab_size": 4096, "layers": 4, "hidden": 256, "heads": 4, "intermediate": 1024, "initializer_range": 0.035}
 _TINY = {"vocab_size": 512, "context": 64, "layers": 2, "hidden": 64, "heads": 2, "intermediate": 256}
 

@@ -218,7 +218,7 @@ def _describe(tensors: Mapping[str, Tensor]) -> dict[str, str]:
 
 
 def _check_same(file: Path, found: Mapping[str, str], expected: Mapping[str, str], whose: str) -> None:
-    """Raises CheckpointError for the first tensor that is not as expected; `whose`: who expects it."""
+    """Raises CheckpointError for the first tensor that is not as expected; `whose` names the expecting side."""
     for name in sorted(found.keys() | expected.keys()):
         here, there = found.get(name, "(not there)"), expected.get(name, "(not there)")
         if here != there:
