@@ -1,4 +1,4 @@
-"""A visit goes on past parts that fail, hang or are not there, and brings home what it has."""
+"""A visit continues after parts that fail, hang or cannot start, and always leaves a summary."""
 
 from __future__ import annotations
 

@@ -7,14 +7,14 @@ import torch
 
 from fastlm import backends
 
-pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="the emulator, which counts bytes, is for the CPU")
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="the emulator counts bytes; it runs on the CPU")
 
 N, E, RUN = 37, 768, 4
 DTYPES = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=["bf16", "fp32"])
 
 
 def launched(name: str, *arguments) -> dict[str, int]:
-    """The traffic of a launcher."""
+    """Launches a kernel and returns the bytes and accesses that the emulator counted."""
     from _C_emulated import take_traffic
 
     take_traffic()
@@ -67,7 +67,8 @@ def test_bytes_of_the_backward(dtype):
 @pytest.mark.parametrize("columns", [E, 99])
 @pytest.mark.parametrize("vocabulary", [5, 1025])
 def test_gradient_of_a_table(dtype, columns, vocabulary):
-    """Each element of ds is read once; a row of `vocabulary` is one warp's or a block's, of whole runs and of none."""
+    """Each element of ds is read once. A row of a small table is summed by one CTA, a row of a large one by one warp.
+    Some ids fill whole runs (RUN equal ids), some parts of runs, and some rows have no ids."""
     ids = torch.tensor([3] * 11 + [0] * 5 + [4, 1] + [vocabulary - 1] * 19)
     ds = torch.randn(N, columns).to(dtype)
     sorted_ids, order = torch.sort(ids.int(), stable=True)

@@ -1,4 +1,4 @@
-"""The keep mask: Philox-4x32-7 against its paper's test vectors, and the layouts spelled out one element at a time."""
+"""Dropout masks: Philox-4x32-7 against published vectors, and both layouts against an element-by-element version."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from fastlm import dropout
 from fastlm.dropout import attention_mask, draw_seeds, keep_count, row_mask
 
-FIRST = (0, 2**32 // 3, 2**32 - 1, 3 * 2**40 + 5)  # times 3 heads, the second ends in 2^32 - 1
+FIRST = (0, 2**32 // 3, 2**32 - 1, 3 * 2**40 + 5)  # with 3 heads, first * heads of the second is 2^32 - 1
 SEEDS = (0, 1, -1, 0x0123456789ABCDEF, -(2**63))
 
 
@@ -24,7 +24,7 @@ def philox(key: int, counter: tuple[int, int, int, int]) -> tuple[int, ...]:
     return c0, c1, c2, c3
 
 
-# Random123's kat_vectors, "philox4x32 7": counter, key, result.
+# From Random123's file kat_vectors, lines "philox4x32 7": counter, key, result.
 KNOWN = [
     ((0, 0, 0, 0), 0, (0x5F6FB709, 0x0D893F64, 0x4F121F81, 0x4F730A48)),
     (
@@ -50,15 +50,17 @@ def test_philox_gives_the_published_vectors(counter, key, result):
 
 
 def row_byte(seed: int, n: int, c: int) -> int:
+    """Returns the byte that decides about column c of row n: kept if it is less than `keep`."""
     words = philox(seed, (c // 16, n % 2**32, n // 2**32, 0))
     return words[c % 16 // 4] >> 8 * (c % 4) & 0xFF
 
 
-def attention_number(seed: int, head: int, i: int, j: int) -> int:
-    """The eight bits, one of each plane, of query i and key j of sequence and head number `head`."""
-    # In a tile, call r has the rows {2r, 2r + 1, 2r + 8, 2r + 9}, and c the same columns.
-    rows = {2 * r + offset: (r, number) for r in range(4) for number, offset in enumerate((0, 1, 8, 9))}
-    (r, ii), (c, jj) = rows[i % 16], rows[j % 16]
+def attention_byte(seed: int, head: int, i: int, j: int) -> int:
+    """Returns the byte that decides about query i and key j: kept if it is less than `keep`. `head` counts the heads of
+    all sequences. The byte's eight bits come from the eight 16-bit planes of one Philox call."""
+    # In a 16 x 16 tile, call (r, c) serves rows {2r, 2r + 1, 2r + 8, 2r + 9} and columns {2c, 2c + 1, 2c + 8, 2c + 9}.
+    calls = {2 * r + offset: (r, place) for r in range(4) for place, offset in enumerate((0, 1, 8, 9))}
+    (r, ii), (c, jj) = calls[i % 16], calls[j % 16]
     key = seed ^ head // 2**32 << 32
     words = philox(key, (4 * (j // 16) + c, 4 * (i // 16) + r, head % 2**32, 1))
     planes = [words[p // 2] >> 16 * (p % 2) & 0xFFFF for p in range(8)]
@@ -69,10 +71,10 @@ def attention_number(seed: int, head: int, i: int, j: int) -> int:
 @pytest.mark.parametrize(("rows", "columns"), [(1, 1), (3, 16), (5, 37)])
 @pytest.mark.parametrize("first", FIRST)
 def test_row_masks_byte_by_byte(seed, rows, columns, first):
-    numbers = torch.tensor([[row_byte(seed, first + n, c) for c in range(columns)] for n in range(rows)])
+    bytes_ = torch.tensor([[row_byte(seed, first + n, c) for c in range(columns)] for n in range(rows)])
     for keep in (1, 77, 128, 230, 255):
         mask = row_mask(torch.tensor([seed]), rows, columns, keep, torch.tensor([first]))
-        assert torch.equal(mask, numbers < keep)
+        assert torch.equal(mask, bytes_ < keep)
         assert first > 0 or torch.equal(mask, row_mask(torch.tensor([seed]), rows, columns, keep))
 
 
@@ -81,15 +83,15 @@ def test_row_masks_byte_by_byte(seed, rows, columns, first):
 @pytest.mark.parametrize("first", FIRST)
 def test_attention_masks_bit_by_bit(seed, shape, first):
     batch, heads, queries, keys = shape
-    numbers = torch.tensor(
+    bytes_ = torch.tensor(
         [
-            [[attention_number(seed, head, i, j) for j in range(keys)] for i in range(queries)]
+            [[attention_byte(seed, head, i, j) for j in range(keys)] for i in range(queries)]
             for head in range(first * heads, (first + batch) * heads)
         ]
     ).view(shape)
     for keep in (1, 77, 128, 230, 255):
         mask = attention_mask(torch.tensor([seed]), *shape, keep, torch.tensor([first]))
-        assert torch.equal(mask, numbers < keep)
+        assert torch.equal(mask, bytes_ < keep)
         assert first > 0 or torch.equal(mask, attention_mask(torch.tensor([seed]), *shape, keep))
 
 
@@ -123,7 +125,7 @@ def test_parts_of_a_batch_draw_what_the_whole_draws(cut, heads, first, seed):
 
 
 @pytest.mark.parametrize("keep", [26, 128, 230])
-def test_the_share_of_what_is_kept(keep):
+def test_the_fraction_that_is_kept(keep):
     p = keep / 256
     for mask in (row_mask(torch.tensor([3]), 512, 512, keep), attention_mask(torch.tensor([3]), 2, 2, 256, 256, keep)):
         count = mask.numel()
@@ -144,7 +146,7 @@ def test_keep_count_rounds_to_a_256th():
 
 
 @pytest.mark.parametrize("p", [-0.1, 1.0, float("nan"), 0.001, 0.9999])
-def test_a_probability_that_cannot_be_had_is_an_error(p):
+def test_impossible_probabilities_raise(p):
     with pytest.raises(ValueError, match="dropout_p"):
         keep_count(p)
 

@@ -1,4 +1,4 @@
-"""dropout(LN(We[tokens] + Wp[positions] + Ws[segments])) in every backend and dtype of the table."""
+"""embedding_layer_norm: dropout(LN(We[tokens] + Wp[positions] + Ws[segments])), in every backend and dtype."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def test_position_ids(case):
 @pytest.mark.parametrize("case", cases(OP))
 @pytest.mark.parametrize("often", [3, 49], ids=str)
 def test_gradients_of_frequent_ids(case, often):
-    """A token in nearly all places, one position in all of a sequence's, and rows that stand nowhere."""
+    """One token nearly everywhere, one position for all tokens of a sequence, and table rows that are unused."""
     tokens, segments = ids(case, 5, 41)
     tokens = torch.where(tokens % 8 == 0, tokens, often)
     positions = torch.tensor([39, 0, 7, 7, 0], device=case.device)[:, None].expand(5, 41)

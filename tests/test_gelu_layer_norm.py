@@ -1,4 +1,4 @@
-"""LN(GELU(x + bias)) in every backend and dtype of the table."""
+"""gelu_layer_norm: LN(GELU(x + bias)), in every backend and dtype that its SPEC names."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_any_shape(case, rows, columns):
 @pytest.mark.parametrize("case", cases(OP))
 @pytest.mark.parametrize("approximate", ["tanh", "none"])
 def test_constant_rows(case, approximate):
-    """Those of GELU are constant too; a bias that is not would change that."""
+    """GELU of a constant row is constant. There is no bias, which would change that."""
     t = {name: x for name, x in tensors(case, 1, 768).items() if name != "bias"} | {"x": constant_rows(case, 768)}
     op = partial(fastlm.gelu_layer_norm, approximate=approximate, backend=case.backend)
     assert_normalises_constant_rows(op, partial(naive, approximate=approximate), t, case)

@@ -1,4 +1,4 @@
-"""LN(x) in every backend and dtype of the table."""
+"""layer_norm: LN(x), in every backend and dtype that its SPEC names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""GELU(LN(x)) in every backend and dtype of the table."""
+"""layer_norm_gelu: GELU(LN(x)), in every backend and dtype that its SPEC names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The two tiers of the tests: the fast one says what it leaves out, and nothing slow is without a fast twin."""
+"""The two tiers of tests: the fast tier says what it leaves out, and every slow test has a fast twin."""
 
 from __future__ import annotations
 

@@ -21,11 +21,11 @@ KEEP = keep_count(0.1)
 
 
 def cases() -> Iterator[tuple[str, Callable[[], None]]]:
-    """bf16 activations of bf16 tables, and of fp32 ones (autocast)."""
+    """Yields bf16 activations with bf16 tables, and with fp32 tables (autocast)."""
     for columns, table in itertools.product((768, 1024), (BF16, FP32)):
-        of = f"of {'bf16' if table == BF16 else 'fp32'}"
-        yield f"BERT {TOKENS}x{columns} {of}", partial(_bert, columns, table)
-        yield f"GPT-1 {TOKENS}x{columns} {of}", partial(_gpt1, columns, table)
+        dtype = "bf16" if table == BF16 else "fp32"
+        yield f"BERT {TOKENS}x{columns} {dtype} tables", partial(_bert, columns, table)
+        yield f"GPT-1 {TOKENS}x{columns} {dtype} tables", partial(_gpt1, columns, table)
     for rows in (30522, 2):
         yield f"table {rows}x768", partial(_gradient, rows, 768)
 

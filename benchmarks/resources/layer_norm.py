@@ -1,4 +1,4 @@
-"""Launches of kernels/layer_norm.py: BERT-base's and GPT-1's rows, BERT-large's, and the longest that fit."""
+"""Launches of kernels/layer_norm.py: the widths of BERT-base and GPT-1 (768), BERT-large (1024), and the maximum."""
 
 from __future__ import annotations
 

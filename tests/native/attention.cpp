@@ -1,4 +1,4 @@
-// Every kernel of attention over shapes that reach each of its paths, for the sanitizers: results are tested in Python.
+// Runs every attention kernel under the sanitizers, with shapes that reach each code path. Python tests the results.
 #include "attention/attention.h"
 
 #include "arrays.h"
@@ -9,7 +9,7 @@ namespace {
 
 const Array kNone;
 
-// Of two sequences, the second of which is shorter by `missing`; with `packed` they are rows of one array.
+// Runs the forward and backward of two sequences, S and S - missing rows long, packed or padded.
 template <typename T>
 void run(int64_t S, int64_t D, int missing, bool packed, bool causal, int keep) {
   constexpr int64_t B = 2, H = 2;

@@ -1,4 +1,4 @@
-// The emulator against what the hardware's documentation says, computed another way.
+// Compares the emulator with the hardware's documentation, whose results are computed here in another way.
 #include <cmath>
 
 #include "arrays.h"
@@ -10,8 +10,8 @@ namespace fastlm {
 
 namespace {
 
-// Half precision: every value, and every rounding between two neighbours, by way of ldexp and the neighbours
-// themselves.
+// Half precision: converts every value (compared with ldexp), and rounds floats around the middle of every two
+// neighbours.
 template <typename T>
 void conversions(int mantissa_bits, int bias) {
   const auto value = [&](int raw) {
@@ -29,7 +29,8 @@ void conversions(int mantissa_bits, int bias) {
     EXPECT(float(x) == -value(i));
     const float low = value(i), high = i + 1 == infinity ? std::ldexp(1.0f, bias + 1) : value(i + 1);
     const float middle = low + (high - low) / 2;
-    if (std::isinf(middle) || middle == low) continue;  // bfloat16's largest and smallest have no float between
+    if (std::isinf(middle) || middle == low)
+      continue;  // no float lies between bfloat16's largest values, nor its smallest
     EXPECT(raw(low) == i && raw(-low) == (i | 0x8000));
     EXPECT(raw(std::nextafter(middle, low)) == i);
     EXPECT(raw(std::nextafter(middle, high)) == i + 1);
@@ -99,7 +100,7 @@ void test_product() {
   }
 }
 
-// All counts of matrices that ldmatrix has, against the elements that its description names.
+// ldmatrix with 1, 2 and 4 matrices, compared with the layout in its documentation.
 template <int kMatrices>
 __global__ void matrices(uint32_t* out) {
   alignas(16) __shared__ uint16_t rows[32][8];
@@ -128,7 +129,7 @@ void test_matrices() {
   }
 }
 
-// One warp fills what the others read, in two stages, by named barriers: 1 and 2 say "full", 3 and 4 "empty".
+// One warp fills two stages that the other warps read. Named barriers 1 and 2 say "full", 3 and 4 "empty".
 __global__ void pipeline(const float* from, float* to, int rounds) {
   float* const stages = dynamic_shared<float>();
   const int lane = threadIdx.x % 32, threads = blockDim.x, readers = threads - 32;
@@ -157,7 +158,7 @@ void test_pipeline() {
   for (int i = 0; i < from.count(); i++) EXPECT(to[i] == 2 * from[i]);
 }
 
-// Zeros where a copy is not valid, though the address is no address.
+// An invalid copy writes zeros, even if its address is null.
 __global__ void copy_part(const float* from, float* to, int valid) {
   alignas(16) __shared__ float values[128];
   const int lane = threadIdx.x;
@@ -174,7 +175,7 @@ void test_partial_copy() {
   for (int i = 0; i < 128; i++) EXPECT(to[i] == (i < 28 ? from[i] : 0.0f));
 }
 
-// Threads that have returned are not waited for; indices in three dimensions.
+// Barriers do not wait for threads that have returned. Indices have three dimensions.
 __global__ void some_return(int* out) {
   const int block = (blockIdx.z * gridDim.y + blockIdx.y) * gridDim.x + blockIdx.x;
   if (threadIdx.x >= 40) return;

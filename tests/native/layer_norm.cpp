@@ -1,5 +1,5 @@
-// Every kernel of layer_norm.cu over shapes that reach each of its paths, for the sanitizers: results are tested in
-// Python.
+// Runs every kernel of layer_norm.cu under the sanitizers, with shapes that reach each code path. Python tests the
+// results.
 #include "layer_norm.h"
 
 #include "arrays.h"

@@ -1,5 +1,5 @@
-// The other kernels over rows, and AdamW, over shapes that reach each of their paths, for the sanitizers: results are
-// tested in Python.
+// Runs the other row kernels and AdamW under the sanitizers, with shapes that reach each code path. Python tests the
+// results.
 #include "adamw.h"
 #include "arrays.h"
 #include "bias_gelu.h"
@@ -94,7 +94,7 @@ int main() {
   embedding<half_t>(9, 99, 3, false);
   for (bool gradient : {false, true}) {
     cross_entropy<bf16_t>(700, 704, gradient);
-    cross_entropy<half_t>(120000, 120000, gradient);  // longer than shared memory
+    cross_entropy<half_t>(120000, 120000, gradient);  // a row larger than shared memory
     cross_entropy<float>(5001, 5056, gradient);
   }
   update_parameters<float>(true);
