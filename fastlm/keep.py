@@ -6,7 +6,7 @@ LEVELS = 256  # `keep == LEVELS`: nothing is dropped
 
 
 def keep_count(dropout_p: float) -> int:
-    """Returns k in the keep probability k / 256 that is nearest to 1 - dropout_p; dropout_p in [0, 1).
+    """Returns the k for which the keep probability k / 256 is nearest to 1 - dropout_p; dropout_p is in [0, 1).
 
     Raises ValueError if k rounds to 256, which drops nothing, although dropout_p > 0, or if k rounds to 0.
     """
