@@ -1,10 +1,10 @@
 // AdamW (Loshchilov and Hutter 2019) with clipping by the global norm, over all parameters of a model in two launches:
-// the sum of the gradients' squares, then the update. A sharded run adds the squares up over its ranks in between.
+// the sum of the gradients' squares, then the update. A sharded run adds up the squares of its ranks in between.
 //
-// Bytes per parameter in float32: the squares read the gradient, 4; the update reads parameter, gradient and both
-// moments and writes all but the gradient, 28. In bfloat16 2 and 22. For GPT-1's 117 million parameters in float32 the
-// lower bound on an H100 is 1.25 ms, set by HBM (3.0 TB/s; computed, not measured). The clipping factor needs the whole
-// norm, hence two passes over the gradients.
+// Bytes per parameter: the squares read the gradient, 4 in float32 and 2 in bfloat16; the update reads parameter,
+// gradient and both moments and writes all but the gradient, 28 in float32 and 22 in bfloat16. For GPT-1's 117 million
+// parameters in float32 the lower bound on an H100 is 1.25 ms, set by HBM (3.0 TB/s; computed, not measured). The
+// clipping factor needs the whole norm, hence two passes over the gradients.
 //
 // A CTA processes one slice at a time: kSlice elements of one tensor. The table of tensors is a kernel argument, so no
 // copy to the device is needed. Values that change from step to step (rates, decays, corrections, max_norm, scale) are

@@ -1,4 +1,4 @@
-// GELU(x + bias): launchers.
+// Launchers of GELU(x + bias).
 #pragma once
 
 #include "common/array.h"

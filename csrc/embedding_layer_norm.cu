@@ -28,7 +28,7 @@ namespace fastlm {
 
 namespace {
 
-constexpr int kWarps = 8, kThreads = kWarps * kWarpSize;  // of kernels that do not use RowShape
+constexpr int kWarps = 8, kThreads = kWarps * kWarpSize;  // in kernels without a RowShape
 
 // A table in float32 or the activations' dtype, or null, and the row that each token takes from it.
 struct Table {
@@ -135,8 +135,8 @@ __global__ void __launch_bounds__(Shape::kThreads) forward_kernel(const ForwardP
   }
 }
 
-// With dh = dropout(dy), xhat = (sum - mean) * rstd and g = dh * gamma:
-// ds = rstd * (g - mean(g) - xhat * mean(g * xhat)).
+// The backward computes, with dh = dropout(dy), xhat = (sum - mean) * rstd and g = dh * gamma:
+//   ds = rstd * (g - mean(g) - xhat * mean(g * xhat)).
 template <typename input_t>
 struct BackwardParams {
   const input_t* dy;   // (N, E)

@@ -1,4 +1,4 @@
-// dropout(LN(We[tokens] + Wp[positions] + Ws[segments])): launchers.
+// Launchers of dropout(LN(We[tokens] + Wp[positions] + Ws[segments])).
 #pragma once
 
 #include "common/array.h"

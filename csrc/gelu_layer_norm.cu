@@ -55,8 +55,8 @@ __global__ void __launch_bounds__(Shape::kThreads, 1) forward_kernel(const Forwa
   }
 }
 
-// With h = x + bias, a = GELU(h), g = dy * gamma:
-// da = rstd * (g - mean(g) - xhat * mean(g * xhat)), dx = da * GELU'(h).
+// The backward computes, with h = x + bias, a = GELU(h), xhat = (a - mean) * rstd and g = dy * gamma:
+//   da = rstd * (g - mean(g) - xhat * mean(g * xhat)), dx = da * GELU'(h).
 template <typename input_t>
 struct BackwardParams {
   const input_t* dy;  // (N, E)

@@ -1,4 +1,4 @@
-// LN(GELU(x + bias)): launchers.
+// Launchers of LN(GELU(x + bias)).
 #pragma once
 
 #include "common/array.h"

@@ -50,8 +50,8 @@ __global__ void __launch_bounds__(Shape::kThreads, 1) forward_kernel(const Forwa
   }
 }
 
-// With h = xhat * gamma + beta, dh = dy * GELU'(h), g = dh * gamma:
-// dx = rstd * (g - mean(g) - xhat * mean(g * xhat)).
+// The backward computes, with xhat = (x - mean) * rstd, h = xhat * gamma + beta, dh = dy * GELU'(h) and g = dh * gamma:
+//   dx = rstd * (g - mean(g) - xhat * mean(g * xhat)).
 template <typename input_t>
 struct BackwardParams {
   const input_t* dy;  // (N, E)

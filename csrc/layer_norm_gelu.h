@@ -1,4 +1,4 @@
-// GELU(LN(x)): launchers.
+// Launchers of GELU(LN(x)).
 #pragma once
 
 #include "common/array.h"

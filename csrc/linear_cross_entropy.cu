@@ -20,8 +20,8 @@ namespace fastlm {
 namespace {
 
 constexpr int kThreads = 512, kWarps = kThreads / kWarpSize;
-constexpr int kCopyGroups = 4;                  // of a row's loads: one is processed while the later ones are in flight
-constexpr float kLowest = -1e38f;               // the initial row_max; with -inf, exp(-inf - -inf) would be NaN
+constexpr int kCopyGroups = 4;     // groups of a row's loads; one is processed while later ones are in flight
+constexpr float kLowest = -1e38f;  // the initial row_max; with -inf, exp(-inf - -inf) would be NaN
 constexpr size_t kStaticSharedBytes = 1 << 10;  // bound on the kernel's static shared memory, in bytes
 
 template <typename input_t>

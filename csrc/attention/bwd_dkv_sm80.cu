@@ -74,7 +74,7 @@ struct QueryTileLoader {
   View<const input_t> q, o, dout;
   int64_t stats_offset;  // of the head in lse and delta; one offset takes fewer registers than two pointers
   int length, D;
-  float keep;  // keep probability
+  float keep;  // the keep probability, from 0 to 1
 
   __device__ __forceinline__ void load_async(const SharedMemory<S, input_t>& shared, int m, unsigned thread) const {
     const int first = m * kBlockM, stage = m & 1, row = first + thread;
@@ -101,7 +101,7 @@ struct QueryTileLoader {
                                                 unsigned thread) const {
     using CopyPartition = CopyPartition<kBlockM, S::kD, S::kThreads>;
     const CopyPartition partition(thread);
-    if (!partition.has_rows()) return;  // for whole warps, as row_dot needs
+    if (!partition.has_rows()) return;  // whole warps return, so row_dot's shuffles are complete
 #pragma unroll
     for (int i = 0; i < CopyPartition::kRowsPerThread; i++) {
       const int at = partition.offset() + i * CopyPartition::kRowStep * S::kD;

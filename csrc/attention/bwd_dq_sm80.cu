@@ -79,9 +79,9 @@ __global__ void __launch_bounds__(kThreads, 2) dq_kernel(const BackwardParams<in
   const Sequence sequence(problem, coord.b);
   const bool causal = problem.causal;
   const int length = sequence.length, D = problem.D;
-  const int first_query = (causal ? tiles - 1 - coord.tile : coord.tile) * kBlockM;  // causal: the longest first
+  const int first_query = (causal ? tiles - 1 - coord.tile : coord.tile) * kBlockM;  // causal: longest tiles first
   const int warp = threadIdx.x / kWarpSize, g = threadIdx.x % kWarpSize / 4;
-  const int row = warp * kRowTiles * 16, query = first_query + row;  // the warp's first
+  const int row = warp * kRowTiles * 16, query = first_query + row;  // the warp's first row and query
   const auto head = [&](const auto& view) { return view.at(coord.b, coord.h, sequence.start); };
   const auto dq_to = head(p.dq);
   if (first_query >= length)

@@ -158,7 +158,7 @@ struct WorkItem {
 
   __device__ __forceinline__ WorkItem(const Problem& p, unsigned index, unsigned num_items, int tiles, int queries)
       : coord(min(index, num_items - 1), tiles, p.H), sequence(p, coord.b) {
-    first_query = (p.causal ? tiles - 1 - coord.tile : coord.tile) * queries;  // causal: the longest first
+    first_query = (p.causal ? tiles - 1 - coord.tile : coord.tile) * queries;  // causal: longest tiles first
     const int key_end = p.causal ? min(sequence.length, first_query + queries) : sequence.length;
     num_kv_tiles = index < num_items && first_query < sequence.length ? (key_end + kBlockN - 1) / kBlockN : 0;
   }

@@ -37,7 +37,7 @@ struct Problem {
   float scale;
   const int64_t* seed;            // (1,), or null without dropout
   const int64_t* first_sequence;  // (1,), or null for 0
-  uint32_t keep;                  // keep probability times 256
+  uint32_t keep;                  // the keep probability times 256
 };
 
 // One sequence: the packed row where it starts, its length, and its number of rows in the outputs. `lengths` and

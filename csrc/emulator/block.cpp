@@ -46,13 +46,13 @@ struct Thread {
   int number, lane;
   uint3 index{};
   std::deque<PendingCopy> copies;  // every cp_async in flight
-  std::deque<int> groups;   // the number of copies in each committed group, the oldest first
-  int uncommitted = 0;      // the number of copies after the last group
-  Thread* next = nullptr;   // the next thread in the same queue
+  std::deque<int> groups;          // the number of copies in each committed group, the oldest first
+  int uncommitted = 0;             // the number of copies after the last group
+  Thread* next = nullptr;          // the next thread in the same queue
 };
 
-// A first-in first-out list of threads. It allocates nothing, because ThreadSanitizer would report memory that one thread
-// allocates and another frees.
+// A first-in first-out list of threads. It allocates nothing, because ThreadSanitizer would report memory that one
+// thread allocates and another frees.
 class Queue {
  public:
   bool empty() const { return first_ == nullptr; }
@@ -145,7 +145,8 @@ void arrive(int id, int count) {
   if (barrier.arrived > expected(barrier)) fail("barrier %d: more than %d threads arrived", id, count);
 }
 
-// Handles the return of the running thread's kernel: barriers of all threads expect one thread less, and its warp one lane.
+// Handles the return of the running thread's kernel: barriers of all threads expect one thread less, and its warp one
+// lane.
 void retire() {
   if (!current->copies.empty()) fail("returned without waiting for %zu cp_async", current->copies.size());
   current->groups.clear();
@@ -176,7 +177,8 @@ void run_kernels() {
 
 // Prepares a CTA of `count` threads.
 void reset(int count) {
-  for (int i = static_cast<int>(threads.size()); i < count; i++) threads.push_back(std::make_unique<Thread>(run_kernels, i));
+  for (int i = static_cast<int>(threads.size()); i < count; i++)
+    threads.push_back(std::make_unique<Thread>(run_kernels, i));
   warps = {};
   barriers = {};
   ready = {};
@@ -197,13 +199,13 @@ std::string deadlock() {
     const Barrier& barrier = barriers[id];
     if (barrier.arrived == 0) continue;
     message += " " + std::to_string(barrier.arrived) + " of " + std::to_string(expected(barrier)) +
-               " threads came to barrier " + std::to_string(id) + ";";
+               " threads arrived at barrier " + std::to_string(id) + ";";
   }
   for (const auto& thread : threads) {
     const Warp& warp = warps[thread->number / kWarp];
     if ((warp.waiting >> thread->lane & 1) == 0) continue;
     char text[128];
-    std::snprintf(text, sizeof text, " thread %d waits in %s for lanes %08x, of which %08x came;", thread->number,
+    std::snprintf(text, sizeof text, " thread %d waits in %s for lanes %08x, of which %08x arrived;", thread->number,
                   warp.lanes[thread->lane].name, warp.lanes[thread->lane].mask, warp.waiting);
     message += text;
     if (message.size() > 2000) break;
@@ -230,7 +232,8 @@ void run(dim3 grid, dim3 block, size_t shared, const std::function<void()>& kern
   }
   Fiber::main();
   gridDim = grid, blockDim = block, body = &kernel;
-  shared_memory = std::make_unique<char[]>(shared);  // of exactly this size, so that AddressSanitizer finds accesses past its end
+  shared_memory =
+      std::make_unique<char[]>(shared);  // of exactly this size, so that AddressSanitizer finds accesses past its end
   for (unsigned z = 0; z < grid.z && !error; z++) {
     for (unsigned y = 0; y < grid.y && !error; y++) {
       for (unsigned x = 0; x < grid.x && !error; x++) {
@@ -316,8 +319,8 @@ void rendezvous(const char* name, unsigned mask, Operation operation, void* argu
   if (mask & ~warp.alive)
     fail("%s: the mask %08x names lanes that have returned: %08x", name, mask, mask & ~warp.alive);
   warp.lanes[lane] = {name, mask, operation, arguments};
-  // Lanes that wait with overlapping masks have the same mask and operation, so one waiting lane of this mask stands for
-  // all of them. If no lane of this mask waits, no other waiting lane's mask may overlap it.
+  // Lanes that wait with overlapping masks have the same mask and operation, so one waiting lane of this mask stands
+  // for all of them. If no lane of this mask waits, no other waiting lane's mask may overlap it.
   const unsigned others = warp.waiting & mask;
   for (unsigned rest = others ? others & -others : warp.waiting; rest != 0; rest &= rest - 1) {
     const auto& other = warp.lanes[__builtin_ctz(rest)];

@@ -1,6 +1,6 @@
 // Runs a launch: CTAs one after another, and the threads of a CTA as fibers on one CPU thread. A thread runs until it
-// waits for others at a barrier or in a warp-wide instruction; then the next ready thread runs. A mistake in waiting ends
-// the launch with an error that says who waits for what.
+// waits for others at a barrier or in a warp-wide instruction; then the next ready thread runs. A mistake in waiting
+// ends the launch with an error that says who waits for what.
 #pragma once
 
 #include <cstddef>

@@ -1,5 +1,5 @@
-// All .cpp files of emulator/ are built without ThreadSanitizer, because it would take the emulator's own memory accesses
-// for the kernels'. The sanitizers' functions are weak symbols: null if no sanitizer is linked.
+// All .cpp files of emulator/ are built without ThreadSanitizer, because it would take the emulator's own memory
+// accesses for the kernels'. The sanitizers' functions are weak symbols: null if no sanitizer is linked.
 #include "emulator/fiber.h"
 
 #include <sys/mman.h>

@@ -7,8 +7,8 @@ namespace fastlm::emulator {
 
 class Fiber {
  public:
-  // The first switch to the fiber runs entry(), which never returns. `index` staggers the stacks: if all tops were equal
-  // modulo 4096, the frames of all threads would fall into the same few sets of the cache.
+  // The first switch to the fiber runs entry(), which never returns. `index` staggers the stacks: if all tops were
+  // equal modulo 4096, the frames of all threads would fall into the same few sets of the cache.
   Fiber(void (*entry)(), int index);
   ~Fiber();
   Fiber(const Fiber&) = delete;

@@ -86,8 +86,8 @@ struct __half {
     raw = (b >> 16 & 0x8000) | rounded(b & 0x7fffffff);
   }
   operator float() const {
-    // The exponent bits, moved to a float's position, are too small by 112. Infinities and NaN have an exponent of their
-    // own.
+    // The exponent bits, moved to a float's position, are too small by 112. Infinities and NaN have an exponent of
+    // their own.
     const float magnitude = __uint_as_float((raw & 0x7fffu) << 13) * 0x1p112f;
     const unsigned special = (raw & 0x7c00) == 0x7c00 ? 0x7f800000 : 0;
     return __uint_as_float(__float_as_uint(magnitude) | special | (raw & 0x8000u) << 16);

@@ -32,7 +32,7 @@ void conversions(int mantissa_bits, int bias) {
     const float low = value(i), high = i + 1 == infinity ? std::ldexp(1.0f, bias + 1) : value(i + 1);
     const float middle = low + (high - low) / 2;
     if (std::isinf(middle) || middle == low)
-      continue;  // no float lies between bfloat16's largest values, nor its smallest
+      continue;  // no float lies between the two largest bfloat16 values, or between the two smallest
     EXPECT(raw(low) == i && raw(-low) == (i | 0x8000));
     EXPECT(raw(std::nextafter(middle, low)) == i);
     EXPECT(raw(std::nextafter(middle, high)) == i + 1);
