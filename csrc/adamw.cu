@@ -29,10 +29,10 @@ constexpr int kSlice = kThreads * kVecSize * 4;  // elements that a CTA processe
 constexpr int kMaxTensors = 480;                 // per launch, because kernel arguments are limited to 32,764 bytes
 
 struct Tensor {
-  void* parameter = nullptr;       // (count,), or null for the squares
+  void* parameter = nullptr;       // (count,), or null in squares_kernel
   const void* gradient = nullptr;  // (count,)
-  float* first_moment = nullptr;   // (count,), or null for the squares
-  float* second_moment = nullptr;  // (count,), or null for the squares
+  float* first_moment = nullptr;   // (count,), or null in squares_kernel
+  float* second_moment = nullptr;  // (count,), or null in squares_kernel
   int64_t count = 0;
   int first_slice = 0;
   DType dtype = DType::kFloat32;

@@ -14,9 +14,9 @@
 //
 // From n = 2 on the last way moves more bytes than the second, and its CTAs wait for each other. So backward_sm80 takes
 // one pass up to 128 keys with four warps and 256 keys with eight (half as many if D > 64), if the chip has the shared
-// memory, and two passes otherwise. In two passes a tile of queries is read once per CTA whose keys it sees, after the
-// first time from the L2. For 65,536 tokens and 12 heads of 64 in bf16 the lower bound on an H100 is 269 us at S = 128
-// (set by HBM) and 322 us at S = 512 (set by the five products); both computed, not measured.
+// memory, and two passes otherwise. In two passes each CTA reads each query tile that sees its keys once; all but the
+// first CTA find it in the L2. For 65,536 tokens and 12 heads of 64 in bf16 the lower bound on an H100 is 269 us at S =
+// 128 (set by HBM) and 322 us at S = 512 (set by the five products); both computed, not measured.
 //
 // This kernel is not persistent as the forward is: the next head's k and v, 32 KB at D = 64, would leave an SM of an
 // A100 room for one CTA instead of two.
@@ -82,9 +82,9 @@ struct QueryTileLoader {
     copy_tile_async<kBlockM, S::kD, S::kThreads>(shared.dout(stage), dout, first, length, D, thread);
     if constexpr (S::kOnePass) copy_tile_async<kBlockM, S::kD, S::kThreads>(shared.o, o, first, length, D, thread);
     if (thread < kBlockM) {
-      const int64_t at = stats_offset + row * p.lse.row_stride;
-      cp_async<4>(shared.lse(stage) + thread, p.lse.data + at, row < length);
-      if constexpr (!S::kOnePass) cp_async<4>(shared.delta(stage) + thread, p.delta + at, row < length);
+      const int64_t offset = stats_offset + row * p.lse.row_stride;
+      cp_async<4>(shared.lse(stage) + thread, p.lse.data + offset, row < length);
+      if constexpr (!S::kOnePass) cp_async<4>(shared.delta(stage) + thread, p.delta + offset, row < length);
     }
     cp_async_commit();
   }
@@ -104,9 +104,9 @@ struct QueryTileLoader {
     if (!partition.has_rows()) return;  // whole warps return, so row_dot's shuffles are complete
 #pragma unroll
     for (int i = 0; i < CopyPartition::kRowsPerThread; i++) {
-      const int at = partition.offset() + i * CopyPartition::kRowStep * S::kD;
-      const auto& o_vec = *reinterpret_cast<const Vec<input_t, kVecSize>*>(shared.o + at);
-      const auto& do_vec = *reinterpret_cast<const Vec<input_t, kVecSize>*>(shared.dout(stage) + at);
+      const int offset = partition.offset() + i * CopyPartition::kRowStep * S::kD;
+      const auto& o_vec = *reinterpret_cast<const Vec<input_t, kVecSize>*>(shared.o + offset);
+      const auto& do_vec = *reinterpret_cast<const Vec<input_t, kVecSize>*>(shared.dout(stage) + offset);
       const float sum = row_dot<CopyPartition::kVecsPerRow>(o_vec, do_vec);
       if (partition.vec == 0) shared.delta(stage)[partition.row + i * CopyPartition::kRowStep] = sum * keep;
     }
@@ -278,8 +278,8 @@ __global__ void __launch_bounds__(S::kThreads, 8 / S::kWarps) dkv_kernel(const B
       if (key + 16 * kRowTiles > length || (causal && key + 16 * kRowTiles > query + 1)) {
         const int g = thread % kWarpSize / 4, t = thread % 4;
         for_each_score<S>([&](int i, int j, int k) {
-          const int at = key + 16 * i + k / 2 * 8 + g;
-          if (at >= length || (causal && at > query + 8 * j + 2 * t + k % 2)) s[i][j][k] = 0.0f;
+          const int key_row = key + 16 * i + k / 2 * 8 + g;
+          if (key_row >= length || (causal && key_row > query + 8 * j + 2 * t + k % 2)) s[i][j][k] = 0.0f;
         });
       }
       uint32_t bits = 0, a[kRowTiles][2][4];

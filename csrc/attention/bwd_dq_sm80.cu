@@ -4,8 +4,8 @@
 // values. It computes three products. The dkv pass computes two of them again, because a float32 dq in memory would
 // cost more (see bwd_dkv_sm80.cu).
 //
-// Bytes per head: reads q, k, v, o and do and writes dq, 6bSD, and writes delta, 4S. A K/V tile is read once per CTA
-// whose queries see it, after the first time from the L2. lse comes from the L2 too.
+// Bytes per head: reads q, k, v, o and do and writes dq, 6bSD, and writes delta, 4S. Each CTA whose queries see a
+// K/V tile reads it once; all but the first find it in the L2. lse comes from the L2 too.
 #include "attention/mask.cuh"
 #include "attention/sm80.h"
 #include "attention/tiles_sm80.cuh"
@@ -119,10 +119,11 @@ __global__ void __launch_bounds__(kThreads, 2) dq_kernel(const BackwardParams<in
     }
 #pragma unroll
     for (int h = 0; h < 2; h++) {
-      const int at = row + 16 * i + 8 * h + g;
-      delta[i][h] = deltas[at];
-      lse[i][h] =
-          first_query + at < length ? load_global<Use::kRepeated>(lse_from[first_query + at]) * kLog2E : INFINITY;
+      const int tile_row = row + 16 * i + 8 * h + g;
+      delta[i][h] = deltas[tile_row];
+      lse[i][h] = first_query + tile_row < length
+                      ? load_global<Use::kRepeated>(lse_from[first_query + tile_row]) * kLog2E
+                      : INFINITY;
     }
   }
 

@@ -9,10 +9,10 @@
 // If all queries of a sequence fit into one CTA, the kernel is persistent: a CTA processes one head after another, and
 // loads the next head's first K/V tile during the last tile of the current head. A new CTA would have to wait for it.
 //
-// Bytes per head, with b bytes per element: reads q, k and v and writes o, 4bSD, and writes lse, 4S. A K/V tile is read
-// once per CTA whose queries see it, after the first time from the L2. For 65,536 tokens, 12 heads of 64, S = 512 in
-// bf16 the lower bound on an H100 is 135 us, set equally by HBM (3.0 TB/s) and by exp throughput (computed, not
-// measured).
+// Bytes per head, with b bytes per element: reads q, k and v and writes o, 4bSD, and writes lse, 4S. Each CTA
+// whose queries see a K/V tile reads it once; all but the first find it in the L2. For 65,536 tokens, 12 heads of 64, S
+// = 512 in bf16 the lower bound on an H100 is 135 us, set equally by HBM (3.0 TB/s) and by exp throughput (computed,
+// not measured).
 #include <algorithm>
 
 #include "attention/mask.cuh"
@@ -195,11 +195,11 @@ __device__ __forceinline__ void store_output(const ForwardParams<input_t>& p, co
 #pragma unroll
     for (int h = 0; h < 2; h++) {
       const float sum = softmax.full_row_sum(i, h);
-      const int at = query + 16 * i + 8 * h + g;
-      const bool inside = at < item.sequence.length;
+      const int query_row = query + 16 * i + 8 * h + g;
+      const bool inside = query_row < item.sequence.length;
       factor[h] = inside ? static_cast<float>(kKeepLevels) / problem.keep / sum : 0.0f;
-      if (t == 0 && at < item.sequence.rows) {
-        store_global(lse_to[at], inside ? softmax.row_max[i][h] * problem.scale + logf(sum) : INFINITY);
+      if (t == 0 && query_row < item.sequence.rows) {
+        store_global(lse_to[query_row], inside ? softmax.row_max[i][h] * problem.scale + logf(sum) : INFINITY);
       }
     }
     store_accum<kD>(q_tile, row + 16 * i, 0, o[i], factor[0], factor[1]);
@@ -226,9 +226,9 @@ __global__ void __launch_bounds__(kThreads, kCtasPerSm)
   };
   const auto load_kv_async = [&](const WorkItem& item, int n, int stage, unsigned thread) {
     if (n >= item.num_kv_tiles) return;
-    const int length = item.sequence.length, at = stage * S::kKvElements;
-    copy_tile_async<kBlockN, kD, kThreads>(k_tiles + at, item.view(p.k), n * kBlockN, length, problem.D, thread);
-    copy_tile_async<kBlockN, kD, kThreads>(v_tiles + at, item.view(p.v), n * kBlockN, length, problem.D, thread);
+    const int length = item.sequence.length, offset = stage * S::kKvElements;
+    copy_tile_async<kBlockN, kD, kThreads>(k_tiles + offset, item.view(p.k), n * kBlockN, length, problem.D, thread);
+    copy_tile_async<kBlockN, kD, kThreads>(v_tiles + offset, item.view(p.v), n * kBlockN, length, problem.D, thread);
     cp_async_commit();
   };
   const auto work_item = [&](unsigned index) { return WorkItem(problem, index, num_items, tiles, kBlockM); };
