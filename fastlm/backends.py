@@ -36,8 +36,8 @@ ALL_DTYPES = (*KERNEL_DTYPES, torch.float64)
 class Limits:
     """Holds the limits of one backend of an op.
 
-    `widest` is the maximum of the last dimension (0: no maximum), which must be a multiple of `multiple`. `chip` is the
-    lowest compute capability, (0, 0) for any.
+    `widest` is the maximum of the last dimension (0: no maximum). The last dimension must be a multiple of `multiple`.
+    `chip` is the lowest compute capability, (0, 0) for any.
     """
 
     dtypes: tuple[torch.dtype, ...]
@@ -97,7 +97,7 @@ def set_backend(name: str) -> None:
 
 
 def get_backend() -> str:
-    """Returns the backend of calls without `backend=`."""
+    """Returns the backend of all calls without `backend=`."""
     return _default
 
 
@@ -165,8 +165,8 @@ def reasons_against(spec: Spec, name: str, call: Call) -> list[str]:
 def implementation(spec: Spec, backend: str, name: str, launch: Callable[..., Any]) -> Callable[..., Any]:
     """Returns the function that computes one direction of an op.
 
-    A plain backend has it: its function `name`. The other backends have launchers, which write into allocated tensors.
-    For these it is `launch`, which allocates, with the launchers bound as its first argument.
+    For a plain backend it is the function `name` of its module. The other backends have launchers, which write into
+    allocated tensors. For them it is `launch`, which allocates; its first argument is bound to the launchers.
     """
     plain = PLAIN.get(backend)
     if plain is not None:

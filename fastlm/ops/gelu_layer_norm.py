@@ -16,7 +16,7 @@ from fastlm.ops._register import Direction, as_rows, autocast, define, empty_par
 
 
 def cost(rows: int, columns: int, element: int = 2) -> Cost:
-    """A layer norm's cost, the bias and GELU; backward both again, GELU's derivative, a product and dbias."""
+    """Returns a layer norm's cost plus bias and GELU; backward both again, GELU's derivative, a product and dbias."""
     return norm_cost(rows, columns, element, 1 + GELU, 1 + GELU + GELU_SLOPE + 2)
 
 

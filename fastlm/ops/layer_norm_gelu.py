@@ -23,7 +23,7 @@ from fastlm.ops._register import Direction, as_rows, autocast, define, num_parti
 
 
 def cost(rows: int, columns: int, element: int = 2) -> Cost:
-    """A layer norm's cost, and GELU; backward its argument again (2), its derivative and a product."""
+    """Returns a layer norm's cost plus GELU; backward GELU's argument (2) and GELU again, its derivative, a product."""
     return norm_cost(rows, columns, element, GELU, 2 + GELU + GELU_SLOPE + 1)
 
 
