@@ -40,7 +40,7 @@ class Case(ABC):
 
     op: ClassVar[str]
     passes: ClassVar[tuple[str, ...]] = ("forward", "backward", "both")
-    products: ClassVar[bool] = False  # True: FLOPs are matrix products and enter the lower bound; False: bytes alone do
+    products: ClassVar[bool] = False  # whether FLOPs (of matrix products) enter the floor; otherwise only bytes do
     label: str
     dropout_p: float = 0.0
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import Field, field, fields, replace
 from typing import Any, TypeVar
 
@@ -31,6 +31,12 @@ def check_choices(config: Any) -> None:
         choices = f.metadata.get("choices")
         given = getattr(config, f.name)
         require(choices is None or given in choices, f.name, f"one of {', '.join(choices or ())}", given)
+
+
+def list_problems(**names: Iterable[str]) -> str:
+    """Lists names by the kind of problem, e.g. "missing: a, b; unknown: c". Returns "" without names."""
+    found = {kind.replace("_", " "): sorted(few) for kind, few in names.items()}
+    return "; ".join(f"{kind}: {', '.join(few)}" for kind, few in found.items() if few)
 
 
 def option_values(config: Any) -> dict[str, Any]:

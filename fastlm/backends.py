@@ -76,7 +76,7 @@ class Call(NamedTuple):
 
 
 def call_of(x: Tensor, *, dtype: torch.dtype | None = None, width: int = 0, shape_class: str = "") -> Call:
-    """Describes a call whose activations are on the device of x, by default in its dtype."""
+    """Describes a call whose activations are on the device of x, by default in the dtype of x."""
     device = x.device.type
     chip = compute_capability(x.device) if device == "cuda" else None
     return Call(device, x.dtype if dtype is None else dtype, width, chip, shape_class)
@@ -148,7 +148,7 @@ def reasons_against(spec: Spec, name: str, call: Call) -> list[str]:
         return [f"there is no {name} kernel for {spec.op} yet"]
     reasons = []
     if call.dtype not in limits.dtypes:
-        reasons.append(f"it takes {', '.join(_short(d) for d in limits.dtypes)}, not {_short(call.dtype)}")
+        reasons.append(f"it takes {', '.join(map(dtype_name, limits.dtypes))}, not {dtype_name(call.dtype)}")
     unavailable = _unavailable(name, spec.kernels, call.dtype, call.device)
     if unavailable is not None:
         reasons.append(unavailable)
@@ -165,8 +165,8 @@ def reasons_against(spec: Spec, name: str, call: Call) -> list[str]:
 def implementation(spec: Spec, backend: str, name: str, launch: Callable[..., Any]) -> Callable[..., Any]:
     """Returns the function that computes one direction of an op.
 
-    For a plain backend it is the function `name` of its module. The other backends have launchers, which write into
-    allocated tensors. For them it is `launch`, which allocates; its first argument is bound to the launchers.
+    For a plain backend it is the backend's function `name`. The other backends have launchers, which write into given
+    tensors. For them it is `launch`, which allocates these tensors, with the launchers bound as its first argument.
     """
     plain = PLAIN.get(backend)
     if plain is not None:
@@ -199,6 +199,11 @@ def extension_error() -> str | None:
 def kernels_error(kernels: str = "layer_norm") -> str | None:
     """Returns why the Triton kernels of a file cannot be used, or None if they can."""
     return _import_error("triton") or _import_error(f"fastlm.kernels.{kernels}")
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """Returns a dtype's name without "torch."."""
+    return str(dtype).removeprefix("torch.")
 
 
 def _checked(name: str) -> str:
@@ -238,10 +243,6 @@ def _cuda_unavailable(device: str) -> str | None:
     if device != "cuda":
         return f"the tensors are on {device}, and CUDA kernels need a CUDA device"
     return extension_error()
-
-
-def _short(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 @functools.cache

@@ -214,7 +214,7 @@ class _Tuple(argparse.Action):
 
 
 def _seed(text: str) -> int:
-    """Parses a seed."""
+    """Parses a seed in [0, 2^63)."""
     try:
         seed = int(text)
     except ValueError:

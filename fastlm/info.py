@@ -78,14 +78,14 @@ def _ops() -> Iterator[str]:
     """Yields a table of the backends that `auto` takes per op and dtype, then each reason against the others once."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     yield from (f"What backend='auto' takes for tensors on {device}:", "")
-    yield f"{'op':22} " + " ".join(f"{_name(dtype):10}" for dtype in DTYPES).rstrip()
+    yield f"{'op':22} " + " ".join(f"{backends.dtype_name(dtype):10}" for dtype in DTYPES).rstrip()
     refused: dict[str, dict[str, list[tuple[str, str]]]] = {}  # backend -> reason -> (op, dtype)s
     for op in SPECS:
         chosen = {dtype: _chosen(op, dtype, device) for dtype in DTYPES}
         yield f"{op:22} " + " ".join(f"{backend:10}" for backend, _ in chosen.values()).rstrip()
         for dtype, (_, reasons) in chosen.items():
             for backend, reason in reasons.items():
-                refused.setdefault(backend, {}).setdefault(reason, []).append((op, _name(dtype)))
+                refused.setdefault(backend, {}).setdefault(reason, []).append((op, backends.dtype_name(dtype)))
     for backend, reasons in refused.items():
         yield from ("", f"Why not {backend}:")
         yield from _grouped(reasons)
@@ -104,7 +104,7 @@ def _chosen(op: str, dtype: torch.dtype, device: str) -> tuple[str, dict[str, st
 
 
 def _grouped(reasons: dict[str, list[tuple[str, str]]]) -> Iterator[str]:
-    """Yields one line per reason, with the calls that it is about. The most frequent reason is last, for the rest."""
+    """Yields one line per reason, with its calls. The last line is the most frequent reason, for all other calls."""
     *few, last = sorted(reasons, key=lambda reason: len(reasons[reason]))
     for reason in few:
         yield from _wrapped("", f"{_calls(reasons[reason])}: {reason}")
@@ -112,7 +112,7 @@ def _grouped(reasons: dict[str, list[tuple[str, str]]]) -> Iterator[str]:
 
 
 def _calls(calls: list[tuple[str, str]]) -> str:
-    """Describes calls briefly: their dtypes and ops, without dtypes if all, and ops by those left out if fewer."""
+    """Describes calls as "DTYPES in OPS". Omits all dtypes, or all ops; names the excluded ops if they are fewer."""
     ops, dtypes = (list(dict.fromkeys(column)) for column in zip(*calls, strict=True))
     others = [op for op in SPECS if op not in ops]
     named = f"all ops but {', '.join(others)}" if 0 < len(others) < len(ops) else ", ".join(ops)
@@ -125,7 +125,3 @@ def _wrapped(name: str, text: str) -> list[str]:
     """Wraps text into lines of WIDTH columns, after a name or, without one, indented."""
     first, indent = (f"{name:14} ", " " * 15) if name else ("  ", "    ")
     return textwrap.wrap(text, WIDTH, initial_indent=first, subsequent_indent=indent, break_on_hyphens=False)
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

@@ -1,14 +1,14 @@
-"""The keep probability of dropout, in steps of 1/256. It imports no torch, because configurations use it."""
+"""The keep probability of dropout, in steps of 1/256. Imports no torch: configurations check their values with it."""
 
 from __future__ import annotations
 
-LEVELS = 256  # keep == LEVELS means no dropout
+LEVELS = 256  # `keep == LEVELS`: nothing is dropped
 
 
 def keep_count(dropout_p: float) -> int:
-    """Returns the integer k for which k / 256 is nearest to the keep probability 1 - dropout_p, dropout_p in [0, 1).
+    """Returns the k for which the keep probability k / 256 is nearest to 1 - dropout_p; dropout_p is in [0, 1).
 
-    Raises ValueError if dropout_p > 0 and k is 256, which would drop nothing, or if k is 0.
+    Raises ValueError if k rounds to 256, which drops nothing, although dropout_p > 0, or if k rounds to 0.
     """
     if not 0.0 <= dropout_p < 1.0:
         raise ValueError(f"dropout_p must be in [0, 1), got {dropout_p}")

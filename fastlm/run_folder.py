@@ -1,11 +1,11 @@
 """The folder of a run: its files and its record.
 
-config.json    the options, the identity of the data files, and the plan made from both: steps, precision, sizes
-tokenizer.json, data/            the tokenizer and the tokenised shards (of tasks on text)
-metrics.jsonl                    one line per update
-checkpoints/step-N/              the last two (train/checkpoint.py), each with the model in model/
-loss.png                         the loss curve, written at each checkpoint
-model/, report.{json,md}         written at the end
+config.json                 the options, the identity of the data files, and the plan: steps, precision, sizes
+tokenizer.json, data/       the tokenizer and the tokenised shards (of tasks on text)
+metrics.jsonl               one line per update
+checkpoints/step-N/         the last two (train/checkpoint.py), each with the model in model/
+loss.png                    the loss curve, written at each checkpoint
+model/, report.{json,md}    written at the end
 """
 
 from __future__ import annotations

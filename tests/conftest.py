@@ -18,7 +18,7 @@ from hypothesis import settings
 ROOT = Path(__file__).parent.parent
 SLOW_TESTS = "slow tests are deselected: make test-all (pytest --all) runs them"
 
-# For benchmarks/, and after all else: kernels/ must not hide the package of that name.
+# Tests import benchmarks/ from here. Last on the path, so that kernels/ does not hide the PyPI package of that name.
 sys.path.append(str(ROOT))
 
 if not torch.cuda.is_available():

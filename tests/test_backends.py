@@ -17,7 +17,7 @@ from fastlm import backends
 from fastlm.backends import Call, Limits, Spec
 from fastlm.ops import SPECS
 
-# An op with a reference and a Triton kernel (kernels/toy.py).
+# An op that does not exist. It claims to have a reference, and a Triton kernel in kernels/toy.py.
 TOY = Spec(
     "toy",
     kernels="toy",

@@ -1,4 +1,4 @@
-"""The record of a run's updates: what a resumed run verifies and keeps, in memory that does not grow with the run."""
+"""metrics.jsonl and the loss curve: what a resumed run checks and keeps, in bounded memory."""
 
 import contextlib
 import json
@@ -74,7 +74,7 @@ def test_bins_that_cannot_be_halved(bins):
 
 @contextlib.contextmanager
 def memory_below(limit):
-    """Nothing allocated within it may take more bytes at once."""
+    """Asserts that allocations in the `with` block never hold more bytes at once."""
     tracemalloc.start()
     try:
         yield
@@ -93,7 +93,7 @@ def test_a_file_is_read_in_little_memory(tmp_path):
 
 
 def test_a_million_updates_are_kept_in_little_memory():
-    """Traced at the end only, for tracing takes three times as long; 100,000 records alone would take 20 MB."""
+    """Traces memory only at the end, since tracing triples the time; 100,000 records alone would take 20 MB."""
     curve = Curve()
 
     def add(steps):

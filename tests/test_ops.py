@@ -346,8 +346,9 @@ def test_forward_mode_raises(call):
 def test_arguments_that_are_not_tensors_are_named(call):
     names, function = CALLS[call]
     tensors = _tensors()
+    first = "first_sequence" if call.startswith("attention") else "first_row"
     for name in names:
-        argument = "bias" if name == "class_bias" else name
+        argument = {"class_bias": "bias", "first": first}.get(name, name)
         for wrong, kind in ((tensors[name].tolist(), "list"), (7, "int")):
             sentence = rf"^{call.partition(',')[0]}: {argument} must be a tensor( of .*)?, got {kind}$"
             with pytest.raises(TypeError, match=sentence):

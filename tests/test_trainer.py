@@ -17,7 +17,7 @@ MODELS = ("gpt1_tiny", "bert_tiny")
 
 @pytest.fixture(scope="module")
 def make(tmp_path_factory, text):
-    """A trainer of a model, with the same tokenizer and shards each time."""
+    """Returns a function that makes trainers of a model, all on the same tokenizer and shards."""
     folders = {}
 
     def trainer(model, **options):
@@ -94,7 +94,7 @@ def test_evaluation_is_without_dropout_and_draws_nothing(make, model):
 
 def test_dropout_differs_from_update_to_update(make):
     trainer = make("gpt1_tiny", learning_rate=1e-12, accumulation=1)
-    trainer._loader = _Loader(lambda part: trainer._load(0))  # the same batch again and again
+    trainer._loader = _Loader(lambda index: trainer._load(0))  # the same batch again and again
     values = {trainer.update(step).values[0].item() for step in range(3)}
     assert len(values) == 3
 

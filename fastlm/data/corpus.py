@@ -7,7 +7,7 @@ space, so hard-wrapped text is unwrapped. In a .txt file
 - document="file": the file is one document, and a blank line ends a paragraph (for a book or an article per file).
 
 In a .jsonl file each line is an object whose "text" is one document, in which a blank line ends a paragraph. Both kinds
-may be compressed: .txt.xz, .txt.gz, .jsonl.xz, .jsonl.gz. Text is UTF-8. Lines end in \n, \r\n or \r; form feeds and
+may be compressed: .txt.xz, .txt.gz, .jsonl.xz, .jsonl.gz. Text is UTF-8. Lines end in LF, CR LF or CR; form feeds and
 Unicode's line separators are ordinary white space. All byte order marks are removed.
 
 Reading takes linear time for any text. `Documents.streams` also takes bounded memory, plus one line of a .jsonl file.
@@ -107,8 +107,8 @@ class Documents:
 def read_documents(paths: str | Path | Iterable[str | Path], document: str = "blank-line") -> Documents:
     """Returns the documents of text files, in order, as an iterable that can be read again and again.
 
-    Raises DataError while reading if a file is not UTF-8 or holds a NUL byte (with the byte's offset), a line is not a
-    JSON object with a "text" of whole characters (with its number), a compressed file is damaged, or there is no text.
+    Raises DataError while reading: for a file that is not UTF-8 or holds a NUL byte, a line that is not a JSON object
+    with a "text" of valid Unicode, a damaged compressed file, and if there is no text. The message names the place.
     """
     return Documents(paths, document)
 

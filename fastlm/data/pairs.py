@@ -51,10 +51,10 @@ class SentencePairs:
     All draws are new each epoch. `batch(step)` depends on (seed, step) alone.
 
     The original code (create_pretraining_data.py) differs in two ways. First, after a random B it uses the passage's
-    second part in the next pair. Here that part is read in an epoch whose coin falls the other way: this lets any batch
-    be made directly, and over the epochs no sentence is left out. Second, its random B starts at a random sentence of a
-    uniformly drawn document, and continues until the pair holds S - 3 tokens or the document ends. Its lengths reveal
-    the label, as measured on the bundled novels with a vocabulary of 4096:
+    second part in the next pair. Here that part is read in another epoch, when the coin decides otherwise: so any batch
+    can be made directly, and over the epochs no sentence is left out. Second, its random B starts at a random sentence
+    of a uniformly drawn document, and continues until the pair holds S - 3 tokens or the document ends. Its lengths
+    reveal the label, as measured on the bundled novels with a vocabulary of 4096:
 
         S                                                          64     128    512
         pairs with a random B (a lone sentence always gets one)    61%    55%    54%
@@ -156,10 +156,10 @@ class SentencePairs:
         return first, _Spans(np.where(labels, random_begin, offsets[middle]), size), labels
 
     def _random_spans(self, document: np.ndarray, size: np.ndarray, place: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Finds spans of `size` tokens in other documents; returns their starts and their distance to a sentence's end.
+        """Finds spans of `size` tokens in other documents; returns their starts, and how far their sentences go on.
 
         The candidates are _CANDIDATES sentences from a randomly drawn one on (the first sentence of the split follows
-        the last one), and the first sentence of the drawn one's document. The shortest distance, in tokens, wins.
+        the last one), and the first sentence of the drawn one's document. The one that misses the fewest tokens wins.
         """
         offsets, documents = self._split.sentences, self._split.documents
         drawn, source = self._by_size.draw(document, size, place)
@@ -242,7 +242,7 @@ class _DocumentsBySize:
     def draw(self, document: np.ndarray, size: np.ndarray, place: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Draws sentences uniformly from the documents other than `document` that hold `size` tokens.
 
-        place: uniform in [0, 1); it decides. Returns the sentences and their documents.
+        place: the random numbers to use, uniform in [0, 1). Returns the sentences and their documents.
         """
         rank = self._rank[document]
         own_begin, own_end = self._before[rank], self._before[rank + 1]
@@ -257,7 +257,7 @@ class _DocumentsBySize:
 def _truncate(
     first: _Spans, second: _Spans, limit: int, streams: Iterable[np.random.Generator]
 ) -> tuple[_Spans, _Spans]:
-    """Removes tokens of the longer of A and B (B if equal), front or back by a coin, until both hold `limit` in all."""
+    """Removes tokens of the longer of A and B (B if equal), front or back by a coin, until both fit into `limit`."""
     half_a, half_b = limit - limit // 2, limit // 2
     size_a = np.minimum(first.size, np.maximum(half_a, limit - second.size))
     size_b = np.minimum(second.size, np.maximum(half_b, limit - first.size))

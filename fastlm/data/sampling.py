@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-# The purpose of a stream of random numbers. Runs are reproduced only if these numbers stay.
+# The purposes of streams of random numbers. Other numbers here would change every run.
 ORDER, WINDOW_OFFSET, EXAMPLE, TRUNCATION = range(4)
 _ROUNDS = 6  # of the Feistel network
 
@@ -39,7 +39,7 @@ def check_seed(seed: int) -> int:
 
 
 def shuffled(start: int, count: int, size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns `count` positions, from `start` on, of an endless reading of `size` items in a new order each epoch.
+    """Reads `size` items endlessly, in a new random order each epoch; returns positions [start, start + count).
 
     The result is the epoch and the item at each position, int64 (count,). Each epoch holds each item once. The cost is
     O(count), wherever `start` is.

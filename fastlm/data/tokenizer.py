@@ -274,7 +274,7 @@ def _tokenizers() -> Any:
 
 @contextmanager
 def _all_cores() -> Iterator[None]:
-    """Lets the library use all cores, unless the user has chosen. Outside it uses one core, which makes forks safe."""
+    """Lets the library use all cores, unless the user chose. Otherwise it uses one core, so that a fork is safe."""
     if _USER_CHOSE_CORES:
         yield
         return

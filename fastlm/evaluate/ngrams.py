@@ -11,7 +11,8 @@ import numpy as np
 from fastlm.data.shards import Shards
 
 _SLICE = 1 << 22  # tokens counted at a time
-_HELD_OUT, _MAX_HELD_OUT = 0.05, 1 << 20  # fraction and tokens of the training text whose end fits the weights
+# The weights are fitted on the end of the training text: this fraction of it, but at most this number of tokens.
+_HELD_OUT, _MAX_HELD_OUT = 0.05, 1 << 20
 _ITERATIONS = 100  # of expectation maximisation
 
 
@@ -59,7 +60,7 @@ def ngram_losses(train: np.ndarray, before: np.ndarray, after: np.ndarray, vocab
 
 
 def most_frequent(train: np.ndarray, vocab_size: int) -> int:
-    """Returns the most frequent token of `train`, the smallest of several."""
+    """Returns the most frequent token of `train`, the smallest one on a tie."""
     counts = np.zeros(vocab_size, np.int64)
     for start in range(0, len(train), _SLICE):
         counts += np.bincount(train[start : start + _SLICE], minlength=vocab_size)

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from fastlm._options import list_problems
 from fastlm.models import BERT, GPT1, BERTConfig, GPT1Config, build, files
 
 Config = GPT1Config | BERTConfig
@@ -143,10 +144,10 @@ def import_weights(
         present = {n.partition(".")[0] for n, entry in table.items() if theirs.keys() & entry.names}
         table = {n: s for n, s in table.items() if not n.startswith(_HEADS) or n.partition(".")[0] in present}
     expected = {name for entry in table.values() for name in entry.names}
-    problems = {"missing": sorted(expected - theirs.keys()), "unknown": sorted(theirs.keys() - expected)}
-    text = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in problems.items() if names)
-    if text:
-        lacks_head = any(n.startswith(("bert.pooler.", "cls.")) for n in problems["missing"])
+    missing, unknown = expected - theirs.keys(), theirs.keys() - expected
+    if missing or unknown:
+        text = list_problems(missing=missing, unknown=unknown)
+        lacks_head = any(n.startswith(("bert.pooler.", "cls.")) for n in missing)
         hint = " (fresh_heads=True initialises heads that the weights lack)" if lacks_head and not fresh_heads else ""
         raise ValueError(f"{source}: not the tensors of this model: {text}{hint}")
     return {ours: entry.read(theirs) for ours, entry in table.items()}
@@ -199,7 +200,7 @@ def save(model: GPT1 | BERT, folder: str | Path) -> None:
 
 
 def _normalise_names(weights: Mapping[str, Tensor], config: Config) -> dict[str, Tensor]:
-    """Renames their tensors as in their models with heads; early files also call LayerNorm's parameters otherwise."""
+    """Adds the prefix of their models with heads to all names; renames gamma and beta of LayerNorm (early files)."""
     prefix = "transformer." if isinstance(config, GPT1Config) else "bert."
     bare = not any(name.startswith(prefix) for name in weights)
     renamed = {}

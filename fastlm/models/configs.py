@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar, Self
 
-from fastlm._options import option
+from fastlm._options import list_problems, option
 from fastlm.keep import keep_count
 
 
@@ -52,8 +52,7 @@ class ModelConfig:
         """Returns the configuration that `to_json` describes. Raises ValueError for missing or unknown names."""
         given, known = set(values), {"model_type", *(f.name for f in fields(cls))}
         if given != known:
-            problems = {"missing": known - given, "unknown": given - known}
-            text = "; ".join(f"{kind}: {', '.join(sorted(names))}" for kind, names in problems.items() if names)
+            text = list_problems(missing=known - given, unknown=given - known)
             hint = "a folder of transformers' is loaded by fastlm.integrations.transformers.load"
             raise ValueError(f"not the configuration of a fastlm {cls.model_type}: {text} ({hint})")
         return cls(**{name: value for name, value in values.items() if name != "model_type"})
@@ -125,7 +124,7 @@ class BERTConfig(ModelConfig):
         return self.block_flops_per_token(sequence_length) + round(6 * predicted_fraction * head)
 
 
-# initializer_range is 0.02 sqrt(768 / 256), so that the products of a matrix have the same variance as at width 768.
+# initializer_range is 0.02 sqrt(768 / 256): x W^T then has the same variance as with 0.02 and a width of 768.
 _SMALL = {"vocab_size": 4096, "layers": 4, "hidden": 256, "heads": 4, "intermediate": 1024, "initializer_range": 0.035}
 _TINY = {"vocab_size": 512, "context": 64, "layers": 2, "hidden": 64, "heads": 2, "intermediate": 256}
 

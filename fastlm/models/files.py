@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from fastlm._options import list_problems
 from fastlm.files import named_tensors, write_json, write_tensors
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -76,14 +77,10 @@ def check_names(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], sou
         for name, t in found.items()
         if name in shapes and tuple(t.shape) != shapes[name]
     ]
-    kinds = {
-        "missing": sorted(expected.keys() - found.keys()),
-        "unknown": sorted(found.keys() - expected.keys()),
-        "of another shape": sorted(wrong),
-    }
-    problems = [f"{kind}: {', '.join(names)}" for kind, names in kinds.items() if names]
+    missing, unknown = expected.keys() - found.keys(), found.keys() - expected.keys()
+    problems = list_problems(missing=missing, unknown=unknown, of_another_shape=wrong)
     if problems:
-        raise ValueError(f"{source}: not the tensors of this model: {'; '.join(problems)}")
+        raise ValueError(f"{source}: not the tensors of this model: {problems}")
 
 
 def assign_weights(model: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:

@@ -52,9 +52,9 @@ class LayerNorm(nn.Module):
 class AddLayerNorm(LayerNorm):
     """Computes the post-LN step LN(residual + dropout(x + bias)) (Vaswani et al. 2017, sections 3.1 and 5.4).
 
-    Shapes: x and residual (..., E) -> (..., E). The bias, of the linear layer that made x, is an
-    argument of the call: see `return_bias` of `SelfAttention` and `MLP`. With `return_sum` the result is (y, sum), for
-    pre-LN models. With keep_sum=False no sum is kept for the backward, which uses the output instead (see
+    Shapes: x and residual (..., E) -> (..., E). The bias is that of the linear layer that made x, and an argument of
+    the call: see `return_bias` of `SelfAttention` and `MLP`. With `return_sum` the result is (y, sum), for pre-LN
+    models. With keep_sum=False no sum is kept for the backward, which uses the output instead (see
     `fastlm.add_layer_norm`).
     """
 

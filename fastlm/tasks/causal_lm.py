@@ -23,7 +23,7 @@ from fastlm.tasks.pretraining import Pretraining, as_line, held_out_sentences
 if TYPE_CHECKING:
     from fastlm.train.trainer import Trainer
 
-GIVEN, WRITTEN = 4, 60  # an example: words of the prompt, and tokens that the model writes after it
+PROMPT_WORDS, NEW_TOKENS = 4, 60  # in an example of the report
 QUOTES = str.maketrans("", "", '"“”_')  # removed from prompts, where they would open and never close
 
 
@@ -50,7 +50,7 @@ class CausalLM(Pretraining):
         return (model(**batch).loss,)
 
     def evaluate(self, model: nn.Module, batches: Iterable[Batch]) -> dict[str, float]:
-        losses = torch.stack([model(**batch).loss.float() for batch in batches])  # of equally many tokens
+        losses = torch.stack([model(**batch).loss.float() for batch in batches])  # all of the same size
         return {"loss": losses.mean().item()}
 
     def report(self, trainer: Trainer, name: str) -> dict[str, Any]:
@@ -78,10 +78,10 @@ class CausalLM(Pretraining):
         sampling = {"temperature": 0.8, "top_k": 40, "generator": generator}
         examples = []
         for sentence in held_out_sentences(self.shards.split("validation")):
-            prompt = " ".join(as_line(self.tokenizer, sentence).translate(QUOTES).split()[:GIVEN])
+            prompt = " ".join(as_line(self.tokenizer, sentence).translate(QUOTES).split()[:PROMPT_WORDS])
             if not prompt:  # the sentence is only quotes
                 continue
-            text = generate_text(trainer.model, self.tokenizer, prompt, WRITTEN, **sampling)
+            text = generate_text(trainer.model, self.tokenizer, prompt, NEW_TOKENS, **sampling)
             examples.append(_emphasised(prompt, " ".join(text.split())))
         return examples
 

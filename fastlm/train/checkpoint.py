@@ -24,6 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from fastlm.backends import dtype_name
 from fastlm.files import named_tensors, new_folder, remove_unfinished, write_json, write_tensors
 from fastlm.run_folder import find_checkpoints
 from fastlm.train.optim import bias_corrected
@@ -213,11 +214,11 @@ def _read(file: Path) -> dict[str, Tensor]:
 
 def _describe(tensors: Mapping[str, Tensor]) -> dict[str, str]:
     """Returns the dtype and shape of each tensor, e.g. "float32 (768, 3072)"."""
-    return {name: f"{str(t.dtype).removeprefix('torch.')} {tuple(t.shape)}" for name, t in tensors.items()}
+    return {name: f"{dtype_name(t.dtype)} {tuple(t.shape)}" for name, t in tensors.items()}
 
 
 def _check_same(file: Path, found: Mapping[str, str], expected: Mapping[str, str], whose: str) -> None:
-    """Raises CheckpointError for the first tensor that is not as expected; `whose`: who expects it."""
+    """Raises CheckpointError for the first tensor that is not as expected; `whose` names the expecting side."""
     for name in sorted(found.keys() | expected.keys()):
         here, there = found.get(name, "(not there)"), expected.get(name, "(not there)")
         if here != there:

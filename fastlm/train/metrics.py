@@ -56,7 +56,7 @@ class Curve:
         self.training, self.validation = Series(), Series()
 
     def add(self, record: dict[str, Any]) -> None:
-        """Appends "loss" and "validation_loss" of a record of metrics.jsonl, as far as it has them."""
+        """Appends the "loss" and "validation_loss" of a record of metrics.jsonl, if it has them."""
         for series, name in ((self.training, "loss"), (self.validation, "validation_loss")):
             if name in record:
                 series.add(record["step"], record[name])

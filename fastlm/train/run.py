@@ -107,7 +107,7 @@ class TrainingFolder(RunFolder):
             )
 
     def _check_data_files(self, task: Task, recorded: dict[str, Any], notify: Notify) -> None:
-        """Reports data files that have changed. Raises RunError if data has to be made again from such files."""
+        """Reports data files that have changed. Raises RunError if the data would have to be made again from them."""
         complete = task.is_prepared(self.path)
         changes = [
             f"{before['path']} {change}"

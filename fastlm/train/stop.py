@@ -29,4 +29,4 @@ class StopRequest:
         if self.requested and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.requested = True
-        os.write(2, b"\nstopping after this update ...\n")  # print could be what the signal interrupted
+        os.write(2, b"\nstopping after this update ...\n")  # no print: the signal may have interrupted one
