@@ -66,7 +66,7 @@ class Spec:
 
 
 class Call(NamedTuple):
-    """Describes a call as far as the choice of its backend depends on it. width=0 skips the checks of the width."""
+    """Holds the facts of a call that decide its backend. width=0 skips the checks of the width."""
 
     device: str  # device type: "cpu", "cuda", "meta"
     dtype: torch.dtype

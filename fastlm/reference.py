@@ -456,7 +456,7 @@ def self_attention_forward(
     scale: float,
     keep: int,
 ) -> tuple[Tensor, Tensor]:
-    """Does what `attention_forward` does; with cu_seqlens, of packed rows: q and o (T, H, D), lse (T, H)."""
+    """Computes `attention_forward`. With cu_seqlens the rows are packed: q and o (T, H, D), lse (T, H)."""
     if cu_seqlens is None:
         return attention_forward(q, k, v, lengths, seed, first_sequence, causal, scale, keep)
     rows = q.shape[0]
@@ -481,7 +481,7 @@ def self_attention_backward(
     scale: float,
     keep: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Does what `attention_backward` does; with cu_seqlens, of packed rows: dq, dk, dv (T, H, D)."""
+    """Computes `attention_backward`. With cu_seqlens the rows are packed: dq, dk, dv (T, H, D)."""
     if cu_seqlens is None:
         return attention_backward(do, q, k, v, o, lse, lengths, seed, first_sequence, causal, scale, keep)
     rows = q.shape[0]

@@ -19,7 +19,7 @@ from torch import Tensor
 from fastlm.kernels import autotune
 
 COLUMNS_PER_WARP = 256  # of one block
-MAX_BLOCKS = 3  # 24 values per thread and row array; the backward holds five such arrays
+MAX_BLOCKS = 3  # a thread then holds 24 values of a row, and in the backward five such sets
 MAX_COLUMNS = 8192  # the registers of 512 threads hold no longer row
 
 

@@ -30,7 +30,8 @@ def cost(rows: int, columns: int, element: int = 2, *, dropout: bool = True, kee
 
     Forward bytes = element * (3 + keep_sum) N E + 8 N: reads x, residual, writes y, statistics and, if kept, the sum.
     Backward bytes = element * (3 + dropout) N E + 8 N: reads dy, the sum or y, statistics, writes ds and, with dropout,
-    dx. Operations per element besides the layer norm: bias, residual, dropout's factor; backward that factor and dbias.
+    dx. Operations per element besides the layer norm: forward bias, residual, dropout's factor; backward dropout's
+    factor, dbias.
     """
     n = rows * columns
     forward = (3 + keep_sum) * element * n + 8 * rows
@@ -152,7 +153,7 @@ def _launch_forward(
     eps: float,
     save_sum: bool,
 ) -> Outputs:
-    """Launches LN(residual + dropout(x + bias)) of (N, E)."""
+    """Launches the forward of LN(residual + dropout(x + bias)), x (N, E)."""
     y, s, mean, rstd = outputs = _empty_outputs(x, save_sum)
     launchers.add_layer_norm_forward(
         x, residual, bias, gamma, beta, seed, first_row, y, s if save_sum else None, mean, rstd, keep, eps

@@ -19,7 +19,7 @@ def cost(rows: int, columns: int, element: int = 2) -> Cost:
     """Returns the cost for x (N, F).
 
     Forward bytes = element * 2 N F: reads x, writes y. Backward bytes = element * 3 N F: reads dy, x, writes dx.
-    Operations: bias and GELU; backward both again, GELU's derivative, a product and dbias.
+    Forward operations: bias, GELU. Backward operations: both again, GELU's derivative, a product, dbias.
     """
     n = rows * columns
     return Cost(2 * element * n, (1 + GELU) * n, 3 * element * n, (1 + GELU + GELU_SLOPE + 2) * n)
@@ -76,7 +76,7 @@ def _forward(x: Tensor, bias: Tensor | None, approximate: str, backend: str) -> 
 
 
 def _launch_forward(launchers: Any, x: Tensor, bias: Tensor | None, approximate: str) -> Tensor:
-    """Launches GELU(x + bias) of (N, F)."""
+    """Launches the forward of GELU(x + bias), x (N, F)."""
     y = x.new_empty(x.shape)
     launchers.bias_gelu_forward(x, bias, y, approximate == "tanh")
     return y
@@ -89,7 +89,7 @@ def _backward(dy: Tensor, x: Tensor, bias: Tensor | None, approximate: str, back
 
 
 def _launch_backward(launchers: Any, dy: Tensor, x: Tensor, bias: Tensor | None, approximate: str) -> Gradients:
-    """Launches the gradients of GELU(x + bias) of (N, F)."""
+    """Launches the backward of GELU(x + bias), x (N, F)."""
     dx, dbias = gradients = _empty_gradients(x)
     # The programs also divide the columns, 256 to each.
     down = max(1, num_partials(x.shape[0], x.device) // math.ceil(x.shape[1] / 256))

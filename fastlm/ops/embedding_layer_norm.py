@@ -46,7 +46,8 @@ def cost(
     and ids, writes y; with LN element * N E + 8 N more, for the sum and statistics.
     Backward: reads dy, ids and with LN the sum and statistics, writes the fp32 gradients of whole tables,
     4 E (V + positions + segments).
-    Operations: a sum per table but the first, LN, dropout's factor; backward dropout's factor, LN, a sum per table.
+    Forward operations: a sum per table but the first, LN, dropout's factor.
+    Backward operations: dropout's factor, LN, a sum per table.
     """
     n, tables = rows * columns, 1 + (positions > 0) + (segments > 0)
     ids = 8 * rows * (1 + (segments > 0))
