@@ -52,7 +52,7 @@ class Outputs(NamedTuple):
 
 
 class Gradients(NamedTuple):
-    """The gradients. Without dropout dx equals dresidual, and is empty."""
+    """The gradients. Without dropout dx is empty, because it equals dresidual."""
 
     dresidual: Tensor
     dx: Tensor

@@ -16,7 +16,7 @@ from fastlm.ops._register import Direction, as_rows, autocast, define, empty_par
 
 
 def cost(rows: int, columns: int, element: int = 2) -> Cost:
-    """Returns a layer norm's cost plus operations: bias, GELU. Backward: both again, GELU's derivative, product, dbias."""
+    """Returns a layer norm's cost plus bias, GELU. Backward: both again, GELU's derivative, a product, dbias."""
     return norm_cost(rows, columns, element, 1 + GELU, 1 + GELU + GELU_SLOPE + 2)
 
 

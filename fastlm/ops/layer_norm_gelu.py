@@ -23,7 +23,7 @@ from fastlm.ops._register import Direction, as_rows, autocast, define, num_parti
 
 
 def cost(rows: int, columns: int, element: int = 2) -> Cost:
-    """Returns a layer norm's cost plus operations: GELU. Backward: its argument (2), GELU, its derivative, a product."""
+    """Returns a layer norm's cost plus GELU. Backward: GELU's argument (2), GELU, its derivative, a product."""
     return norm_cost(rows, columns, element, GELU, 2 + GELU + GELU_SLOPE + 1)
 
 
