@@ -262,11 +262,11 @@ def embedding_gradient(
     """
     columns = ds.shape[1]
     block = max(16, min(256, triton.next_power_of_2(columns)))
-    blocks = triton.cdiv(column_indices, block)
+    blocks = triton.cdiv(columns, block)
     if runs.shape[0] > 0:
-        _sum_runs[(runs.shape[0], blocks)](ds, ids, order, runs, RUN=run, E=column_indices, BLOCK=block, num_warps=4)
+        _sum_runs[(runs.shape[0], blocks)](ds, ids, order, runs, RUN=run, E=columns, BLOCK=block, num_warps=4)
     # Each row of a vocabulary has few positions. Each row of a small table has many, and needs many loads in flight.
     warps, rows = (1, 4) if out.shape[0] >= 1024 else (8, 32)
     _sum_rows[(out.shape[0], blocks)](
-        ds, order, starts, runs, out, RUN=run, E=column_indices, BLOCK=block, ROWS=rows, num_warps=warps
+        ds, order, starts, runs, out, RUN=run, E=columns, BLOCK=block, ROWS=rows, num_warps=warps
     )  # fmt: skip
