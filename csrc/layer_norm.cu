@@ -39,8 +39,12 @@ struct Forward {
   float eps;
 };
 
+// Threads on an SM for whose registers the forward is compiled; rows of four chunks of float32 would spill at 640.
 template <typename input_t, typename Shape>
-__global__ void __launch_bounds__(Shape::kThreads, Shape::kWide ? 640 / Shape::kThreads : 1)
+constexpr int kForwardThreads = sizeof(input_t) == 4 && Shape::kChunks == 4 ? 512 : 640;
+
+template <typename input_t, typename Shape>
+__global__ void __launch_bounds__(Shape::kThreads, Shape::kWide ? kForwardThreads<input_t, Shape> / Shape::kThreads : 1)
     forward_kernel(const Forward<input_t> p) {
   constexpr int kChunks = Shape::kChunks, kWarps = Shape::kWarps;
   __shared__ Scratch<kWarps, 1> scratch[2];
@@ -146,7 +150,7 @@ __device__ __forceinline__ float normalise(float saved, float mean, float rstd, 
 }
 
 template <typename input_t, typename Shape, bool kFromOutput>
-__global__ void __launch_bounds__(Shape::kThreads, kFromOutput ? 1 : Shape::kSummingBlocks)
+__global__ void __launch_bounds__(Shape::kThreads, kFromOutput && !Shape::kWide ? 1 : Shape::kSummingBlocks)
     backward_kernel(const Backward<input_t> p) {
   constexpr int kChunks = Shape::kChunks, kWarps = Shape::kWarps;
   __shared__ Scratch<kWarps, 2> scratch[2];

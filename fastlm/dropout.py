@@ -9,16 +9,17 @@ Coordinates are global. A call that holds a part of a batch says where the part 
 ops) or `first_sequence` (attention), one int64 on the device, beside the seed; None means 0. Then however a
 batch is split between sequences, over micro-batches or ranks, its parts draw what the whole would draw.
 
+The counter holds the lower half of a row's or head's 64-bit number. The upper half of the number is XORed onto
+the upper half of the key, because another counter word would take a register in the kernels' inner loops.
+
 Row ops (layer norm, embedding): element (n, c), n = first_row + the row's index in the call, takes byte
-c % 16 of the call with counter (c // 16, n mod 2^32, n div 2^32, 0); it is kept if the byte is less than
-`keep`.
+c % 16 of the call with counter (c // 16, n mod 2^32, 0, 0); it is kept if the byte is less than `keep`.
 
 Attention: query i, key j of sequence b = first_sequence + its index in the call, and head h. A 16 x 16 tile
 (I, J) = (i // 16, j // 16) takes 16 calls; call (r, c) serves rows {2r, 2r+1, 2r+8, 2r+9} and the same pattern
-of columns, its counter being (4J + c, 4I + r, m mod 2^32, 1) with m = b * H + h. The upper half of the key is
-XORed with m div 2^32: a further word of the counter would take a register of the kernels' inner loops. The 128
-bits are eight 16-bit planes, plane p being half p % 2 of word p // 2; bit 4*ii + jj of plane p is bit p of the
-element's 8-bit number, which is compared with `keep`. i and j are positions in the sequence, of packed rows too.
+of columns, its counter being (4J + c, 4I + r, m mod 2^32, 1) with m = b * H + h. The 128 bits are eight 16-bit
+planes, plane p being half p % 2 of word p // 2; bit 4*ii + jj of plane p is bit p of the element's 8-bit
+number, which is compared with `keep`. i and j are positions in the sequence, of packed rows too.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ def row_mask(seed: Tensor, rows: int, columns: int, keep: int, first_row: Tensor
     """
     n = _numbers_from(first_row, rows, seed.device)[:, None]
     group = torch.arange((columns + 15) // 16, device=seed.device)[None, :]
-    words = _philox(seed, group, n & MASK32, n >> 32 & MASK32, ROW_DOMAIN)
+    words = _philox(_key(seed, n, first_row), group, n & MASK32, torch.zeros_like(n), ROW_DOMAIN)
     # Little-endian words, low byte first: the order in which a row's columns take them.
     octets = torch.stack(words, dim=-1).to(torch.int32).view(torch.uint8)
     return octets.reshape(rows, 16 * group.shape[1])[:, :columns] < keep
@@ -75,8 +76,8 @@ def attention_mask(
     row = 4 * torch.arange(tiles_i, device=device)[:, None] + four.view(4, 1, 1, 1)
     first_head = None if first_sequence is None else first_sequence * heads
     head = _numbers_from(first_head, batch * heads, device).view(-1, 1, 1)
-    key = seed ^ head >> 32 << 32
-    bits = _planes_below(_philox(key, column, row, head & MASK32, ATTENTION_DOMAIN), keep)
+    words = _philox(_key(seed, head, first_sequence), column, row, head & MASK32, ATTENTION_DOMAIN)
+    bits = _planes_below(words, keep)
     # Bit 8*i2 + 4*i1 + 2*j2 + j1 of call (I, r, J, c) is row 16I + 8*i2 + 2r + i1, column 16J + 8*j2 + 2c + j1:
     # the pairs of bits j1 of the four c make the octet (i2, i1, j2) of (r, batch * heads, I, J).
     pairs = torch.arange(0, 16, 2, device=device, dtype=torch.int32).view(8, 1, 1, 1, 1)
@@ -88,8 +89,14 @@ def attention_mask(
 
 
 def _numbers_from(first: Tensor | None, count: int, device: torch.device) -> Tensor:
+    """Returns first, first + 1, ... of shape (count,)."""
     numbers = torch.arange(count, device=device)
     return numbers if first is None else numbers + first
+
+
+def _key(seed: Tensor, numbers: Tensor, first: Tensor | None) -> Tensor:
+    """Returns the keys for rows or heads of these numbers: the seed for those below 2^32, as all are from 0 on."""
+    return seed if first is None else seed ^ (numbers >> 32 << 32)
 
 
 def _planes_below(words: tuple[Tensor, ...], keep: int) -> Tensor:

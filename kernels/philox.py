@@ -41,7 +41,7 @@ def row_mask(seed, row, first: tl.constexpr, keep, BLOCK: tl.constexpr):
     """Tells which elements of a row op are kept: bool (ROWS, BLOCK), global rows `row` (int64, (ROWS, 1)), columns from
     `first` on.
 
-    Column c of row n has byte c % 16 of the call with counter (c // 16, n mod 2^32, n div 2^32, 0). Each word, that
+    Column c of row n has byte c % 16 of the call with counter (c // 16, n mod 2^32, 0, 0). Each word, that
     is 4 columns, names its own call, and the compiler merges those of a thread's neighbouring columns: one call for
     8 columns of fp16. Drawing each call once for all 16 instead, and handing words from lane to lane, goes
     through shared memory with two barriers and takes more instructions than it saves.
@@ -49,9 +49,9 @@ def row_mask(seed, row, first: tl.constexpr, keep, BLOCK: tl.constexpr):
     ROWS: tl.constexpr = row.shape[0]
     word = first // 4 + tl.arange(0, BLOCK // 4)[None, :]
     part, call = word % 4, (word // 4).to(tl.uint32)
-    low, high = row.to(tl.uint32), (row >> 32).to(tl.uint32)
-    k0, k1 = seed.to(tl.uint32), (seed >> 32).to(tl.uint32)
-    w0, w1, w2, w3 = philox(k0, k1, call, low, high, tl.zeros((1, 1), tl.uint32))
+    k0, k1 = seed.to(tl.uint32), ((seed ^ row) >> 32).to(tl.uint32)
+    zero = tl.zeros((1, 1), tl.uint32)
+    w0, w1, w2, w3 = philox(k0, k1, call, row.to(tl.uint32), zero, zero)
     words = tl.where(part < 2, tl.where(part == 0, w0, w1), tl.where(part == 2, w2, w3))
     # byte < keep, asked of the top byte of a word, where the bits below it make no difference
     to_top = (24 - 8 * tl.arange(0, 4)).to(tl.uint32)

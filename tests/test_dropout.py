@@ -51,7 +51,7 @@ def test_philox_gives_the_published_vectors(counter, key, result):
 
 def row_byte(seed: int, n: int, c: int) -> int:
     """Returns the byte that decides about column c of row n: kept if it is less than `keep`."""
-    words = philox(seed, (c // 16, n % 2**32, n // 2**32, 0))
+    words = philox(seed ^ n // 2**32 << 32, (c // 16, n % 2**32, 0, 0))
     return words[c % 16 // 4] >> 8 * (c % 4) & 0xFF
 
 

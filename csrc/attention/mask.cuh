@@ -30,7 +30,7 @@ class Mask {
   // head = b * H + h of the call's own sequences. Without dropout there is no seed, and no use for the mask.
   __device__ __forceinline__ Mask(const Problem& p, uint32_t head) : keep_(p.keep) {
     const uint64_t global_head = load_or_zero(p.first_sequence) * p.H + head;
-    key_ = load_or_zero(p.seed) ^ (global_head >> 32 << 32);
+    key_ = key_of(load_or_zero(p.seed), global_head);
     head_ = static_cast<uint32_t>(global_head);
   }
 

@@ -41,12 +41,15 @@ __device__ __forceinline__ uint64_t load_or_zero(const int64_t* value) {
   return value ? load_global<Use::kRepeated>(value) : 0;
 }
 
+// The key of a row's or head's calls, of which the counter holds the number mod 2^32.
+__device__ __forceinline__ uint64_t key_of(uint64_t seed, uint64_t number) { return seed ^ (number >> 32 << 32); }
+
 // Row ops: which of the 8 columns from `column` on, a multiple of 8, of a global row are kept. Column c has byte c % 16
-// of the call with counter (c / 16, row mod 2^32, row div 2^32, 0), and is kept if the byte is less than `keep`.
+// of the call with counter (c / 16, row mod 2^32, 0, 0), and is kept if the byte is less than `keep`.
 class RowMask {
  public:
   __device__ __forceinline__ RowMask(uint64_t seed, uint64_t row, int column) {
-    const uint4 call = philox(seed, column / 16, static_cast<uint32_t>(row), static_cast<uint32_t>(row >> 32), 0);
+    const uint4 call = philox(key_of(seed, row), column / 16, static_cast<uint32_t>(row), 0, 0);
     const bool second = column % 16 != 0;
     low_ = second ? call.z : call.x;
     high_ = second ? call.w : call.y;
