@@ -35,11 +35,11 @@ FAULTS = {
     "missing_wait": NOT_A_NUMBER,
     "wait_for_too_few": NOT_A_NUMBER,
     "missing_barrier_after_wait": RACE,
-    "never_waits": ("plain", "thread 0 of block (0, 0, 0): returns without having waited for 1 cp_async"),
-    "mask_of_lanes_elsewhere": ("plain", "waits in shuffle for lanes ffffffff, of which 0000ffff came"),
+    "never_waits": ("plain", "thread 0 of block (0, 0, 0): returned without waiting for 1 cp_async"),
+    "mask_of_lanes_elsewhere": ("plain", "waits in shuffle for lanes ffffffff, of which 0000ffff arrived"),
     "mask_without_the_caller": ("plain", "the mask 0000ffff leaves out the lane that calls, 16"),
     "shuffle_from_outside_the_mask": ("plain", "lane 0 reads lane 16, which the mask 0000ffff leaves out"),
-    "barrier_count": ("plain", "64 of 96 threads came to barrier 1"),
+    "barrier_count": ("plain", "64 of 96 threads arrived at barrier 1"),
 }
 
 

@@ -1,5 +1,4 @@
-// Arrays for the programs here, on the heap and without padding, so that AddressSanitizer finds an access one byte too
-// far.
+// Arrays on the heap, without padding, so that AddressSanitizer finds an access one byte past the end.
 #pragma once
 
 #include <cstdio>

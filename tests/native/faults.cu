@@ -6,7 +6,8 @@
 
 #include "arrays.h"
 #include "common/launch.cuh"
-#include "common/ptx.cuh"
+#include "common/ptx/barrier.cuh"
+#include "common/ptx/copy.cuh"
 #include "common/vec.cuh"
 
 namespace fastlm {

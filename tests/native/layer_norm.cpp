@@ -18,7 +18,7 @@ void run(int64_t N, int64_t E, bool everything) {
   HeapArray<int64_t> seed{1};
   x.fill_normal(1), residual.fill_normal(2), bias.fill_normal(3), gamma.fill_normal(4), dy.fill_normal(5);
   const auto optional = [&](const Array& array) -> const Array& { return everything ? array : kNone; };
-  const int keep = everything ? 230 : kLevels;
+  const int keep = everything ? 230 : kKeepLevels;
   add_layer_norm_forward(x, residual, optional(bias), gamma, optional(bias), optional(seed), optional(seed), y, sum,
                          mean, rstd, keep, 1e-5f, 0);
   add_layer_norm_backward(dy, optional(x), sum, mean, rstd, gamma, optional(seed), optional(seed), ds, optional(dx),
