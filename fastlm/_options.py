@@ -1,4 +1,4 @@
-"""Options of configurations: dataclass fields with a help text, and their checks. Imports no torch."""
+"""Options of configurations: dataclass fields with a help text, and checks of their values. Imports no torch."""
 
 from __future__ import annotations
 
@@ -53,5 +53,5 @@ def _tupled(value: Any) -> Any:
 
 
 def overlay(config: Config, values: Mapping[str, Any]) -> Config:
-    """Returns the configuration with some values replaced, also from JSON. Raises TypeError for unknown names."""
+    """Returns the configuration with `values` (perhaps from JSON) replaced. Raises TypeError for unknown names."""
     return replace(config, **{name: _tupled(value) for name, value in values.items()})

@@ -36,8 +36,8 @@ ALL_DTYPES = (*KERNEL_DTYPES, torch.float64)
 class Limits:
     """Holds the limits of one backend of an op.
 
-    `widest` is the maximum of the last dimension (0: no maximum), which must be a multiple of `multiple`. `chip` is the
-    lowest compute capability, (0, 0) for any.
+    `widest` is the maximum of the last dimension (0: no maximum). The last dimension must be a multiple of `multiple`.
+    `chip` is the lowest compute capability, (0, 0) for any.
     """
 
     dtypes: tuple[torch.dtype, ...]
@@ -66,7 +66,7 @@ class Spec:
 
 
 class Call(NamedTuple):
-    """Describes a call as far as the choice of its backend depends on it. width=0 skips the checks of the width."""
+    """Holds the facts of a call that decide its backend. width=0 skips the checks of the width."""
 
     device: str  # device type: "cpu", "cuda", "meta"
     dtype: torch.dtype
@@ -97,7 +97,7 @@ def set_backend(name: str) -> None:
 
 
 def get_backend() -> str:
-    """Returns the backend of calls without `backend=`."""
+    """Returns the backend of all calls without `backend=`."""
     return _default
 
 

@@ -34,5 +34,7 @@ def find_device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and not torch.cuda.is_available():
-        raise DeviceError("device: cuda asked for (by the option or a run's record), but torch finds no CUDA device")
+        raise DeviceError(
+            "device: cuda was requested (by the option or a run's record), but torch finds no CUDA device"
+        )
     return torch.device(name)

@@ -125,7 +125,7 @@ def sync_tree(folder: Path) -> None:
 
 
 def disk_is_full(error: OSError) -> bool:
-    """Returns whether there was no space left, a quota was reached, or a file had its largest size."""
+    """Returns whether the error is: no space left, a quota reached, or a file at the size limit."""
     return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 

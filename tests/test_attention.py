@@ -310,13 +310,13 @@ def test_packed_projection_is_not_copied(case, monkeypatch):
 
 
 @pytest.mark.parametrize("causal", [False, True], ids=["bidirectional", "causal"])
-@pytest.mark.parametrize("units", ["WGMMA", "TCGEN05", "MMA"])
-def test_tiles_of_every_chip(units, causal, monkeypatch):
+@pytest.mark.parametrize("unit", ["WGMMA", "TCGEN05", "MMA"])
+def test_tiles_of_every_chip(unit, causal, monkeypatch):
     """Runs the tiles of every chip; on a GPU, other tests run only those of that GPU."""
     if torch.cuda.is_available():
         pytest.skip("tiles of other chips may not fit this one's shared memory: run in the interpreter")
     kernels = backends.launchers("triton", "attention")
-    monkeypatch.setattr(kernels, "_units", lambda q: getattr(kernels, units))
+    monkeypatch.setattr(kernels, "_matrix_unit", lambda q: getattr(kernels, unit))
     case = Case("triton", torch.float16, "cpu")
     check(case, (1, 140, 1, 64), causal=causal)
     check(case, (2, 20, 1, 128), causal=causal, lengths=[20, 3])

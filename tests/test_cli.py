@@ -70,7 +70,7 @@ def test_an_interrupted_run_goes_on_with_what_it_was_given(tmp_path, text, capsy
         before_update(patch, 2, lambda: signal.raise_signal(signal.SIGINT))
         code, _, err = main(capsys, "pretrain", *options(text, folder, steps=5, learning_rate=3e-3))
     assert code == cli.INTERRUPTED
-    assert err[-1] == "fastlm: stopped and saved at step 3 of 5; give the same command again to go on"
+    assert err[-1] == "fastlm: stopped and saved at step 3 of 5; give the same command again to resume"
     code, out, _ = main(capsys, "pretrain", "--run", folder)  # options that are not given keep their values
     assert code == 0 and "resuming at step 3 of 5" in out
     assert losses(folder) == losses(whole) and weights(folder) == weights(whole)

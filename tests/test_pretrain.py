@@ -223,7 +223,7 @@ def test_a_start_on_corrected_data_makes_its_tokenizer_and_shards_anew(tmp_path,
     data_file.write_bytes(text.read_bytes())
     run(configuration(data_file), folder, notes)
     run(configuration(text), tmp_path / "fresh")
-    assert notes[0] == f"{folder} has data that was made from other files or options; it is made anew"
+    assert notes[0] == f"{folder} has data that was made from other files or options; it is made again"
     assert losses(folder) == losses(tmp_path / "fresh")
 
 
@@ -382,7 +382,7 @@ def test_a_trained_model_is_loaded_also_while_it_trains(tmp_path, text, monkeypa
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_cuda_that_is_not_there(tmp_path, text):
-    with pytest.raises(DeviceError, match="device: cuda asked for"):
+    with pytest.raises(DeviceError, match="device: cuda was requested"):
         run(configuration(text, device="cuda"), tmp_path / "run")
 
 

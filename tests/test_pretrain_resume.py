@@ -196,7 +196,7 @@ def test_a_run_goes_on_with_its_shards_when_its_data_changed(interrupted_on_a_co
     notes = []
     run(configuration(data_file), folder, notes)
     assert notes[0] == (
-        f"data: {data_file} {said}; the run goes on with the text that it began with, kept in {folder / 'data'}"
+        f"data: {data_file} {said}; the run continues with its original text, kept in {folder / 'data'}"
     )
     assert_same_run(folder, whole("gpt1_tiny"))
 
@@ -292,7 +292,7 @@ def test_a_tokenizer_and_shards_of_another_run_are_refused(interrupted, text, tm
     (interrupted / "tokenizer.json").write_bytes((other / "tokenizer.json").read_bytes())
     shutil.rmtree(interrupted / "data")
     shutil.copytree(other / "data", interrupted / "data")
-    with pytest.raises(RunError, match=r"holds other data than what the run began with"):
+    with pytest.raises(RunError, match=r"holds other data than the run began with"):
         run(configuration(text), interrupted)
 
 

@@ -282,7 +282,7 @@ def _lone_sentence_warnings(split: Split, path: Path, pairs: int) -> list[str]:
 
 
 def _passages(split: Split, tokens: int) -> np.ndarray:
-    """Cuts documents into passages: (passages, 3) int64, the sentences [begin, end) of each and its document."""
+    """Cuts documents into passages; returns (passages, 3) int64: first sentence, end of the sentences, document."""
     offsets, starts, ends = split.sentences, split.documents[:-1], split.documents[1:]
     document = np.flatnonzero(ends - starts >= 2)  # each turn of the loop cuts one passage off every document
     begin, found = starts[document], [np.empty((0, 3), np.int64)]

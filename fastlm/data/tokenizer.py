@@ -26,8 +26,8 @@ BERT_SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 _KINDS = {"BPE": "bpe", "WordPiece": "wordpiece"}
 _ASCII = sorted(set(string.printable.lower()) - set(string.whitespace))
 _USER_CHOSE_CORES = "TOKENIZERS_PARALLELISM" in os.environ
-_MAX_ALPHABET = 1000  # distinct characters; rarer ones become unknown, as in BERT's vocabulary ...
-_MAX_UNKNOWN = 0.001  # ... if together they are at most this fraction of the corpus
+_MAX_ALPHABET = 1000  # characters with entries of their own; rarer ones are unknown, as in BERT's vocabulary
+_MAX_UNKNOWN = 0.001  # more characters get entries while the unknown ones exceed this fraction of the corpus
 _MAX_WORD = 200  # characters; BERT's code replaces a longer word by [UNK]
 _TOO_LONG = re.compile(rf"(?<![a-zA-Z0-9])[a-zA-Z0-9]{{{_MAX_WORD + 1}}}[a-zA-Z0-9]*")  # left out of training
 

@@ -18,8 +18,8 @@ def filter_logits(logits: Tensor, *, temperature: float, top_k: int | None, top_
     """Returns logits (..., V) to sample from: divided by the temperature, and -inf for tokens that may not be drawn.
 
     top_k keeps the k likeliest tokens, and all that tie with the last of them. top_p (Holtzman et al. 2020) then keeps
-    the smallest set of the likeliest whose probability, renormalised after top_k, reaches p. temperature must be above
-    0.
+    the smallest set of the likeliest whose probability, renormalised after top_k, reaches p. temperature must be
+    above 0.
     """
     logits = logits.float() / temperature
     if top_k is not None and top_k < logits.shape[-1]:
@@ -28,7 +28,7 @@ def filter_logits(logits: Tensor, *, temperature: float, top_k: int | None, top_
     if top_p is not None and top_p < 1:
         ordered, index = logits.sort(dim=-1, descending=True, stable=True)
         probability = ordered.softmax(dim=-1)
-        reached = probability.cumsum(dim=-1) - probability >= top_p  # the tokens before it suffice
+        reached = probability.cumsum(dim=-1) - probability >= top_p  # the likelier tokens already reach top_p
         dropped = torch.zeros_like(reached).scatter(-1, index, reached)
         logits = logits.masked_fill(dropped, float("-inf"))
     return logits

@@ -1,4 +1,4 @@
-"""Self-attention with dropout on the probabilities: `attention` of q, k, v and `attention_packed` of a projection."""
+"""Self-attention with dropout on the probabilities: `attention` of q, k, v and `attention_packed` of one tensor qkv."""
 
 from __future__ import annotations
 
@@ -18,11 +18,13 @@ from fastlm.ops._register import Direction, autocast, define, wide_dtype
 
 
 def cost(pairs: int, rows: int, heads: int, head_dim: int, element: int = 2) -> Cost:
-    """q, k, v (N, H, D) to o and lse (H, N); do, q, k, v, o and lse to dq, dk and dv; x = N H D elements.
+    """Returns the cost for q, k, v (N, H, D), each of x = N H D elements.
 
-    `pairs` counts the (query, key) of one head that see each other, over all sequences: B S^2, and B S (S + 1) / 2 with
-    a causal mask. bytes = element * 4 x + 4 N H, backward element * 8 x + 4 N H. Only the products count as operations,
-    2 D per pair: forward two, backward the scores again and four.
+    `pairs` is the number of unmasked (query, key) pairs of one head, over all sequences: B S^2, or B S (S + 1) / 2 with
+    a causal mask.
+    Forward bytes = element * 4 x + 4 N H: reads q, k, v, writes o and lse.
+    Backward bytes = element * 8 x + 4 N H: reads do, q, k, v, o and lse, writes dq, dk, dv.
+    Only matrix products count as operations, 2 D per pair each: two forward; five backward, with the scores again.
     """
     x, lse = rows * heads * head_dim, 4 * rows * heads
     product = 2 * pairs * heads * head_dim
@@ -44,7 +46,7 @@ PACKED = dataclasses.replace(SPEC, op="attention_packed")
 
 
 class Outputs(NamedTuple):
-    """o (B, S, H, D) and lse (B, H, S), or of packed rows (T, H, D) and (T, H)."""
+    """o (B, S, H, D) and lse (B, H, S); for packed rows (T, H, D) and (T, H)."""
 
     o: Tensor
     lse: Tensor
@@ -78,19 +80,20 @@ def attention(
     """Computes dropout(softmax(scale * q k^T + mask)) v (Vaswani et al. 2017, equation 1 and section 3.2.3).
 
     Args:
-        q, k, v: (B, S, H, D), one dtype (float32, float16, bfloat16, float64), any strides but 1 in the last
-            dimension; or with cu_seqlens the packed rows (T, H, D) of all sequences. Backend "triton" takes D up to
-            128, and computes as if it were the next power of 2; "cuda" takes multiples of 8 up to 128, as if 32, 64 or
-            128, and copies what does not begin and go on at multiples of 16 bytes.
-        causal: a query sees the keys up to its own position.
+        q, k, v: (B, S, H, D), or with cu_seqlens the packed rows (T, H, D) of all sequences; one dtype (float32,
+            float16, bfloat16, float64). The last stride must be 1, the others may be any. Backend "triton" takes D up
+            to 128 and pads it to a power of 2. Backend "cuda" takes multiples of 8 up to 128, pads them to 32, 64 or
+            128, and copies a tensor whose rows do not all start at multiples of 16 bytes.
+        causal: whether a query sees only the keys up to its own position.
         scale: above 0, by default 1 / sqrt(D).
-        lengths: (B,) int32; keys from a sequence's length on take no part, and queries there give zeros.
-        cu_seqlens: (B + 1,) int32, where each sequence of packed rows starts, and T.
-        max_seqlen: the longest packed sequence or more; needed with cu_seqlens.
-        dropout_p: probability of dropping a probability, in steps of 1/256. seed: one int64, needed where it is > 0.
-            The mask depends on the sequence, head, query and key alone: packed and padded batches draw the same.
+        lengths: (B,) int32, the lengths of padded sequences: keys past them are ignored, and queries there give zeros.
+        cu_seqlens: (B + 1,) int32, the first packed row of each sequence, and T at the end.
+        max_seqlen: an upper bound of the lengths of the packed sequences; needed with cu_seqlens.
+        dropout_p: probability of dropping an attention probability, in steps of 1/256.
+        seed: one int64 on the device of q, needed if dropout_p > 0. The mask depends only on the seed, sequence, head,
+            query and key, so packed and padded batches draw the same masks.
         first_sequence: the number of the first sequence in the whole batch, one int64 on the device of q, by default 0.
-            The parts of a batch, each with its own, draw the masks that the whole would draw.
+            With it, the parts of a batch draw the same masks as the whole batch would.
         backend: "auto", "reference", "triton" or "cuda".
 
     Returns:
@@ -129,7 +132,7 @@ def attention_packed(
     first_sequence: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor:
-    """Computes `attention` of a projection read in place, with one gradient of its shape.
+    """Computes `attention` of the q, k, v inside a projection, which is not copied and has a single gradient.
 
     Args:
         qkv: (B, S, 3, H, D), or with cu_seqlens (T, 3, H, D); the rest as in `attention`.
@@ -138,7 +141,7 @@ def attention_packed(
         o (B, S, H, D) or (T, H, D), contiguous, in the dtype of qkv.
 
     Raises:
-        As `attention`.
+        The errors of `attention`.
     """
     op = PACKED.op
     (qkv,) = autocast(qkv)
@@ -191,7 +194,7 @@ def _check_sequences(
     seed: Tensor | None,
     first_sequence: Tensor | None,
 ) -> tuple[int, int, Tensor | None, Tensor | None]:
-    """The longest sequence, the keep count, the seed and the first sequence's number."""
+    """Checks the arguments on sequences. Returns max_seqlen, the keep count, the seed and first_sequence."""
     keep = keep_count(_checks.as_number(op, "dropout_p", dropout_p))
     seed = _checks.checked_seed(op, seed, keep, x)
     first_sequence = _checks.checked_first(op, "first_sequence", first_sequence, keep, x)
@@ -285,7 +288,7 @@ def _empty_outputs(x: Tensor, shape: tuple[int, ...]) -> Outputs:
 
 
 def _readable(backend: str, *tensors: Tensor) -> tuple[Tensor, ...]:
-    """Returns the tensors, with copies of those that a backend cannot read as many elements at a time as it does."""
+    """Returns the tensors, where those whose rows are not aligned as the backend's loads need it are copied."""
     elements = SPEC.limits[backend].multiple
 
     def readable(x: Tensor) -> bool:

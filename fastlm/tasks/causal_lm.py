@@ -87,7 +87,7 @@ class CausalLM(Pretraining):
 
 
 def _emphasised(prompt: str, text: str) -> str:
-    """Returns the prompt in bold, then the rest of the text up to its last whole sentence, if there is one."""
+    """Returns the text with the prompt in bold, cut after its last whole sentence, if there is one."""
     prompt = prompt if text.startswith(prompt) else ""
     rest = text[len(prompt) :]
     ends = [match.end() for match in re.finditer(r"[.!?]+[\"'”’)]*", rest)]

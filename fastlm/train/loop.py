@@ -95,7 +95,7 @@ def _plan(
         return plan
     plan = Plan(**recorded)
     if plan.task != task.identity():
-        raise RunError(f"run: {run.path} holds other data than what the run began with; put that back: {plan.task}")
+        raise RunError(f"run: {run.path} holds other data than the run began with; put back the data with {plan.task}")
     return plan
 
 
@@ -124,7 +124,7 @@ def _make_updates(trainer: Trainer, run: TrainingFolder, run_hash: str, name: st
                 recorder.save(run_hash)
                 saved = time.monotonic()
             if stop.requested and done < steps:
-                raise Interrupted(f"stopped and saved at step {done} of {steps}; give the same command again to go on")
+                raise Interrupted(f"stopped and saved at step {done} of {steps}; give the same command again to resume")
     return {"tokens": recorder.tokens, "training_seconds": round(recorder.seconds, 1)}
 
 

@@ -27,7 +27,7 @@ Record = dict[str, Any]
 
 # Options that change no loss, so that a resumed run may change them.
 FREE = tuple(f.name for f in fields(TrainConfig) if f.metadata.get("free"))
-_KEPT = ("format", "numerics", "made_from", "plan", "versions")  # entries of config.json beside the caller's record
+_OWN_ENTRIES = ("format", "numerics", "made_from", "plan", "versions")  # of config.json, beside the caller's record
 
 
 class TrainingFolder(RunFolder):
@@ -90,7 +90,7 @@ class TrainingFolder(RunFolder):
         same = before.get("numerics") == NUMERICS and not differences(record, before)
         if not (same and _contents(before.get("made_from")) == _contents(self._made_from)):
             if self.tokenizer_file.exists() or self.data.exists():
-                notify(f"{self.path} has data that was made from other files or options; it is made anew")
+                notify(f"{self.path} has data that was made from other files or options; it is made again")
             self.tokenizer_file.unlink(missing_ok=True)
             if self.data.exists():
                 shutil.rmtree(self.data)
@@ -115,7 +115,7 @@ class TrainingFolder(RunFolder):
             if (change := _change(before, read=not complete))
         ]
         if changes and complete:
-            notify(f"data: {', '.join(changes)}; the run goes on with the text that it began with, kept in {self.data}")
+            notify(f"data: {', '.join(changes)}; the run continues with its original text, kept in {self.data}")
         elif changes:
             raise RunError(
                 f"run: {self.path} has lost its tokenizer or its shards, and they cannot be made again: "
@@ -149,10 +149,10 @@ def run_hash(record: Record, plan: Plan) -> str:
 
 
 def _loss_fields(record: Record) -> dict[str, Any]:
-    """Returns the fields that change a loss, of all sections of a record, by name; values as read from JSON."""
+    """Returns the fields of all sections of a record that change a loss, by name, with values as in JSON."""
     found: dict[str, Any] = {}
     for section, values in json.loads(json.dumps(record)).items():
-        if section not in _KEPT:
+        if section not in _OWN_ENTRIES:
             found |= values if isinstance(values, dict) else {section: values}
     return {name: value for name, value in found.items() if name not in FREE}
 
