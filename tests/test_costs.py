@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from fastlm.ops import SPECS
 from fastlm.ops._cost import Cost
 from fastlm.ops.linear_cross_entropy import row_cost
@@ -76,3 +78,10 @@ def test_adamw():
     """Ten parameters in fp32: 40 bytes of gradients twice, 80 of parameters, 160 of moments."""
     assert SPECS["adamw"].cost(10) == Cost(320, 190, 0, 0)
     assert SPECS["adamw"].cost(10, element=2) == Cost(240, 190, 0, 0)
+
+
+def test_every_cost_is_compared():
+    """Looks for the name of each op in this file, so that a new op's cost gets numbers computed by hand."""
+    source = Path(__file__).read_text()
+    compared = {spec.cost for op, spec in SPECS.items() if f'"{op}"' in source}
+    assert [op for op, spec in SPECS.items() if spec.cost not in compared] == []
