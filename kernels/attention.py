@@ -164,7 +164,7 @@ def _forward(
     # Keys [0, whole) are seen by every query of the block, keys [whole, end) by some.
     end = tl.minimum(first + BLOCK_M, length) if CAUSAL else length
     tl.assume(end > 0)
-    whole = (tl.minimum(first, end) if CAUSAL else end) // BLOCK_N * BLOCK_N
+    whole = (first if CAUSAL else end) // BLOCK_N * BLOCK_N
     top = tl.full((BLOCK_M,), -float("inf"), tl.float32)  # a row's largest score so far, times scale * log2(e)
     total = tl.zeros((BLOCK_M,), tl.float32)
     o = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
@@ -220,7 +220,7 @@ def _backward_dq(
         key, head = attention_key(SEED, FIRST_SEQUENCE, b, h, tl.num_programs(0))
 
     end = tl.minimum(first + BLOCK_M, length) if CAUSAL else length
-    whole = (tl.minimum(first, end) if CAUSAL else end) // BLOCK_N * BLOCK_N
+    whole = (first if CAUSAL else end) // BLOCK_N * BLOCK_N
     if ALONE:
         end = rows  # keys from `length` on have gradients of zero, to be stored
     tl.assume(end > 0)
