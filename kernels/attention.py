@@ -182,7 +182,7 @@ def _forward(
     # All queries of the block see keys [0, unmasked_end); keys [unmasked_end, end) need masking.
     end = tl.minimum(start_m + BLOCK_M, length) if IS_CAUSAL else length
     tl.assume(end > 0)
-    unmasked_end = (tl.minimum(start_m, end) if IS_CAUSAL else end) // BLOCK_N * BLOCK_N
+    unmasked_end = (start_m if IS_CAUSAL else end) // BLOCK_N * BLOCK_N
     row_max = tl.full((BLOCK_M,), -float("inf"), tl.float32)  # of the scores times scale * log2(e)
     row_sum = tl.zeros((BLOCK_M,), tl.float32)
     o = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
@@ -244,7 +244,7 @@ def _backward_dq(
         key, head = attention_key(SEED, FIRST_SEQUENCE, b, h, tl.num_programs(0))
 
     end = tl.minimum(start_m + BLOCK_M, length) if IS_CAUSAL else length
-    unmasked_end = (tl.minimum(start_m, end) if IS_CAUSAL else end) // BLOCK_N * BLOCK_N
+    unmasked_end = (start_m if IS_CAUSAL else end) // BLOCK_N * BLOCK_N
     if SINGLE_BLOCK:
         end = num_rows  # the gradients of keys from `length` on are zero, and are stored
     tl.assume(end > 0)
