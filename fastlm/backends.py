@@ -1,6 +1,7 @@
 """Which backend serves a call of an op, and why the others do not.
 
-`reference` (plain PyTorch) runs anywhere; `triton` and `cuda` are the fused kernels. An op's SPEC says what each
+`reference` (plain PyTorch) runs anywhere, `cpu` (torch's fused calls) on a CPU; `triton` and `cuda` are the fused
+kernels. An op's SPEC says what each
 backend takes. An explicit request works or raises, and the error names every reason. `auto` takes the first backend in
 its order that serves the call. The choice is made once, in the op's public function, and is passed to its backward.
 """
@@ -18,14 +19,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-NAMES = ("auto", "reference", "triton", "cuda")
+NAMES = ("auto", "reference", "cpu", "triton", "cuda")
 
 # Backends in plain PyTorch: modules with a function per op and direction, which returns new tensors.
-PLAIN = {"reference": "fastlm.reference"}
+PLAIN = {"reference": "fastlm.reference", "cpu": "fastlm.cpu"}
 
 # The order in which `auto` tries the backends, by device type. No GPU has measured the kernels yet: Triton comes first
 # because its compiler knows the chip at hand. A SPEC's `order` goes before this.
-ORDER = {"cuda": ("triton", "cuda", "reference"), "cpu": ("reference",)}
+ORDER = {"cuda": ("triton", "cuda", "reference"), "cpu": ("cpu", "reference")}
 
 KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 HALF_DTYPES = (torch.float16, torch.bfloat16)
@@ -91,7 +92,7 @@ _default = "auto"
 
 
 def set_backend(name: str) -> None:
-    """Sets the backend of all calls that do not name one: "auto", "reference", "triton" or "cuda"."""
+    """Sets the backend of all calls that do not name one: "auto", "reference", "cpu", "triton" or "cuda"."""
     global _default
     _default = _checked(name)
 
@@ -211,6 +212,8 @@ def _unavailable(name: str, kernels: str, dtype: torch.dtype, device: str) -> st
     """Returns why a backend cannot run on a device with what is installed, or None where it can."""
     if device == "meta":
         return None  # shapes alone: no kernel runs
+    if name == "cpu" and device != "cpu":
+        return f"the tensors are on {device}, and this backend is for CPU tensors"
     if name == "triton":
         return _triton_unavailable(kernels, dtype, device)
     if name == "cuda":

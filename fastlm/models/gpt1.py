@@ -22,7 +22,7 @@ class GPT1(Model):
     Args:
         config: see GPT1Config; `fastlm.models.PRESETS` has the paper's and small ones.
         heads: by name; None: {"lm": CausalLMHead}, the next token (targets: "targets" (B, S) int64).
-        backend: what serves the ops: "auto", "reference", "triton" or "cuda".
+        backend: what serves the ops: "auto", "reference", "cpu", "triton" or "cuda".
         keep_sum: whether residual sums are kept for the backward (see `fastlm.add_layer_norm`).
     """
 

@@ -3,7 +3,7 @@
 Modules with dropout take the seed of their mask as an argument; in training they draw one where none is given. Such a
 module declares how many seeds one call uses (`dropout_sites`): a model draws the seeds of all calls at once
 (`draw_seeds`) and gives each call its own, also where one module is called several times. Every
-module takes `backend` ("auto", "reference", "triton" or "cuda"), and `device` and `dtype` as in torch.nn.
+module takes `backend` ("auto", "reference", "cpu", "triton" or "cuda"), and `device` and `dtype` as in torch.nn.
 """
 
 from __future__ import annotations

@@ -34,6 +34,7 @@ SPEC = Spec(
     kernels="attention",
     limits={
         "reference": Limits(ALL_DTYPES),
+        "cpu": Limits(ALL_DTYPES),
         "triton": Limits(KERNEL_DTYPES, widest=128, chip=SM80),
         # CUDA C++ reads heads 16 bytes at a time.
         "cuda": Limits(HALF_DTYPES, widest=128, multiple=8, chip=SM80),
@@ -88,7 +89,7 @@ def attention(
         max_seqlen: the longest packed sequence or more; needed with cu_seqlens.
         dropout_p: probability of dropping a probability, in steps of 1/256. seed: one int64, needed where it is > 0.
             The mask depends on the sequence, head, query and key alone: packed and padded batches draw the same.
-        backend: "auto", "reference", "triton" or "cuda".
+        backend: "auto", "reference", "cpu", "triton" or "cuda".
 
     Returns:
         o of the shape and dtype of q, contiguous.
@@ -106,7 +107,7 @@ def attention(
     rows, keep, seed = _check_sequences(op, q, lengths, cu_seqlens, max_seqlen, dropout_p, seed)
     scale = _check_scale(op, scale, q)
     backend = backends.choose(SPEC, backend, backends.call_of(q, width=q.shape[-1]))
-    return torch.ops.fastlm.attention(q, k, v, lengths, cu_seqlens, rows, seed, causal, scale, keep, backend)[0]
+    return _call(q, k, v, lengths, cu_seqlens, rows, seed, causal, scale, keep, backend)[0]
 
 
 def attention_packed(
@@ -140,7 +141,7 @@ def attention_packed(
     rows, keep, seed = _check_sequences(op, qkv, lengths, cu_seqlens, max_seqlen, dropout_p, seed)
     scale = _check_scale(op, scale, qkv)
     backend = backends.choose(PACKED, backend, backends.call_of(qkv, width=qkv.shape[-1]))
-    return torch.ops.fastlm.attention_packed(qkv, lengths, cu_seqlens, rows, seed, causal, scale, keep, backend)[0]
+    return _call_packed(qkv, lengths, cu_seqlens, rows, seed, causal, scale, keep, backend)[0]
 
 
 def _check_projection(op: str, name: str, x: Tensor, ndim: int, packed: str, padded: str) -> None:
@@ -350,12 +351,12 @@ def _launch_backward_into(
     return gradients
 
 
-define(
+_call = define(
     SPEC.op,
     Direction(_forward, lambda a: _empty_outputs(a.q, a.q.shape), strided=("q", "k", "v")),
     Direction(_backward, lambda a: Gradients(*(a.q.new_empty(a.q.shape) for _ in range(3))), strided=("q", "k", "v")),
 )
-define(
+_call_packed = define(
     PACKED.op,
     Direction(
         _packed_forward,

@@ -74,7 +74,8 @@ class Trainer:
         """Update `step`: forward and backward of each part of the batch, clipping, one step of the optimizer."""
         parts = self.config.accumulation
         losses, tokens = torch.zeros(len(self.task.loss_names), device=self.device), 0
-        self.model.train()
+        if not self.model.training:  # it goes through all modules
+            self.model.train()
         for part in range(step * parts, (step + 1) * parts):
             batch = self._loader.get(part, last=self.plan.steps * parts - 1)
             tokens += self.task.tokens(batch)
