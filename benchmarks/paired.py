@@ -93,7 +93,10 @@ def _pairs(case: ModelCase, beside: str, threads: int, count: int) -> Pairs:
     for step in steps:
         for i in range(WARM_UP):
             step(batches[i % SETS])
+    gc.collect()
+    gc.disable()
     times = [[_time(step, batches[i % SETS]) for step in steps] for i in range(count)]
+    gc.enable()
     (ours, ours_cpu), (theirs, theirs_cpu) = (zip(*of_one, strict=True) for of_one in zip(*times, strict=True))
     return Pairs(
         model=case.name,
@@ -115,7 +118,6 @@ def _checked_step(case: ModelCase, candidate: Candidate, check: ModelCheck, benc
 
 def _time(step: Callable[[Batch], None], batch: Batch) -> tuple[float, float]:
     """Seconds of one step, by the wall clock and of this process's CPU time."""
-    gc.collect()
     cpu, wall = time.process_time(), time.perf_counter()
     step(batch)
     return time.perf_counter() - wall, time.process_time() - cpu

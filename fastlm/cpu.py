@@ -271,7 +271,7 @@ def self_attention_forward(
     Queries past a sequence's length give zeros and an lse of +inf.
     """
     groups = _Groups(q, lengths, cu_seqlens, seed, keep, last_use=False)
-    if groups.whole and keep == LEVELS:
+    if groups.whole and keep == LEVELS and q.numel():
         o, lse = _flash_forward(*(_heads_first(x) for x in (q, k, v)), causal, scale)
         return o.transpose(1, 2).to(q.dtype), lse.contiguous()
     o = q.new_zeros(q.shape)
@@ -355,11 +355,12 @@ class _Groups:
         last_use: bool,
     ):
         self.heads, self.seed, self.keep, self.last_use = q.shape[-2], seed, keep, last_use
-        self.starts = None if cu_seqlens is None else cu_seqlens.tolist()
+        # torch.compile checks no values, so what is out of range is taken as the nearest in range.
+        self.starts = None if cu_seqlens is None else cu_seqlens.clamp(0, q.shape[0]).tolist()
         if self.starts is not None:
-            self.lengths = [b - a for a, b in itertools.pairwise(self.starts)]
+            self.lengths = [max(0, b - a) for a, b in itertools.pairwise(self.starts)]
         elif lengths is not None:
-            self.lengths = lengths.tolist()
+            self.lengths = lengths.clamp(0, q.shape[1]).tolist()
         else:
             self.lengths = [q.shape[1]] * q.shape[0]
         self.longest = max(self.lengths, default=0)

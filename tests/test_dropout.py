@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastlm import dropout
+from fastlm import cpu_dropout, dropout
 from fastlm.dropout import attention_mask, draw_seeds, keep_count, row_mask
 
 SEEDS = (0, 1, -1, 0x0123456789ABCDEF, -(2**63))
@@ -83,6 +83,30 @@ def test_attention_masks_bit_by_bit(seed, shape):
     ).view(shape)
     for keep in (1, 77, 128, 230, 255):
         assert torch.equal(attention_mask(torch.tensor([seed]), *shape, keep), numbers < keep)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("keep", [1, 77, 128, 230, 255])
+def test_the_cpu_s_masks_are_these(seed, keep):
+    """In the forward, again in the backward, and where the forward's mask did not wait."""
+    seeds = torch.tensor([seed])
+    rows, scores = row_mask(seeds, 5, 37, keep).float(), attention_mask(seeds, 3, 2, 33, 33, keep)
+    for last_use in (False, True, True):
+        assert torch.equal(cpu_dropout.row_mask(seeds, 5, 37, keep, last_use=last_use), rows)
+        part = cpu_dropout.attention_mask(seeds, 1, 2, 2, 33, keep, last_use=last_use)
+        assert torch.equal(part, scores[1:])
+
+
+def test_masks_that_wait_are_bounded(monkeypatch):
+    monkeypatch.setattr(cpu_dropout, "KEPT_BYTES", 2 * 8 * 16)
+    waiting = cpu_dropout._waiting
+    waiting.clear()
+    for seed in range(4):
+        cpu_dropout.row_mask(torch.tensor([seed]), 8, 16, 128, last_use=False)
+    assert [key[1] for key in waiting] == [2, 3]  # the last ones
+    cpu_dropout.row_mask(torch.tensor([3]), 8, 16, 128, last_use=True)
+    assert [key[1] for key in waiting] == [2]
+    waiting.clear()
 
 
 @settings(deadline=None, max_examples=25)

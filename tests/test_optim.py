@@ -174,7 +174,13 @@ def test_parts_without_parameters_make_no_group():
 
 @pytest.mark.parametrize(
     ("backend", "expected"),
-    [("auto", torch.optim.AdamW), ("reference", torch.optim.AdamW), ("triton", FusedAdam), ("cuda", FusedAdam)],
+    [
+        ("auto", torch.optim.AdamW),
+        ("reference", torch.optim.AdamW),
+        ("cpu", torch.optim.AdamW),
+        ("triton", FusedAdam),
+        ("cuda", FusedAdam),
+    ],
 )
 @pytest.mark.parametrize("by_default", [False, True])
 def test_the_optimizer_obeys_the_backend(backend, expected, by_default):

@@ -74,7 +74,7 @@ class LinearCrossEntropy(Case):
 
         The bound that is to be had with products of the library's: everything else would be free.
         """
-        rows = chunk_rows(self.rows, self.vocabulary)
+        rows = chunk_rows(self.rows, self.vocabulary, "cpu" if t["x"].device.type == "cpu" else "cuda")
         x, w = t["x"].detach()[:rows], t["weight"].detach()
         logits, dx, dw = x @ w.t(), torch.empty_like(x), torch.empty_like(w)
         other, total = torch.empty_like(logits), torch.zeros_like(w, dtype=torch.float32)
