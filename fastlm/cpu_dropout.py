@@ -64,7 +64,7 @@ def _draw_rows(seed: int, first: int, rows: int, columns: int, keep: int) -> Ten
     taken = np.empty((*words[0].shape, 4), np.uint32)
     for i, word in enumerate(words):
         taken[..., i] = word
-    return torch.from_numpy(taken.view(np.uint8).reshape(rows, -1)[:, :columns] < keep)
+    return torch.from_numpy(taken.view(np.uint8).reshape(rows, 16 * len(group))[:, :columns] < keep)
 
 
 def _draw_attention(seed: int, first: int, batch: int, heads: int, length: int, keep: int) -> Tensor:
