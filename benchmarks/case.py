@@ -1,4 +1,4 @@
-"""A case: one op at one shape. What it takes, what it should give, what it costs at least, and who else computes it."""
+"""A case is one op at one shape: its inputs, its exact results, its minimum cost, and the peers that compute it too."""
 
 from __future__ import annotations
 
@@ -22,12 +22,13 @@ Run = Callable[[Inputs], Tensor]
 
 
 class Unavailable(Exception):
-    """Why a peer takes no part in a case."""
+    """Says why a peer cannot run a case."""
 
 
 @dataclass(frozen=True)
 class Peer:
-    """Another implementation. `build` gives, for inputs of one shape, a function of them, or raises Unavailable."""
+    """Another implementation. `build` takes one set of inputs and returns a function of such inputs, or raises
+    Unavailable."""
 
     name: str
     build: Callable[[Inputs], Run]
@@ -35,22 +36,22 @@ class Peer:
 
 @dataclass(frozen=True)
 class Case(ABC):
-    """Subclasses are one an op; `label` is what the table calls the shape."""
+    """The base class; each op has one subclass. `label` names the shape in tables."""
 
     op: ClassVar[str]
     passes: ClassVar[tuple[str, ...]] = ("forward", "backward", "both")
-    products: ClassVar[bool] = False  # whether its operations are of the matrix units; else bytes alone bind
+    products: ClassVar[bool] = False  # whether FLOPs (of matrix products) enter the floor; otherwise only bytes do
     label: str
     dropout_p: float = 0.0
 
     @property
     def shape(self) -> str:
-        """The label with what varies beside the shape."""
+        """The label, followed by the other options that vary."""
         return f"{self.label} p={self.dropout_p:g}" if self.dropout_p else self.label
 
     @property
     def spec(self) -> backends.Spec:
-        """The facts of the op."""
+        """The op's SPEC."""
         return SPECS[self.op]
 
     @property
@@ -59,93 +60,94 @@ class Case(ABC):
 
     @abstractmethod
     def parameters(self) -> dict[str, Any]:
-        """The numbers behind the label."""
+        """Returns the numbers that the label stands for."""
 
     @abstractmethod
     def inputs(self, generator: torch.Generator) -> Inputs:
-        """One set of inputs, in float32, on the generator's device; floating ones are differentiated."""
+        """Returns one set of float32 inputs on the generator's device. Gradients are taken of all floating ones."""
 
     @abstractmethod
     def naive(self, t: Inputs, mask: Tensor | None) -> Tensor:
-        """The op in plain torch ops, in the dtype of the inputs; `mask` is dropout's."""
+        """Computes the op in plain torch ops, in the dtype of the inputs. `mask` is the dropout mask."""
 
     @abstractmethod
-    def ours(self, t: Inputs, backend: str) -> Tensor: ...
+    def ours(self, t: Inputs, backend: str) -> Tensor:
+        """Calls fastlm's op."""
 
     @abstractmethod
     def cost(self, dtype: torch.dtype) -> Cost:
-        """The least bytes and operations (the op's `cost`)."""
+        """Returns the minimum bytes and FLOPs (the SPEC's `cost`)."""
 
     def exponentials(self) -> tuple[int, int]:
-        """Of the forward and of the backward, where they may be what binds."""
+        """Returns the number of exponentials in the forward and in the backward; 0 where they cannot be the limit."""
         return 0, 0
 
     @abstractmethod
     def output_shape(self, t: Inputs) -> tuple[int, ...]: ...
 
     def dtype(self, asked: torch.dtype) -> torch.dtype:
-        """That of the inputs, where activations of a dtype are asked for."""
+        """Returns the dtype of the inputs in a run whose activations have the dtype `asked`."""
         return asked
 
     def results(self, run: Run, t: Inputs, grad: Tensor | None) -> Inputs:
-        """What is checked of a run: output and gradients of inputs that `with_gradients` made; `grad` None is 1."""
+        """Returns what is checked: the output and the gradient of each leaf. grad=None stands for 1."""
         out = run(t)
         wanted = leaves(t)
         gradients = torch.autograd.grad(out, list(wanted.values()), None if grad is None else grad.to(out.dtype))
         return {"out": out.detach()} | {f"d{n}": g for n, g in zip(wanted, gradients, strict=True)}
 
     def naive_results(self, t: Inputs, mask: Tensor | None, grad: Tensor | None) -> Inputs:
-        """The results of `naive`."""
+        """Returns the `results` of `naive`."""
         return self.results(lambda t: self.naive(t, mask), t, grad)
 
     def mask(self, t: Inputs) -> Tensor | None:
-        """The keep mask that fastlm draws for these inputs."""
+        """Returns the keep mask that fastlm draws for these inputs, or None without dropout."""
         return None
 
     def eager(self, t: Inputs) -> Tensor:
-        """What a user writes in torch; with dropout, F.dropout."""
+        """Computes the op as a user would write it in torch, with F.dropout."""
         return self.naive(t, None)
 
     def parts(self, t: Inputs) -> dict[str, tuple[Callable[[], Any], float]]:
-        """What the op is made of, each to be timed alone, and how often it is done; empty where that is no bound."""
+        """Returns library calls that any implementation has to make, as name: (call, repetitions). Each is timed alone,
+        and their sum is printed as a lower bound. Empty for most ops."""
         return {}
 
     def peers(self) -> list[Peer]:
         return [Peer("eager", lambda t: self.eager), Peer("compile", self.compiled)]
 
     def compiled(self, t: Inputs) -> Run:
-        """`eager` under torch.compile, for this shape alone: its best form."""
+        """Returns `eager` under torch.compile with static shapes, which is its fastest form."""
         return torch.compile(functools.partial(_eager, self), dynamic=False, fullgraph=True)
 
     def probe(self, t: Inputs) -> Inputs:
-        """Inputs that make visible what dropout kept; only where dropout_p > 0."""
+        """Returns inputs for which the output shows which elements dropout kept. Needed only if dropout_p > 0."""
         raise NotImplementedError
 
     def kept(self, t: Inputs, out: Tensor) -> Tensor:
-        """For each element whose fate the output for `probe` shows, whether it was kept."""
+        """Returns one boolean per element that `out`, the output for `probe(t)`, shows: whether it was kept."""
         raise NotImplementedError
 
-    def weigh(self, t: Inputs, grad: Tensor) -> Tensor:
-        """The gradient of the output with zeros where the output means nothing."""
-        return grad
+    def zero_padding(self, t: Inputs, out: Tensor) -> Tensor:
+        """Returns the output, or its gradient, with zeros in padded rows, where any value is correct."""
+        return out
 
     def excerpt(self, t: Inputs) -> Inputs:
-        """Inputs small enough to be computed exactly, and whose results are a part of those of all."""
+        """Returns the part of the inputs that is small enough for float64. Its results must not depend on the rest."""
         return t
 
-    def excerpt_of(self, results: Inputs, part: Inputs) -> Inputs:
-        """The part of the results that `excerpt` gives."""
+    def excerpt_results(self, results: Inputs, part: Inputs) -> Inputs:
+        """Returns the results that belong to the inputs `part`, which `excerpt` returned."""
         return results
 
     def without_dropout(self) -> Self:
         return replace(self, dropout_p=0.0)
 
     def backends(self, dtype: torch.dtype, device: torch.device) -> dict[str, str | None]:
-        """Our backends for this case, and why one cannot serve it. The reference is timed where nothing else is."""
-        reasons = {name: self._reason_against(name, dtype, device) for name in ("triton", "cuda")}
-        if device.type == "cpu":
-            reasons["reference"] = None
-        return reasons
+        """Returns fastlm's backends, each with None or the reason why it cannot serve this case. Those in plain PyTorch
+        are timed only on a CPU."""
+        names = ("triton", "cuda", *(backends.ORDER["cpu"] if device.type == "cpu" else ()))
+        return {name: self._reason_against(name, dtype, device) for name in names}
 
     def _reason_against(self, backend: str, dtype: torch.dtype, device: torch.device) -> str | None:
         reasons = backends.reasons_against(self.spec, backend, backends.Call(device.type, dtype))
@@ -153,12 +155,12 @@ class Case(ABC):
 
 
 def leaves(t: Inputs) -> Inputs:
-    """The inputs that are differentiated."""
+    """Returns the inputs of which gradients are taken: all floating ones."""
     return {name: x for name, x in t.items() if x.is_floating_point()}
 
 
 def with_gradients(t: Inputs, dtype: torch.dtype | None = None) -> Inputs:
-    """The inputs as leaves of their own, in another dtype where one is given."""
+    """Returns copies of the inputs as leaves of autograd, converted to `dtype` if one is given."""
 
     def leaf(x: Tensor) -> Tensor:
         return x.detach().to(dtype or x.dtype).clone().requires_grad_() if x.is_floating_point() else x
@@ -170,8 +172,8 @@ def _eager(case: Case, t: Inputs) -> Tensor:
     return case.eager(t)
 
 
-def dropped(x: Tensor, mask: Tensor | None, keep: int) -> Tensor:
-    """x with dropout by a given mask, or as it is."""
+def apply_mask(x: Tensor, mask: Tensor | None, keep: int) -> Tensor:
+    """Returns x with dropout by the given keep mask, scaled by 256 / keep; x itself if mask is None."""
     return x if mask is None else x * mask.to(x.dtype) * (LEVELS / keep)
 
 
@@ -180,7 +182,7 @@ def randn(generator: torch.Generator, *shape: int, scale: float = 1.0) -> Tensor
 
 
 def package(name: str) -> Any:
-    """An importable module by name, or Unavailable."""
+    """Imports a module by name; raises Unavailable if that fails."""
     try:
         return importlib.import_module(name)
     except ImportError as error:

@@ -1,10 +1,14 @@
-"""Whether a result is right: asked of each candidate before it is timed.
+"""Checks each candidate's results before it is timed.
 
-The rule is that of the tests: against float64 on the same rounded inputs, the largest and the root-mean-square error of
-the output and of every gradient, in units of the naive computation's in the same dtype plus a quarter of a unit in the
-last place of the norm. Ours may reach 2 units; peers 16, which only a wrong result exceeds: what they have goes into
-the results. Masks that others draw cannot be compared element by element: they are held to the rule without dropout,
-and then to a keep rate within 0.005 of what was asked for (rounding to sixteenths, as one backend does, is 0.025 off).
+The rule resembles that of the tests (tests/checks.py). `exact` is the naive computation in float64 on the same rounded
+inputs, `yardstick` the naive computation in the dtype of the run. For the output and each gradient, and for norm = max
+and norm = RMS:
+
+    error = norm(actual - exact) / (norm(yardstick - exact) + eps / 4 * norm(exact))
+
+fastlm's error may be at most 2. A peer's may be at most 16, which only a wrong result exceeds; the results record it.
+Peers draw dropout masks of their own, so they are compared without dropout, and their keep rate must be within 0.005 of
+1 - dropout_p. (cuDNN rounds that to sixteenths: for dropout_p = 0.1 it is off by 0.025.)
 """
 
 from __future__ import annotations
@@ -21,20 +25,20 @@ KEEP_RATE = 0.005
 
 
 class Refused(Exception):
-    """Why a candidate's times are not reported."""
+    """Says why a candidate's times are not reported."""
 
 
 class Check:
-    """The exact results and the yardstick of one case, for all its candidates."""
+    """Holds the exact results and the yardstick of one case, which all its candidates are compared with."""
 
     def __init__(self, case: Case, t: Inputs, generator: torch.Generator):
-        self.case, self.inputs = case, with_gradients(t)  # a copy: what is timed may change its own
+        self.case, self.inputs = case, with_gradients(t)  # a copy: candidates may change their inputs in place
         dtype = next(iter(leaves(t).values())).dtype
         shape = case.output_shape(t)
         grad = None if shape == () else randn(generator, *shape).to(dtype)
-        self.grad = None if grad is None else case.weigh(t, grad)
+        self.grad = None if grad is None else case.zero_padding(t, grad)
         part, mask = case.excerpt(t), case.mask(case.excerpt(t))
-        part_grad = None if grad is None else case.excerpt_of({"out": self.grad}, part)["out"]
+        part_grad = None if grad is None else case.excerpt_results({"out": self.grad}, part)["out"]
         self._exact = case.naive_results(with_gradients(part, torch.float64), mask, part_grad)
         self._yardstick = case.naive_results(with_gradients(part), mask, part_grad)
         self._part = part
@@ -43,23 +47,25 @@ class Check:
         return None if self.grad is None else self.grad.to(out.dtype)
 
     def error(self, run: Run) -> float:
-        """In units of the yardstick's, the largest of output and gradients."""
+        """Returns the largest error, as defined at the top of this file, of output and gradients."""
         actual = self.case.results(run, with_gradients(self.inputs), self.grad)
         if self.grad is not None:
-            actual["out"] = self.case.weigh(self.inputs, actual["out"])
-        actual = self.case.excerpt_of(actual, self._part)
-        return max(units(name, actual[name], self._yardstick[name], exact) for name, exact in self._exact.items())
+            actual["out"] = self.case.zero_padding(self.inputs, actual["out"])
+        actual = self.case.excerpt_results(actual, self._part)
+        return max(
+            relative_error(name, actual[name], self._yardstick[name], exact) for name, exact in self._exact.items()
+        )
 
-    def held(self, run: Run, bound: float) -> float:
-        """The error; raises Refused where it is above `bound` units."""
+    def checked_error(self, run: Run, bound: float) -> float:
+        """Returns the error; raises Refused if it exceeds `bound`."""
         error = self.error(run)
         if not error <= bound:
             raise Refused(f"wrong: its error is {error:.3g} times the naive computation's, over {bound:g}")
         return error
 
 
-def units(name: str, actual: Tensor, yardstick: Tensor, exact: Tensor) -> float:
-    """The larger of the largest and the RMS error in units of the yardstick's; infinite where not finite."""
+def relative_error(name: str, actual: Tensor, yardstick: Tensor, exact: Tensor) -> float:
+    """Returns the error, as defined at the top of this file, of one tensor; infinite if a value is not finite."""
     if actual.shape != exact.shape:
         raise Refused(f"wrong: {name} has shape {tuple(actual.shape)}, not {tuple(exact.shape)}")
     error, allowed = actual.double() - exact, yardstick.double() - exact
@@ -71,10 +77,10 @@ def units(name: str, actual: Tensor, yardstick: Tensor, exact: Tensor) -> float:
 
 
 def check_keep_rate(case: Case, run: Run, t: Inputs) -> None:
-    """Raises Refused where dropout keeps another fraction than it was asked to."""
+    """Raises Refused if the fraction that dropout keeps is not 1 - dropout_p."""
     with torch.no_grad():
         kept = case.kept(t, run(case.probe(t)))
     rate, asked = kept.double().mean().item(), 1 - case.dropout_p
-    chance = 4 * math.sqrt(asked * (1 - asked) / kept.numel())  # four standard errors of so many draws
+    chance = 4 * math.sqrt(asked * (1 - asked) / kept.numel())  # four standard errors
     if not abs(rate - asked) <= KEEP_RATE + chance:
         raise Refused(f"rounds: it keeps {rate:.4f} where {asked:g} was asked for")

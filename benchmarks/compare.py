@@ -1,8 +1,8 @@
-"""What changed between two files of results, and whether that is beyond the noise.
+"""Compares two files of results and separates changes from noise.
 
-A change is a ratio of medians. It counts where it exceeds the sum of three uncertainties: half of either run's
-interquartile range, relative to its median, and how much the limit that binds the op differs between the two runs (a
-card that is warmer copies more slowly too); and 1 % in any case.
+A change is a ratio of medians. It is reported as faster or slower if it exceeds the noise, which is at least 1 % and
+otherwise the sum of three terms: half of each run's interquartile range, relative to its median, and the relative
+difference of the limit that bounds the op (a warmer GPU is slower in copies, too).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from benchmarks.limits import Limits
 from benchmarks.report import aligned, busy
 from benchmarks.results import Record, Results
 
-LEAST = 0.01
+MIN_NOISE = 0.01
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Change:
 
     @property
     def relative(self) -> float:
-        """-0.1 is a tenth less time."""
+        """The change of the median as a fraction: -0.1 means 10 % less time."""
         return self.after.median_us / self.before.median_us - 1
 
     @property
@@ -35,7 +35,7 @@ class Change:
 
 
 def changes(before: Results, after: Results) -> list[Change]:
-    """Of what was timed in both."""
+    """Returns a Change for everything that both runs timed."""
     old = {r.key: r for r in before.timed()}
     drifts = _drifts(Limits.from_json(before.limits), Limits.from_json(after.limits))
     return [Change(old[r.key], r, _noise(old[r.key], r, drifts)) for r in after.timed() if r.key in old]
@@ -43,11 +43,11 @@ def changes(before: Results, after: Results) -> list[Change]:
 
 def _noise(a: Record, b: Record, drifts: dict[str | None, float]) -> float:
     spread = sum((high - low) / 2 / r.median_us for r in (a, b) for low, high in (r.quartiles_us,))
-    return max(LEAST, spread + drifts[b.bound])
+    return max(MIN_NOISE, spread + drifts[b.bound])
 
 
 def _drifts(a: Limits, b: Limits) -> dict[str | None, float]:
-    """How much each limit differs; what has no bound of its own (a model's step) takes the product's."""
+    """Returns the relative difference of each limit. None stands for records without a bound: the product's is used."""
 
     def drift(x: float | None, y: float | None) -> float:
         return abs(y / x - 1) if x and y else 0.0
@@ -61,10 +61,10 @@ def report(before: Results, after: Results) -> str:
     found = changes(before, after)
     lines = [f"before: {_origin(before)}", f"after:  {_origin(after)}"]
     if before.machine["name"] != after.machine["name"]:
-        lines.append("The machines differ: what follows compares them, not two commits.")
+        lines.append("The machines differ, so the changes are not those between two commits.")
     for name, results in (("before", before), ("after", after)):
         if busy(results):
-            lines.append(f"{name} was measured beside other work: what follows may be that work's")
+            lines.append(f"{name} was measured on a busy machine: changes may come from other processes")
     moved = sorted((c for c in found if c.verdict != "same"), key=lambda c: -abs(c.relative))
     header = ["shape", "pass", "candidate", "before us", "after us", "change", "noise", "verdict"]
     rows = [_row(c) for c in moved]
@@ -75,7 +75,7 @@ def report(before: Results, after: Results) -> str:
 
 
 def _one_sided(before: Results, after: Results) -> list[str]:
-    """What only one of the two has, and what stopped being timed."""
+    """Lists what only one of the two runs timed, with the later run's reason for leaving it out."""
     old, new = ({r.key: r for r in results.timed()} for results in (before, after))
     status = {r.key: r for r in after.records}
     lines = []

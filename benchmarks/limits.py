@@ -1,7 +1,10 @@
-"""What the machine at hand can do, measured first in every run: copying, matrix products, exponentials.
+"""The machine's limits, which every run measures first: copies, matrix products, exponentials.
 
-An op's floor is the largest of three times: that of a copy which moves as many bytes, of its products at the rate of a
-large product in its dtype, and of its exponentials at the rate of the unit that computes them.
+The floor of an op is a lower bound on its time, the largest of three:
+
+    copy         the time of a copy that reads and writes as many bytes
+    matrix       its matrix products at the rate of one large product in the same dtype
+    exponential  its exponentials at the rate of the unit that computes them
 """
 
 from __future__ import annotations
@@ -23,19 +26,23 @@ GEMM_SIZE = {"cuda": 8192, "cpu": 1024}
 @dataclass(frozen=True)
 class Limits:
     dtype: str
-    copies: tuple[tuple[int, float], ...]  # (bytes read and written, microseconds), rising
+    copies: tuple[tuple[int, float], ...]  # (bytes read and written, microseconds), in ascending order
     gemm_flops: float  # FLOP/s
     gemm_size: int
-    exponentials: float | None  # a second; None where they cannot be measured
+    exponentials: float | None  # per second; None if they cannot be measured
 
     @property
     def copy_rate(self) -> float:
-        """Bytes a second, read and written, of the largest copy."""
+        """Bytes per second, read and written, of the largest copy."""
         moved, us = self.copies[-1]
         return moved / us * 1e6
 
     def copy_us(self, moved: int) -> float:
-        """The time of a copy that moves so many bytes, between the two measured ones; at their rate beyond."""
+        """Returns the microseconds of a copy that reads and writes `moved` bytes in total.
+
+        Between two measured sizes it interpolates logarithmically. Larger copies have the rate of the largest measured
+        one, smaller ones the time of the smallest.
+        """
         sizes = [size for size, _ in self.copies]
         if moved >= sizes[-1]:
             return self.copies[-1][1] * moved / sizes[-1]
@@ -47,7 +54,7 @@ class Limits:
         return t0 * (t1 / t0) ** share
 
     def floor(self, moved: int, flops: int, exponentials: int = 0) -> tuple[float, str]:
-        """Microseconds, and which limit binds."""
+        """Returns the floor in microseconds, and which limit sets it."""
         times = {"copy": self.copy_us(moved), "matrix": flops / self.gemm_flops * 1e6}
         if self.exponentials:
             times["exponential"] = exponentials / self.exponentials * 1e6
@@ -55,7 +62,7 @@ class Limits:
         return times[bound], bound
 
     def floors(self, work: list[tuple[int, int, int]]) -> tuple[float, str]:
-        """`floor` of passes one after the other; what binds is what binds the longest of them."""
+        """Returns the summed floors of passes that run one after another, and which limit sets the longest."""
         each = [self.floor(*w) for w in work]
         return sum(us for us, _ in each), max(each)[1]
 
@@ -69,11 +76,12 @@ class Limits:
 
 
 def measure(clock: Clock, dtype: torch.dtype, quick: bool) -> Limits:
+    """Measures the limits of the clock's device."""
     on_gpu = clock.on_gpu
     sizes = [s for s in COPY_BYTES if s <= (2**31 if on_gpu else 2**26)]
     copies, longest = [], 0.0
     for size in sizes[:: 1 if on_gpu and not quick else 2]:
-        longest = max(longest, _copy_us(clock, size))  # a larger copy is not faster: what says so is noise
+        longest = max(longest, _copy_us(clock, size))  # a larger copy cannot be faster: that would be noise
         copies.append((size, longest))
     size = GEMM_SIZE[clock.device.type]
     gemm = 2 * size**3 / _gemm_us(clock, dtype, size) * 1e6
@@ -86,18 +94,18 @@ def _copy_us(clock: Clock, moved: int) -> float:
 
 
 def _gemm_us(clock: Clock, dtype: torch.dtype, size: int) -> float:
-    """Of random values: zeros multiply faster, for they take less power."""
+    """Times a product of random matrices: zeros take less power, so a GPU multiplies them faster."""
     pairs = [tuple(torch.randn(size, size, device=clock.device).to(dtype) for _ in "ab") for _ in range(2)]
     return statistics.median(clock.samples(lambda pair: pair[0] @ pair[1], lambda i: pairs[i % len(pairs)]))
 
 
 def _exponentials(clock: Clock) -> float | None:
     if not clock.on_gpu:
-        x = torch.randn(16384)  # float32, in the first two caches
+        x = torch.randn(16384)  # 64 KiB, which fits the L2 cache
         return x.numel() / statistics.median(clock.samples(lambda x: x.exp(), lambda i: x)) * 1e6
     try:
-        from benchmarks.exponential import TURNS, exponentials
-    except ImportError:  # no Triton: no measurement, and floors of two terms
+        from benchmarks.exponential import ITERATIONS, exponentials
+    except ImportError:  # no Triton: floors then have two terms
         return None
     x = torch.rand(2**22, device=clock.device)
-    return x.numel() * TURNS / statistics.median(clock.samples(exponentials, lambda i: x)) * 1e6
+    return x.numel() * ITERATIONS / statistics.median(clock.samples(exponentials, lambda i: x)) * 1e6

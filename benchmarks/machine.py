@@ -1,4 +1,4 @@
-"""What a run runs on: the machine, the versions, the commit, and the peak that an MFU is a fraction of."""
+"""Describes the machine, the package versions, the commit, and the peak FLOP/s that MFU refers to."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import torch
 
 ROOT = Path(__file__).parent.parent
 
-# Dense bf16 products with fp32 sums, FLOP/s, from NVIDIA's data sheets (without sparsity), by the name that the driver
-# gives. Only whole names count: an H100 PCIe is not an H100 SXM, and a slice of a card (MIG) is not the card.
+# Peak FLOP/s of dense bf16 products with fp32 accumulation, from NVIDIA's data sheets (without sparsity). The keys are
+# the driver's names and must match exactly: an H100 PCIe is slower than an H100 SXM, and a MIG slice than its card.
 PEAK_FLOPS = {
     "NVIDIA A100-SXM4-40GB": 312e12,
     "NVIDIA A100-SXM4-80GB": 312e12,
@@ -41,7 +41,7 @@ def device() -> torch.device:
 
 
 def name() -> str:
-    """The GPU's name, or the CPU's."""
+    """Returns the GPU's name, or without a GPU the CPU's."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
     info = Path("/proc/cpuinfo")
@@ -50,20 +50,21 @@ def name() -> str:
 
 
 def slug() -> str:
-    """The name as that of a folder: "NVIDIA H100 80GB HBM3" is nvidia-h100-80gb-hbm3."""
+    """Returns the name as a folder name: "NVIDIA H100 80GB HBM3" becomes nvidia-h100-80gb-hbm3."""
     words = re.sub(r"\((R|TM)\)|@.*", "", name(), flags=re.IGNORECASE)
     return re.sub(r"[^a-z0-9]+", "-", words.lower()).strip("-")
 
 
 def peak_flops() -> float | None:
-    """Of the GPU at hand, or None: no MFU is better than a wrong one."""
+    """Returns the peak FLOP/s of the GPU, or None if it is not in the table."""
     return PEAK_FLOPS.get(name()) if torch.cuda.is_available() else None
 
 
 def describe() -> dict[str, Any]:
+    """Returns what a results file says about the machine."""
     facts: dict[str, Any] = {"name": name(), "device": device().type, "cpus": os.cpu_count()}
     facts |= {"threads": torch.get_num_threads(), "system": platform.platform(), "peak_flops": peak_flops()}
-    facts["load"] = round(os.getloadavg()[0], 1)  # processes that ran or waited, in the minute before
+    facts["load"] = round(os.getloadavg()[0], 1)  # average number of running or waiting processes in the last minute
     if torch.cuda.is_available():
         p = torch.cuda.get_device_properties(0)
         facts |= {
@@ -77,7 +78,7 @@ def describe() -> dict[str, Any]:
 
 
 def clocks() -> dict[str, str] | None:
-    """What nvidia-smi says of clocks, temperature and power at this moment; None where it says nothing."""
+    """Returns the current clocks, temperature and power as nvidia-smi prints them, or None without nvidia-smi."""
     asked = ("clocks.sm", "clocks.mem", "clocks.max.sm", "temperature.gpu", "power.draw", "power.limit")
     asked += ("clocks_event_reasons.active", "driver_version")
     line = _output("nvidia-smi", "-i", "0", f"--query-gpu={','.join(asked)}", "--format=csv,noheader")
@@ -86,6 +87,7 @@ def clocks() -> dict[str, str] | None:
 
 
 def versions() -> dict[str, str]:
+    """Returns the versions of Python, CUDA and those of PACKAGES that are installed."""
     found = {"python": platform.python_version(), "cuda": torch.version.cuda or "none"}
     for package in PACKAGES:
         try:
@@ -96,7 +98,7 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> dict[str, Any]:
-    """The checkout's commit and whether files differ from it; "unknown" outside of a repository."""
+    """Returns the checkout's commit and whether tracked files differ from it; sha is "unknown" outside a repository."""
     sha = _output("git", "-C", str(ROOT), "rev-parse", "HEAD")
     if not sha:
         return {"sha": "unknown", "date": None, "dirty": None}

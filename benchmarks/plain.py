@@ -1,6 +1,6 @@
-"""What a user writes who knows torch: GPT-1 and BERT in plain modules, attention by SDPA, to be compiled.
+"""GPT-1 and BERT as a torch user would write them: plain modules, attention by SDPA, meant for torch.compile.
 
-Parameters have the names of fastlm.models, so that weights are loaded as they are, and gradients compared.
+Parameters have the same names as in fastlm.models, so that weights can be copied and gradients compared.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ class MaskedLMHead(nn.Module):
 
 
 class PlainBERT(nn.Module):
-    """The masked-LM head at the predicted positions alone, as ours."""
+    """BERT for pretraining. As in fastlm, the masked-LM head runs only at the predicted positions."""
 
     def __init__(self, config: BERTConfig):
         super().__init__()
@@ -117,4 +117,5 @@ class PlainBERT(nn.Module):
 
 
 def plain(config: Config) -> nn.Module:
+    """Builds the plain model of a configuration."""
     return PlainGPT1(config) if isinstance(config, GPT1Config) else PlainBERT(config)

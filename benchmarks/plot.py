@@ -1,4 +1,4 @@
-"""The pictures of a run: a roofline of what is ours, and bars against the peers."""
+"""Draws a run's results: a roofline plot of fastlm's ops, and bars that compare them with the peers."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ PASS_MARKS = {"forward": "o", "backward": "s", "both": "D", "step": "^"}
 
 
 def draw(results: Results, folder: Path) -> list[Path]:
-    """Writes roofline.png and peers.png and returns their paths; without matplotlib, which a visit may lack, none."""
+    """Writes roofline.png and peers.png and returns their paths. Without matplotlib it prints so and returns []."""
     try:
         import matplotlib.figure  # noqa: F401
     except ImportError:
-        print("plots are left out: matplotlib is not installed")
+        print("no plots: matplotlib is not installed")
         return []
     drawn = {"roofline.png": _roofline(results), "peers.png": _peers(results)}
     for name, figure in drawn.items():
@@ -35,8 +35,8 @@ def _figure(width: float, height: float) -> Any:
 
 
 def _roofline(results: Results) -> Any:
-    """Two limits, and what of ours comes how near: bytes a second by bytes moved, beside a copy; and the operations of
-    products a second by operations a byte."""
+    """Plots fastlm's ops beside the machine's limits. Left: bytes per second by bytes moved, for ops without matrix
+    products. Right: FLOP/s by FLOP per byte, for ops with them."""
     limits = Limits.from_json(results.limits)
     figure = _figure(12, 5)
     left, right = figure.subplots(1, 2)
@@ -62,7 +62,7 @@ def _roofline(results: Results) -> Any:
 
 
 def _scatter(axes: Any, by_op: dict[str, list[Record]], point: Callable[[Record], tuple[float, float]]) -> None:
-    """A colour an op, a mark a pass."""
+    """Plots records as points: one colour per op, one marker per pass."""
     for i, (name, records) in enumerate(by_op.items()):
         colour = COLOURS[i % len(COLOURS)]
         for pass_, mark in PASS_MARKS.items():
@@ -77,7 +77,7 @@ def _scatter(axes: Any, by_op: dict[str, list[Record]], point: Callable[[Record]
 
 
 def _peers(results: Results) -> Any:
-    """For each op and model a panel, for each shape a group of bars: milliseconds, and the floor at the limits."""
+    """Draws one panel per op or model and one group of bars per shape: milliseconds, with a line at the floor."""
     panels = [(name, _shapes(records)) for name, records in grouped(results.records).items()]
     panels = [(name, shapes) for name, shapes in panels if shapes]
     columns = 2 if len(panels) > 1 else 1
@@ -126,13 +126,13 @@ def _label(record: Record) -> str:
 
 
 def _wrapped(shape: str) -> str:
-    """The dropout, or the kind of batch, on a line of its own."""
+    """Returns the shape with each `name=value` on its own line."""
     words = shape.split(" ")
     return " ".join(w for w in words if "=" not in w) + "".join(f"\n{w}" for w in words if "=" in w)
 
 
 def _shapes(records: Sequence[Record], most: int = 6) -> dict[str, list[Record]]:
-    """The first shapes, in which something of ours and of others was timed; ours at their best, first."""
+    """Returns the timed records of the first `most` shapes: fastlm's fastest backend, then the peers."""
     shapes: dict[str, list[Record]] = {}
     for record in records:
         if record.status == "timed" and record.pass_ in ("both", "step"):

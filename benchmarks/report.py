@@ -1,4 +1,4 @@
-"""A run as tables: one line a shape and pass, in the terminal and as Markdown."""
+"""Prints a run as tables, one line per shape and pass, for the terminal and as Markdown."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Table = tuple[list[str], list[list[str]]]
 
 
 def terminal(results: Results) -> str:
-    """Everything: head, tables, and why what is missing is missing."""
+    """Returns the whole report: head, tables, and the reasons for what is missing."""
     parts = [head(results)]
     for name, records in grouped(results.records).items():
         title = f"{name}, {records[0].dtype}"
@@ -20,7 +20,7 @@ def terminal(results: Results) -> str:
 
 
 def head(results: Results) -> str:
-    """The machine and what it can do."""
+    """Returns lines about the machine and its limits."""
     machine, limits = results.machine, Limits.from_json(results.limits)
     versions = results.versions
     lines = [
@@ -29,14 +29,14 @@ def head(results: Results) -> str:
         "its limits, measured in this run: " + limits_line(limits),
     ]
     if machine["device"] == "cpu":
-        lines.append(f"no GPU: the CPU's backend, in {machine['threads']} thread(s); caches are not flushed")
+        lines.append(f"no GPU: measured on the CPU with {machine['threads']} thread(s); caches are not flushed")
     if busy(results):
-        lines.append(f"{machine['cpus']} CPUs with a load of {machine['load']} before this run: its times say little")
+        lines.append(f"{machine['cpus']} CPUs with a load of {machine['load']} before this run: times are unreliable")
     return "\n".join(lines)
 
 
 def busy(results: Results) -> bool:
-    """Whether others had the CPU's cores while it was measured; a GPU's times do not lie in the host's hands."""
+    """Whether other processes used much of the CPU when the run began. False for runs on a GPU."""
     machine = results.machine
     return machine["device"] == "cpu" and machine["load"] > machine["cpus"] / 2
 
@@ -57,13 +57,13 @@ def grouped(records: Iterable[Record]) -> dict[str, list[Record]]:
 
 
 def best(records: Iterable[Record]) -> Record | None:
-    """The fastest of ours that was timed."""
+    """Returns the fastest timed record of fastlm, or None."""
     ours = [r for r in records if r.ours and r.status == "timed"]
     return min(ours, key=lambda r: r.median_us, default=None)
 
 
 def table(records: Sequence[Record]) -> Table:
-    """A line for each shape and pass: ours at its best, then how many times as long each peer takes."""
+    """Returns one row per shape and pass: fastlm's fastest backend, then each peer's time divided by fastlm's."""
     peers = list(dict.fromkeys(r.candidate for r in records if not r.ours and r.status != "skipped"))
     if records[0].kind == "model":
         return _model_table(records, peers)
@@ -94,13 +94,13 @@ def _model_table(records: Sequence[Record], peers: list[str]) -> Table:
 
 
 def _without_empty(header: list[str], rows: list[list[str]]) -> Table:
-    """The columns in which something stands: a CPU has no MFU, and no count of memory."""
+    """Removes the empty columns: on a CPU there is no MFU and no count of memory."""
     kept = [i for i in range(len(header)) if any(row[i] for row in rows)]
     return [header[i] for i in kept], [[row[i] for i in kept] for row in rows]
 
 
 def notes(records: Sequence[Record]) -> list[str]:
-    """Why candidates were skipped, refused or failed, each reason once."""
+    """Lists why candidates were skipped, refused or failed, each reason once."""
     reasons: dict[tuple[str, str, str], list[str]] = {}
     for r in records:
         if r.status != "timed":
@@ -132,13 +132,14 @@ def markdown(table: Table) -> str:
 
 
 def summary(results: Results) -> str:
-    """A page of Markdown: forward and backward together, the worst fractions of the limit, what of ours went wrong."""
+    """Returns a page of Markdown: tables of forward plus backward, the ops farthest from their floor, and fastlm's
+    failures."""
     parts = [head(results).replace("\n", "\n\n")]
     for name, records in grouped(results.records).items():
         whole = [r for r in records if r.pass_ in ("both", "step")]
         parts.append(f"**{name}**, {records[0].dtype}\n\n{markdown(table(whole))}")
     lowest = [f"{r.name} {r.shape} {r.pass_} ({r.candidate}): {r.fraction:.0%} of {r.bound}" for r in worst(results)]
-    parts.append("Least of the limit: " + "; ".join(lowest) if lowest else "Nothing of ours was timed.")
+    parts.append("Farthest from the limit: " + "; ".join(lowest) if lowest else "Nothing of fastlm was timed.")
     wrong = [r for r in results.records if r.ours and r.status in ("refused", "failed")]
     parts += [f"- {r.status}: {r.name} {r.shape} {r.pass_} {r.candidate}: {r.reason}" for r in wrong]
     parts += [f"- left out: {text}" for text in results.left_out]
@@ -146,7 +147,7 @@ def summary(results: Results) -> str:
 
 
 def worst(results: Results, count: int = 3) -> list[Record]:
-    """Where ours at its best reaches least of the limit."""
+    """Returns the records of fastlm's fastest backends that are farthest from their floor."""
     groups = [g for records in grouped(results.records).values() for g in _by_shape(records).values()]
     found = [r for r in map(best, groups) if r is not None and r.fraction is not None]
     return sorted(found, key=lambda r: r.fraction)[:count]

@@ -1,7 +1,7 @@
-"""What a run found, as a JSON file: machine, versions, limits and every sample.
+"""The JSON file of a run's results: machine, versions, limits and every sample.
 
-The file is rewritten whole, or not at all, after each group of records, so that a run that ends early leaves what it
-has. One record a line keeps differences between two files readable.
+The file is replaced atomically after each case, so that an interrupted run keeps its results so far. Each record is
+one line, so that a diff of two files is readable.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from typing import Any, Self
 
 SCHEMA = 1
 KINDS = ("op", "model")
-# "both": forward and backward; "step": of a model's training, or of its optimizer.
+# "both": forward and backward; "step": one training step of a model, or one update of an optimizer.
 PASSES = ("forward", "backward", "both", "step")
 STATUSES = ("timed", "refused", "skipped", "failed")
 BOUNDS = ("copy", "matrix", "exponential")
 
 
 class ResultsError(ValueError):
-    """A file that is not one of ours, or that says something impossible."""
+    """A file is not a results file, or contradicts itself."""
 
 
 @dataclass(frozen=True)
 class Record:
-    """One candidate's one pass over one shape. What was not timed says why in `reason`."""
+    """One pass of one candidate at one shape. `reason` says why it was not timed."""
 
     kind: str
     name: str  # the op, or the model
@@ -40,19 +40,19 @@ class Record:
     reason: str | None = None
     samples_us: tuple[float, ...] = ()
     parameters: dict[str, Any] = field(default_factory=dict)
-    bytes: int | None = None  # the least that must move, be multiplied, be exponentiated
-    flops: int | None = None
-    exponentials: int | None = None
-    floor_us: float | None = None  # what that takes at the machine's own limits, the largest of the three
-    bound: str | None = None  # which one that is
-    extra_bytes: int | None = None  # peak of memory beyond the inputs and what is returned
-    error: float | None = None  # in units of the yardstick's error, as check.py has it
-    tokens: int | None = None  # of a model's step
-    mfu: float | None = None
+    bytes: int | None = None  # the minimum that must be read and written
+    flops: int | None = None  # the minimum, of matrix products
+    exponentials: int | None = None  # the minimum
+    floor_us: float | None = None  # the lower bound from these three and the machine's limits (limits.py)
+    bound: str | None = None  # the limit that sets floor_us
+    extra_bytes: int | None = None  # peak memory beyond inputs and results
+    error: float | None = None  # relative to the yardstick's (check.py); for a model the difference of its gradients
+    tokens: int | None = None  # per step of a model
+    mfu: float | None = None  # model FLOPs utilization, a fraction of the GPU's peak
 
     @property
     def key(self) -> tuple[str, ...]:
-        """What two files are compared by."""
+        """Identifies the same measurement in two files."""
         return (self.kind, self.name, self.shape, self.dtype, self.pass_, self.candidate)
 
     @property
@@ -65,7 +65,7 @@ class Record:
 
     @property
     def fraction(self) -> float | None:
-        """Of the machine's own limit."""
+        """The floor divided by the median: 1 is the machine's limit. None if there is no floor or no time."""
         return None if self.floor_us is None or self.status != "timed" else self.floor_us / self.median_us
 
     def to_json(self) -> dict[str, Any]:
@@ -89,7 +89,7 @@ class Record:
         return record
 
     def check(self) -> None:
-        """Raises ResultsError where the record contradicts itself."""
+        """Raises ResultsError if the record contradicts itself."""
         for name, allowed in (("kind", KINDS), ("pass_", PASSES), ("status", STATUSES), ("bound", (*BOUNDS, None))):
             if getattr(self, name) not in allowed:
                 raise ResultsError(f"{self.key}: {name} must be one of {allowed}, got {getattr(self, name)!r}")
@@ -103,7 +103,7 @@ class Record:
 
 
 def quartiles(samples: tuple[float, ...]) -> tuple[float, float]:
-    """First and third quartile, each within the samples."""
+    """Returns the first and third quartile, which lie within the range of the samples."""
     if len(samples) == 1:
         return samples[0], samples[0]
     low, _, high = statistics.quantiles(samples, n=4, method="inclusive")
@@ -112,7 +112,7 @@ def quartiles(samples: tuple[float, ...]) -> tuple[float, float]:
 
 @dataclass
 class Results:
-    """All of a run: what it ran on, and its records."""
+    """One run: its machine, versions and limits, and its records."""
 
     created: str
     command: str
@@ -121,7 +121,7 @@ class Results:
     versions: dict[str, str]
     commit: dict[str, Any]
     limits: dict[str, Any]
-    left_out: list[str] = field(default_factory=list)  # cases without records, and why
+    left_out: list[str] = field(default_factory=list)  # cases without records, each with the reason
     records: list[Record] = field(default_factory=list)
 
     def write(self, file: Path) -> None:
@@ -137,7 +137,7 @@ class Results:
 
     @classmethod
     def read(cls, file: Path) -> Self:
-        """Raises ResultsError for what is no file of results."""
+        """Reads a results file; raises ResultsError if it is not one."""
         try:
             values = json.loads(Path(file).read_text())
         except json.JSONDecodeError as error:

@@ -1,4 +1,4 @@
-"""What the cases of ops over rows share."""
+"""The base class for cases of ops that work row by row."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from benchmarks.case import Case, Inputs, randn
 
-EPS = 1e-5  # of layer norms
+EPS = 1e-5  # the eps of layer norms
 
 
 @dataclass(frozen=True)
@@ -30,5 +30,5 @@ class Rows(Case):
         return randn(generator, self.rows, self.columns)
 
     def vectors(self, generator: torch.Generator, *names: str) -> Inputs:
-        """Gains near 1 and biases near 0."""
+        """Returns vectors of E values, near 1 for gamma and near 0 for others."""
         return {n: randn(generator, self.columns, scale=0.1) + float(n == "gamma") for n in names}

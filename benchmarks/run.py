@@ -1,4 +1,4 @@
-"""Runs the cases: for each candidate first the check, then the times. One that fails costs only its own lines."""
+"""Runs one case: checks each candidate, then times it. A candidate that fails does not stop the others."""
 
 from __future__ import annotations
 
@@ -22,31 +22,32 @@ from benchmarks.limits import Limits
 from benchmarks.results import Record
 from benchmarks.timing import Clock
 
-SETS = 3  # of inputs, used in turn
+SETS = 3  # sets of inputs, used in turn
 SEED = 20263
 
 
 @dataclass
 class Bench:
-    """What all measurements of a run share."""
+    """The settings and limits that all measurements of one run share."""
 
     clock: Clock
     limits: Limits
     dtype: torch.dtype
-    until: float = float("inf")  # on time.monotonic's clock
-    compile_only: frozenset[str] | None = None  # ops, where not all are to be compiled
+    until: float = float("inf")  # the deadline, in seconds of time.monotonic()
+    compile_only: frozenset[str] | None = None  # the ops whose "compile" peer is timed; None: all
 
     @property
     def device(self) -> torch.device:
         return self.clock.device
 
     def late(self) -> bool:
+        """Whether the deadline has passed."""
         return time.monotonic() > self.until
 
 
 def run_case(case: Case, bench: Bench) -> Iterator[Record]:
-    """The records of one case, a candidate at a time."""
-    torch._dynamo.reset()  # one shape, one graph: none is compiled for sizes that vary
+    """Yields the records of one case, candidate by candidate."""
+    torch._dynamo.reset()  # otherwise torch.compile would see the shape change and compile for dynamic shapes
     generator = torch.Generator(bench.device).manual_seed(SEED)
     sets = [with_gradients(case.inputs(generator), case.dtype(bench.dtype)) for _ in range(SETS)]
     trial = _Trial(case, bench, sets, Check(case, sets[0], generator), generator)
@@ -57,7 +58,7 @@ def run_case(case: Case, bench: Bench) -> Iterator[Record]:
     for i, peer in enumerate(case.peers()):
         if peer.name == "compile" and bench.compile_only is not None and case.op not in bench.compile_only:
             ops = " and ".join(sorted(bench.compile_only))
-            yield from trial.records(peer.name, "skipped", f"--quick on a CPU compiles {ops} alone")
+            yield from trial.records(peer.name, "skipped", f"--quick on a CPU compiles only {ops}")
             continue
         without = case.without_dropout().peers()[i]
         yield from trial.peer(peer.name, peer.build, plain, without.build)
@@ -65,7 +66,7 @@ def run_case(case: Case, bench: Bench) -> Iterator[Record]:
 
 @dataclass
 class _Trial:
-    """One case with its inputs; gives a record a pass for each candidate."""
+    """One case with its inputs. Its methods return one record per pass of a candidate."""
 
     case: Case
     bench: Bench
@@ -84,14 +85,14 @@ class _Trial:
         def run(t: Inputs) -> Tensor:
             return self.case.ours(t, backend)
 
-        return self._guarded(backend, True, lambda: (run, self.check.held(run, OURS)))
+        return self._guarded(backend, True, lambda: (run, self.check.checked_error(run, OURS)))
 
     def peer(
         self, name: str, build: Callable[[Inputs], Run], plain: Check, build_plain: Callable[[Inputs], Run]
     ) -> list[Record]:
         def prepare() -> tuple[Run, float]:
             run = build(self.sets[0])
-            error = plain.held(build_plain(self.sets[0]), PEERS)
+            error = plain.checked_error(build_plain(self.sets[0]), PEERS)
             if self.case.dropout_p:
                 check_keep_rate(self.case, run, self.sets[0])
             return run, error
@@ -99,7 +100,7 @@ class _Trial:
         return self._guarded(name, False, prepare)
 
     def parts(self) -> list[Record]:
-        """The sum of the case's parts, each timed alone: no implementation, but what one is held against."""
+        """Returns a record with the summed times of the case's parts. It is a lower bound, not an implementation."""
         times = {}
         for name, (call, count) in self.case.parts(self.sets[0]).items():
             samples = self.bench.clock.samples(lambda _, call=call: call(), lambda i: None)
@@ -118,7 +119,7 @@ class _Trial:
             return self.records(name, "skipped", str(reason), ours)
         except Refused as reason:
             return self.records(name, "refused", str(reason), ours)
-        except Exception as error:  # whatever another's package raises
+        except Exception as error:  # other packages raise anything
             status, reason = explain(error)
             return self.records(name, status, reason, ours)
         finally:
@@ -137,7 +138,7 @@ class _Trial:
         return done
 
     def _pass(self, run: Run, pass_: str) -> tuple[Callable[[Any], Any], Callable[[int], Any]]:
-        """What is timed, and what is prepared before it."""
+        """Returns the function that is timed, and the one that prepares its argument for sample i."""
         if pass_ in ("forward", "step"):
             return run, self._set
         if pass_ == "backward":
@@ -181,7 +182,7 @@ class _Trial:
         )
 
     def _work(self, pass_: str) -> list[tuple[int, int, int]]:
-        """(bytes, operations of products, exponentials) of the pass, forward and backward one after the other."""
+        """Returns (bytes, FLOPs of matrix products, exponentials) of the pass; of "both", first the forward's."""
         cost, exponentials = self.case.cost(self.dtype), self.case.exponentials()
         forward = (cost.forward_bytes, cost.forward_flops * self.case.products, exponentials[0])
         backward = (cost.backward_bytes, cost.backward_flops * self.case.products, exponentials[1])
@@ -189,20 +190,20 @@ class _Trial:
 
 
 def explain(error: Exception) -> tuple[str, str]:
-    """Status and one line of why, for an exception of a candidate."""
+    """Returns the status and a reason of one line for a candidate's exception."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     text = (lines[0] if lines else "no message")[:160]
     if isinstance(error, torch.OutOfMemoryError):
         return "failed", "out of memory"
     if "No available kernel" in str(error) or "No viable backend" in str(error):
-        return "skipped", "no kernel of it takes this call"
+        return "skipped", "has no kernel for this call"
     where = traceback.extract_tb(error.__traceback__)[-1]
     return "failed", f"{type(error).__name__}: {text} ({where.name}, line {where.lineno})"
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Others' warnings about what they cannot do are in the reasons."""
+    """Silences the warnings and logs of other packages. The reason in a record says why a package cannot run."""
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

@@ -1,4 +1,4 @@
-"""One run from the machine's limits to the last table; the file of results is written after every case."""
+"""One whole run: measures the limits, runs all cases, writes the results file after each, prints the tables."""
 
 from __future__ import annotations
 
@@ -21,12 +21,13 @@ from benchmarks.results import Record, Results
 from benchmarks.run import Bench, explain, run_case
 from benchmarks.timing import FULL, QUICK, Clock
 
-QUICK_MINUTES = 1.6  # and what is under way then may end
+QUICK_MINUTES = 1.6  # no case starts after this time; the one that runs may end
 QUICK_COMPILES = frozenset({"add_layer_norm", "attention"})
 
 
 def measure(options: argparse.Namespace) -> int:
-    """The exit status: 0, or 1 where something of ours failed or was refused, 2 for wrong options."""
+    """Runs the benchmarks and returns the exit status: 0, 1 if anything of fastlm failed or was refused or a case could
+    not be set up, 2 for wrong options."""
     started, device = time.monotonic(), machine.device()
     try:
         work = _work(options, device)
@@ -35,7 +36,7 @@ def measure(options: argparse.Namespace) -> int:
         return 2
     small = device.type == "cpu" and options.quick
     if small:
-        torch.set_num_threads(1)  # with more, a neighbour's work on one core makes all of them wait
+        torch.set_num_threads(1)  # with more threads, another process on one core delays all of them
     clock = Clock(device, QUICK if options.quick else FULL)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     results = _begin(options, limits.measure(clock, dtype, options.quick))
@@ -55,7 +56,7 @@ def measure(options: argparse.Namespace) -> int:
 
 
 def _run(case: Any, run: Callable[[Any, Bench], Iterator[Record]], bench: Bench, results: Results) -> None:
-    """Adds a case's records; a case that cannot be set up at all is left out, and said to be."""
+    """Adds a case's records to the results, or, if it cannot be set up, its name and the reason to `left_out`."""
     if bench.late():
         results.left_out.append(f"{case.op} {case.shape}: out of time")
         return
@@ -63,18 +64,18 @@ def _run(case: Any, run: Callable[[Any, Bench], Iterator[Record]], bench: Bench,
     try:
         for record in run(case, bench):
             results.records.append(record)
-    except Exception as error:  # the next case may well run
+    except Exception as error:  # the next case may still run
         traceback.print_exc()
         results.left_out.append(f"{case.op} {case.shape}: {explain(error)[1]}")
 
 
 def _work(options: argparse.Namespace, device: torch.device) -> list[tuple[Any, Callable]]:
-    """The cases, and what runs each."""
+    """Returns the cases to run, each with the function that runs it."""
     size, work = grid(device, quick=options.quick, sweeps=not options.no_sweeps), []
     if options.what in ("ops", "all") and (options.op or not options.model):
         work += [(case, run_case) for case in cases(size, options.op)]
     if options.what in ("models", "all") and (options.model or not options.op):
-        from benchmarks.models import model_cases, run_model  # which need more to be installed than the ops
+        from benchmarks.models import model_cases, run_model  # needs packages that the ops do not
 
         work += [(case, run_model) for case in model_cases(size, options.model)]
     return work
@@ -93,7 +94,7 @@ def _begin(options: argparse.Namespace, measured: limits.Limits) -> Results:
 
 
 def _default_folder(quick: bool) -> Path:
-    """Quick results are for looking at, and nothing of them is committed."""
+    """Returns the folder for results. Quick results go to build/, for they are not meant to be committed."""
     return machine.ROOT / ("build/benchmarks" if quick else f"benchmarks/results/{machine.slug()}")
 
 

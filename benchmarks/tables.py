@@ -1,4 +1,4 @@
-"""The README's tables of speed, from the results that are committed. Nothing in them is typed."""
+"""Makes the README's tables of speed from the committed results."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ START, END = "<!-- benchmarks -->", "<!-- /benchmarks -->"
 
 
 def latest(folder: Path) -> list[Results]:
-    """For each GPU, the newest results that are not of a --quick run."""
+    """Returns the newest results of each GPU, without those of --quick runs."""
     newest = []
     for gpu in sorted(p for p in folder.glob("*") if p.is_dir()):
         every = [Results.read(file) for file in gpu.glob("*.json")]
@@ -25,11 +25,12 @@ def latest(folder: Path) -> list[Results]:
 
 
 def markdown(folder: Path = RESULTS) -> str:
-    """Of every GPU; empty where there are no results."""
+    """Returns the tables of all GPUs; empty without results."""
     return "\n\n".join(report.summary(results) for results in latest(folder))
 
 
 def show() -> int:
+    """Prints the tables."""
     text = markdown()
     if text:
         print(text)
@@ -37,7 +38,7 @@ def show() -> int:
 
 
 def write(readme: Path = ROOT / "README.md", folder: Path = RESULTS) -> int:
-    """Puts the tables between the README's two marks."""
+    """Writes the tables into the README, between START and END."""
     before, start, rest = readme.read_text().partition(START)
     _, end, after = rest.partition(END)
     if not start or not end:

@@ -1,9 +1,13 @@
-"""How long a call takes: samples in microseconds, each by itself, over rotating inputs.
+"""Times a call: samples in microseconds, over inputs that rotate.
 
-On a GPU a sample lies between two CUDA events. Before the first, a buffer of twice the L2 cache is read (not written:
-its lines would have to be written back while the sample runs), and a sleeping kernel keeps the GPU busy until the host
-has enqueued the whole call, so that launches cost what they cost in a queue that is never empty. On a CPU a sample is
-perf_counter's, and the caches are as the rotation leaves them.
+On a GPU each sample lies between two CUDA events. Before the first event:
+
+- a buffer of twice the L2 cache's size is read, to flush it. (Writing it would leave lines that are written back during
+  the sample.)
+- a sleeping kernel keeps the GPU busy until the host has enqueued the whole call, so that the host's launch overhead is
+  not measured.
+
+On a CPU a sample is a difference of time.perf_counter(), and caches are not flushed.
 """
 
 from __future__ import annotations
@@ -19,7 +23,7 @@ import torch
 
 @dataclass(frozen=True)
 class Effort:
-    """How many samples: until `seconds` are spent on one measurement, within the bounds."""
+    """How many samples one measurement takes: as many as fit in `seconds`, but at least `least` and at most `most`."""
 
     least: int = 10
     most: int = 30
@@ -41,11 +45,11 @@ class Clock:
         if self.on_gpu:
             properties = torch.cuda.get_device_properties(device)
             self._flush = torch.ones(2 * properties.L2_cache_size // 4, device=device)
-            self._ticks_per_us = 2000  # cycles a microsecond at 2 GHz: the sleep may be too long, not too short
+            self._cycles_per_us = 2000  # assumes 2 GHz, above most GPUs' clocks: a lower clock makes the sleep longer
 
     def samples(self, call: Callable[[Any], Any], prepare: Callable[[int], Any]) -> tuple[float, ...]:
-        """Microseconds of `call(prepare(i))`, i = 0, 1, ...; what `prepare` does is not in them."""
-        for i in range(3):  # compiles, tunes, allocates; the last one shows how long the host takes
+        """Returns the microseconds of `call(prepare(i))` for i = 0, 1, ..., without those of `prepare`."""
+        for i in range(3):  # warm-up: compiles, tunes, allocates; the last round measures the host's time
             state = prepare(i)
             self._wait()
             started = time.perf_counter()
@@ -67,7 +71,7 @@ class Clock:
     def _gpu_sample(self, call: Callable[[Any], Any], state: Any, host_us: float) -> float:
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         self._flush.sum()
-        torch.cuda._sleep(int(min(2 * host_us + 50, 20_000) * self._ticks_per_us))
+        torch.cuda._sleep(int(min(2 * host_us + 50, 20_000) * self._cycles_per_us))
         start.record()
         call(state)
         end.record()
@@ -84,7 +88,8 @@ class Clock:
             torch.cuda.synchronize(self.device)
 
     def extra_bytes(self, call: Callable[[], Any]) -> int | None:
-        """The peak of memory during `call` beyond what there was before and what it returns; None on a CPU."""
+        """Returns the bytes by which GPU memory during `call` exceeds the larger of the memory before it and after it
+        (with its result); None on a CPU."""
         if not self.on_gpu:
             return None
         self._wait()

@@ -1,9 +1,9 @@
-"""A whole visit to a GPU within a time limit: build, tests, benchmarks, a page that sums them up.
+"""Builds, tests and measures on a GPU within a time limit, and writes a summary page.
 
-Each part is a process of its own with a share of the time that is left. One that fails or takes too long is reported,
-and the next one starts; the page and the results are rewritten as they come, so that a visit that is cut off has
-brought home what it had. Before the build nothing is installed: this file needs Python alone. No part needs a network.
-The tests need pytest and hypothesis: where these are missing that part fails, and the others go on.
+Each part is its own process and gets a share of the remaining time. If a part fails or takes too long, the page says so
+and the next part starts. The page and the results are rewritten after each step, so that an interrupted visit keeps
+them. Before the build nothing is installed, so this file needs only Python's standard library. No part needs a network.
+The tests need pytest and hypothesis; if these are missing, only that part fails.
 """
 
 from __future__ import annotations
@@ -20,13 +20,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-GRACE = 5.0  # seconds between being asked to end and being ended
-TAIL = 25  # lines of a failing part's log that go into the page
+GRACE = 5.0  # seconds between SIGTERM and SIGKILL
+TAIL = 25  # lines of a failed part's log that go into the page
 
 
 @dataclass(frozen=True)
 class Part:
-    """`share` of the time, among the parts still to come; {minutes} in the command is what that makes."""
+    """One process of the visit.
+
+    `share` is its weight among the parts that remain; they divide the remaining time by it. "{minutes}" in the command
+    is replaced by 85 % of the part's time, so that a command that limits its own time ends before it is killed.
+    """
 
     name: str
     command: Sequence[str]
@@ -42,6 +46,7 @@ class Outcome:
 
 
 def parts(out: Path) -> list[Part]:
+    """Returns the parts of a visit, in order."""
     python = sys.executable
     pip = [python, "-m", "pip", "install", "--no-build-isolation", "--no-deps", "--no-index", "--editable", "."]
     measure = ["--out", str(out / "results"), "--minutes", "{minutes}"]
@@ -55,12 +60,12 @@ def parts(out: Path) -> list[Part]:
 
 
 def visit(out: Path, minutes: float, planned: Sequence[Part] | None = None) -> int:
-    """Runs the parts; 0 where all were well."""
+    """Runs the parts, writes logs, results and summary.md into `out`, and returns 0 if all parts succeeded, else 1."""
     out = out.resolve()
     out.mkdir(parents=True, exist_ok=True)
     planned = parts(out) if planned is None else planned
     until = time.monotonic() + 60 * minutes - GRACE
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the part that is under way is ended, too
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an exception, so that the running part is ended, too
     outcomes: list[Outcome] = []
     for i, part in enumerate(planned):
         left = until - time.monotonic()
@@ -77,7 +82,6 @@ def _run(part: Part, limit: float, out: Path) -> Outcome:
     log = out / f"{part.name}.log"
     if limit <= 0:
         return Outcome(part, "not started", 0.0, log)
-    # A command that is told its time ends by itself before it has to be ended.
     command = [word.format(minutes=f"{0.85 * limit / 60:.3f}") for word in part.command]
     started = time.monotonic()
     with log.open("w") as file:
@@ -102,7 +106,7 @@ def _run(part: Part, limit: float, out: Path) -> Outcome:
 
 
 def _end(process: subprocess.Popen) -> None:
-    """The process and all that it started."""
+    """Ends the process and all processes that it started."""
     for number, patience in ((signal.SIGTERM, GRACE), (signal.SIGKILL, None)):
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, number)
@@ -111,7 +115,7 @@ def _end(process: subprocess.Popen) -> None:
 
 
 def _write(out: Path, outcomes: Sequence[Outcome], to_come: Sequence[Part], minutes: float) -> None:
-    """summary.md, whole."""
+    """Writes summary.md, atomically."""
     lines = [f"# A visit of {minutes:g} minutes", "", "| part | outcome | seconds |", "|---|---|---:|"]
     lines += [f"| {o.part.name} | {o.status} | {o.seconds:.0f} |" for o in outcomes]
     lines += [f"| {part.name} | not yet | |" for part in to_come]
@@ -133,5 +137,5 @@ def _results(file: Path) -> str:
         from benchmarks import report, results
 
         return report.summary(results.Results.read(file))
-    except Exception as error:  # without torch there is no table, but there is still a page
+    except Exception as error:  # without torch the page has no table
         return f"cannot be read: {error}"

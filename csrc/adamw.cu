@@ -1,16 +1,15 @@
 // AdamW (Loshchilov and Hutter 2019) with clipping by the global norm, over all parameters of a model in two launches:
-// the sum of the gradients' squares, then the update. A sharded run adds the squares up over its ranks in between.
+// the sum of the gradients' squares, then the update. A sharded run adds up the squares of its ranks in between.
 //
-// Bytes per parameter in float32: the squares read the gradient, 4; the update reads parameter, gradient and both
-// moments and writes all but the gradient, 28. In bfloat16 2 and 22. For GPT-1's 117 million parameters in float32 the
-// lower bound on an H100 is 1.25 ms, set by HBM (3.0 TB/s; computed, not measured). The clipping factor needs the whole
-// norm, hence two passes over the gradients.
+// Bytes per parameter: the squares read the gradient, 4 in float32 and 2 in bfloat16; the update reads parameter,
+// gradient and both moments and writes all but the gradient, 28 in float32 and 22 in bfloat16. For GPT-1's 117 million
+// parameters in float32 the lower bound on an H100 is 1.25 ms, set by HBM (3.0 TB/s; computed, not measured). The
+// clipping factor needs the whole norm, hence two passes over the gradients.
 //
-// A slice is kSlice elements of one tensor: what a CTA takes in a turn. The table of tensors travels as the kernel's
-// argument, so nothing is copied to the device and nothing waits. What changes from step to step (rates, decays,
-// corrections, max_norm, scale) is read from device memory, so a captured CUDA graph can be replayed with other values.
-// Each CTA adds its slices up in one order, and each CTA of the update all partial sums in one order: the same bits
-// each time.
+// A CTA processes one slice at a time: kSlice elements of one tensor. The table of tensors is a kernel argument, so no
+// copy to the device is needed. Values that change from step to step (rates, decays, corrections, max_norm, scale) are
+// in device memory, so a captured CUDA graph can be replayed with other values. All sums are added in a fixed order, so
+// the results are deterministic.
 #include <algorithm>
 #include <cmath>
 
@@ -25,26 +24,26 @@ namespace fastlm {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kLane = 8;                      // elements of a thread's vector
-constexpr int kSlice = kThreads * kLane * 4;  // elements that a CTA takes in a turn
-constexpr int kTensors = 480;                 // of a launch, whose arguments may have 32,764 bytes
+constexpr int kVecSize = 8;                      // elements of a thread's vector
+constexpr int kSlice = kThreads * kVecSize * 4;  // elements that a CTA processes at a time
+constexpr int kMaxTensors = 480;                 // per launch, because kernel arguments are limited to 32,764 bytes
 
 struct Tensor {
-  void* parameter = nullptr;       // (count,), or null for the squares
+  void* parameter = nullptr;       // (count,), or null in squares_kernel
   const void* gradient = nullptr;  // (count,)
-  float* first_moment = nullptr;   // (count,), or null for the squares
-  float* second_moment = nullptr;  // (count,), or null for the squares
+  float* first_moment = nullptr;   // (count,), or null in squares_kernel
+  float* second_moment = nullptr;  // (count,), or null in squares_kernel
   int64_t count = 0;
   int first_slice = 0;
   DType dtype = DType::kFloat32;
-  bool wide = false;  // all that are given are aligned to 16 bytes
+  bool wide = false;  // all of these arrays are aligned to 16 bytes
 };
 
-struct Table {
+struct TensorTable {
   int tensors, slices;
-  Tensor tensor[kTensors];
+  Tensor tensor[kMaxTensors];
 
-  // The index of the tensor that a slice is part of.
+  // Returns the index of the tensor that contains a slice.
   __device__ __forceinline__ int tensor_of(int slice) const {
     int low = 0, high = tensors;  // the tensor is in [low, high)
     while (high - low > 1) {
@@ -54,10 +53,10 @@ struct Table {
     return low;
   }
 };
-static_assert(sizeof(Table) <= 32000);
+static_assert(sizeof(TensorTable) <= 32000);
 
-// What the update reads beside the tensors. Those per tensor begin at the table's first.
-struct Update {
+// The other arguments of the update. Arrays with one value per tensor begin at the table's first tensor.
+struct UpdateParams {
   const float* rates;        // (tensors,)
   const float* decays;       // (tensors,)
   const float* corrections;  // (tensors, 2), or null: no bias correction
@@ -66,40 +65,40 @@ struct Update {
   const float* scale;        // (), or null: 1
   float* norm;               // ()
   int K;
-  float rest1, beta2, rest2, eps;  // rest = 1 - beta, rounded once
+  float one_minus_beta1, beta2, one_minus_beta2, eps;  // 1 - beta is computed in float64 and rounded once
 };
 
 __device__ __forceinline__ float load_scalar(const float* from) { return load_global<Use::kRepeated>(from); }
 
 template <typename T>
-__device__ __forceinline__ void load(const Tensor& t, const void* from, int64_t at, float (&values)[kLane]) {
-  const int64_t left = t.count - at;
-  const T* const source = static_cast<const T*>(from) + at;
-  if (t.wide && left >= kLane) {
-    load_vec<kLane, true>(source, kLane).copy_to(values);
+__device__ __forceinline__ void load(const Tensor& t, const void* from, int64_t offset, float (&values)[kVecSize]) {
+  const int64_t left = t.count - offset;
+  const T* const source = static_cast<const T*>(from) + offset;
+  if (t.wide && left >= kVecSize) {
+    load_vec<kVecSize, true>(source, kVecSize).copy_to(values);
   } else {
-    load_vec<kLane, false>(source, static_cast<int>(min(left, static_cast<int64_t>(kLane)))).copy_to(values);
+    load_vec<kVecSize, false>(source, static_cast<int>(min(left, static_cast<int64_t>(kVecSize)))).copy_to(values);
   }
 }
 
 template <typename T>
-__device__ __forceinline__ void store(const Tensor& t, void* to, int64_t at, const float (&values)[kLane]) {
-  const int64_t left = t.count - at;
-  T* const target = static_cast<T*>(to) + at;
-  const auto vec = Vec<T, kLane>::of(values);
-  if (t.wide && left >= kLane) {
-    store_vec<kLane, true>(target, vec, kLane);
+__device__ __forceinline__ void store(const Tensor& t, void* to, int64_t offset, const float (&values)[kVecSize]) {
+  const int64_t left = t.count - offset;
+  T* const target = static_cast<T*>(to) + offset;
+  const auto vec = Vec<T, kVecSize>::of(values);
+  if (t.wide && left >= kVecSize) {
+    store_vec<kVecSize, true>(target, vec, kVecSize);
   } else {
-    store_vec<kLane, false>(target, vec, static_cast<int>(min(left, static_cast<int64_t>(kLane))));
+    store_vec<kVecSize, false>(target, vec, static_cast<int>(min(left, static_cast<int64_t>(kVecSize))));
   }
 }
 
-// function(type, at) for the vectors of a slice that are this thread's.
+// Calls function(type, offset) for each vector of a slice that this thread processes.
 template <typename Function>
-__device__ __forceinline__ void for_vectors(const Tensor& t, int slice, Function&& function) {
-  const int64_t first = static_cast<int64_t>(slice - t.first_slice) * kSlice + threadIdx.x * kLane;
+__device__ __forceinline__ void for_each_vec(const Tensor& t, int slice, Function&& function) {
+  const int64_t first = static_cast<int64_t>(slice - t.first_slice) * kSlice + threadIdx.x * kVecSize;
 #pragma unroll
-  for (int i = 0; i < kSlice; i += kThreads * kLane) {
+  for (int i = 0; i < kSlice; i += kThreads * kVecSize) {
     if (first + i >= t.count) break;
     switch (t.dtype) {
       case DType::kFloat16:
@@ -114,7 +113,7 @@ __device__ __forceinline__ void for_vectors(const Tensor& t, int slice, Function
   }
 }
 
-// The sum over a block, in every thread. `scratch` is shared memory.
+// Returns the sum over a CTA, in every thread. `scratch` is shared memory.
 __device__ __forceinline__ float block_sum(float x, float (&scratch)[kThreads / kWarpSize]) {
   x = warp_sum(x);
   if (threadIdx.x % kWarpSize == 0) scratch[threadIdx.x / kWarpSize] = x;
@@ -125,24 +124,25 @@ __device__ __forceinline__ float block_sum(float x, float (&scratch)[kThreads / 
   return x;
 }
 
-__global__ void __launch_bounds__(kThreads, 4) squares_kernel(const __grid_constant__ Table table, float* squares) {
+__global__ void __launch_bounds__(kThreads, 4)
+    squares_kernel(const __grid_constant__ TensorTable table, float* squares) {
   __shared__ float scratch[kThreads / kWarpSize];
   float sum = 0.0f;
   for (int slice = blockIdx.x; slice < table.slices; slice += gridDim.x) {
     const Tensor& t = table.tensor[table.tensor_of(slice)];
-    for_vectors(t, slice, [&](auto type, int64_t at) {
-      float g[kLane];
-      load<typename decltype(type)::type>(t, t.gradient, at, g);
+    for_each_vec(t, slice, [&](auto type, int64_t offset) {
+      float g[kVecSize];
+      load<typename decltype(type)::type>(t, t.gradient, offset, g);
 #pragma unroll
-      for (int j = 0; j < kLane; j++) sum += g[j] * g[j];
+      for (int j = 0; j < kVecSize; j++) sum += g[j] * g[j];
     });
   }
   sum = block_sum(sum, scratch);
   if (threadIdx.x == 0) store_global(squares + blockIdx.x, sum);
 }
 
-// What the gradients are multiplied by: the scale, and the clipping factor where there is a max_norm.
-__device__ __forceinline__ float gradient_factor(const Update& u) {
+// Returns the factor for the gradients: the scale, times the clipping factor if there is a max_norm.
+__device__ __forceinline__ float gradient_factor(const UpdateParams& u) {
   __shared__ float scratch[kThreads / kWarpSize];
   const float scale = u.scale ? load_scalar(u.scale) : 1.0f;
   float sum = 0.0f;
@@ -150,41 +150,42 @@ __device__ __forceinline__ float gradient_factor(const Update& u) {
   const float norm = scale * sqrtf(block_sum(sum, scratch));
   if (blockIdx.x == 0 && threadIdx.x == 0) store_global(u.norm, norm);
   if (!u.max_norm) return scale;
-  // A norm that is not finite makes the factor worthless too: whoever reads the norm has to look.
+  // If the norm is not finite, the factor is useless too. The caller must check the norm.
   const float max_norm = load_scalar(u.max_norm);
   return scale * (norm <= max_norm ? 1.0f : max_norm / norm);
 }
 
-__global__ void __launch_bounds__(kThreads, 3) update_kernel(const __grid_constant__ Table table, const Update u) {
+__global__ void __launch_bounds__(kThreads, 3)
+    update_kernel(const __grid_constant__ TensorTable table, const UpdateParams u) {
   const float factor = gradient_factor(u);
   for (int slice = blockIdx.x; slice < table.slices; slice += gridDim.x) {
     const int i = table.tensor_of(slice);
     const Tensor& t = table.tensor[i];
-    const float rate = load_scalar(u.rates + i), kept = 1.0f - rate * load_scalar(u.decays + i);
+    const float rate = load_scalar(u.rates + i), decay_factor = 1.0f - rate * load_scalar(u.decays + i);
     const float step = u.corrections ? rate / load_scalar(u.corrections + 2 * i) : rate;
-    const float root = u.corrections ? rsqrtf(load_scalar(u.corrections + 2 * i + 1)) : 1.0f;
-    for_vectors(t, slice, [&](auto type, int64_t at) {
+    const float inv_sqrt_c2 = u.corrections ? rsqrtf(load_scalar(u.corrections + 2 * i + 1)) : 1.0f;
+    for_each_vec(t, slice, [&](auto type, int64_t offset) {
       using T = typename decltype(type)::type;
-      float p[kLane], g[kLane], m[kLane], v[kLane];
-      load<T>(t, t.parameter, at, p);
-      load<T>(t, t.gradient, at, g);
-      load<float>(t, t.first_moment, at, m);
-      load<float>(t, t.second_moment, at, v);
+      float p[kVecSize], g[kVecSize], m[kVecSize], v[kVecSize];
+      load<T>(t, t.parameter, offset, p);
+      load<T>(t, t.gradient, offset, g);
+      load<float>(t, t.first_moment, offset, m);
+      load<float>(t, t.second_moment, offset, v);
 #pragma unroll
-      for (int j = 0; j < kLane; j++) {
+      for (int j = 0; j < kVecSize; j++) {
         const float scaled = g[j] * factor;
-        m[j] += u.rest1 * (scaled - m[j]);
-        v[j] = u.beta2 * v[j] + u.rest2 * scaled * scaled;
-        p[j] = kept * p[j] - step * m[j] / (sqrtf(v[j]) * root + u.eps);
+        m[j] += u.one_minus_beta1 * (scaled - m[j]);
+        v[j] = u.beta2 * v[j] + u.one_minus_beta2 * scaled * scaled;
+        p[j] = decay_factor * p[j] - step * m[j] / (sqrtf(v[j]) * inv_sqrt_c2 + u.eps);
       }
-      store<T>(t, t.parameter, at, p);
-      store<float>(t, t.first_moment, at, m);
-      store<float>(t, t.second_moment, at, v);
+      store<T>(t, t.parameter, offset, p);
+      store<float>(t, t.first_moment, offset, m);
+      store<float>(t, t.second_moment, offset, v);
     });
   }
 }
 
-int slices_of(int64_t count) { return static_cast<int>((count + kSlice - 1) / kSlice); }
+int num_slices(int64_t count) { return static_cast<int>((count + kSlice - 1) / kSlice); }
 
 bool is_activation(DType dtype) {
   return dtype == DType::kFloat32 || dtype == DType::kFloat16 || dtype == DType::kBFloat16;
@@ -200,35 +201,35 @@ int64_t checked_count(const char* what, const Array& array) {
   return count;
 }
 
-// fill(i, tensor) for the tensors from `first` on, as many as one launch takes.
+// Makes the table of one launch, for tensors `first` on. Calls fill(i, tensor) for each tensor i of it.
 template <typename Fill>
-Table make_table(size_t first, size_t all, Fill&& fill) {
-  Table table{};
-  const size_t last = std::min(all, first + kTensors);
+TensorTable make_table(size_t first, size_t all, Fill&& fill) {
+  TensorTable table{};
+  const size_t last = std::min(all, first + kMaxTensors);
   for (size_t i = first; i < last; i++) {
     Tensor& t = table.tensor[table.tensors++];
     fill(i, t);
     t.first_slice = table.slices;
-    table.slices += slices_of(t.count);
+    table.slices += num_slices(t.count);
   }
   return table;
 }
 
-int64_t launches(size_t tensors) { return (static_cast<int64_t>(tensors) + kTensors - 1) / kTensors; }
+int64_t num_launches(size_t tensors) { return (static_cast<int64_t>(tensors) + kMaxTensors - 1) / kMaxTensors; }
 
 }  // namespace
 
 void gradient_squares(const std::vector<Array>& gradients, const Array& squares, Stream stream) {
-  check(squares.rank == 1 && squares.shape[0] % launches(gradients.size()) == 0,
-        "squares must have shape (K,), K a multiple of the ", launches(gradients.size()), " launches");
+  check(squares.rank == 1 && squares.shape[0] % num_launches(gradients.size()) == 0,
+        "squares must have shape (K,), K a multiple of the ", num_launches(gradients.size()), " launches");
   squares.expect("squares", DType::kFloat32, {squares.shape[0]});
-  const int64_t P = squares.shape[0] / launches(gradients.size());
-  for (size_t first = 0; first < gradients.size(); first += kTensors) {
-    const Table table = make_table(first, gradients.size(), [&](size_t i, Tensor& t) {
+  const int64_t P = squares.shape[0] / num_launches(gradients.size());
+  for (size_t first = 0; first < gradients.size(); first += kMaxTensors) {
+    const TensorTable table = make_table(first, gradients.size(), [&](size_t i, Tensor& t) {
       const Array& g = gradients[i];
       t = {.gradient = g.data, .count = checked_count("gradients", g), .dtype = g.dtype, .wide = aligned16({g})};
     });
-    launch(squares_kernel, blocks(P, 1), kThreads, 0, stream, table, squares.as<float>() + first / kTensors * P);
+    launch(squares_kernel, grid_dim(P, 1), kThreads, 0, stream, table, squares.as<float>() + first / kMaxTensors * P);
   }
 }
 
@@ -250,8 +251,8 @@ void adamw(const std::vector<Array>& parameters, const std::vector<Array>& gradi
   if (max_norm) max_norm.expect("max_norm", DType::kFloat32, {});
   if (scale) scale.expect("scale", DType::kFloat32, {});
   norm.expect("norm", DType::kFloat32, {});
-  for (size_t first = 0; first < n; first += kTensors) {
-    const Table table = make_table(first, n, [&](size_t i, Tensor& t) {
+  for (size_t first = 0; first < n; first += kMaxTensors) {
+    const TensorTable table = make_table(first, n, [&](size_t i, Tensor& t) {
       const Array &p = parameters[i], &g = gradients[i], &m = first_moments[i], &v = second_moments[i];
       const int64_t count = checked_count("parameters", p);
       check(g.dtype == p.dtype, "a gradient must have its parameter's dtype ", name(p.dtype), ", got ", name(g.dtype));
@@ -268,19 +269,19 @@ void adamw(const std::vector<Array>& parameters, const std::vector<Array>& gradi
            .dtype = p.dtype,
            .wide = aligned16({p, g, m, v})};
     });
-    const Update u{.rates = rates.as<float>() + first,
-                   .decays = decays.as<float>() + first,
-                   .corrections = corrections ? corrections.as<float>() + 2 * first : nullptr,
-                   .squares = squares.as<float>(),
-                   .max_norm = max_norm.as<float>(),
-                   .scale = scale.as<float>(),
-                   .norm = norm.as<float>(),
-                   .K = static_cast<int>(squares.shape[0]),
-                   .rest1 = static_cast<float>(1 - beta1),
-                   .beta2 = static_cast<float>(beta2),
-                   .rest2 = static_cast<float>(1 - beta2),
-                   .eps = eps};
-    launch(update_kernel, blocks(num_ctas, 1), kThreads, 0, stream, table, u);
+    const UpdateParams u{.rates = rates.as<float>() + first,
+                         .decays = decays.as<float>() + first,
+                         .corrections = corrections ? corrections.as<float>() + 2 * first : nullptr,
+                         .squares = squares.as<float>(),
+                         .max_norm = max_norm.as<float>(),
+                         .scale = scale.as<float>(),
+                         .norm = norm.as<float>(),
+                         .K = static_cast<int>(squares.shape[0]),
+                         .one_minus_beta1 = static_cast<float>(1 - beta1),
+                         .beta2 = static_cast<float>(beta2),
+                         .one_minus_beta2 = static_cast<float>(1 - beta2),
+                         .eps = eps};
+    launch(update_kernel, grid_dim(num_ctas, 1), kThreads, 0, stream, table, u);
   }
 }
 

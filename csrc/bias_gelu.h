@@ -1,14 +1,14 @@
-// GELU(x + bias): launchers.
+// Launchers of GELU(x + bias).
 #pragma once
 
 #include "common/array.h"
 
 namespace fastlm {
 
-// y = GELU(x + bias), (N, F).
+// Computes y = GELU(x + bias), (N, F). `tanh` selects the tanh form, otherwise erf.
 void bias_gelu_forward(const Array& x, const Array& bias, const Array& y, bool tanh, Stream stream);
 
-// dx (N, F); dbias (F,) float32 by way of partials (1, programs, F).
+// Computes dx (N, F) and dbias (F,) float32. partials (1, num_partials, F) float32 is workspace.
 void bias_gelu_backward(const Array& dy, const Array& x, const Array& bias, const Array& dx, const Array& dbias,
                         bool tanh, const Array& partials, Stream stream);
 

@@ -1,4 +1,4 @@
-// The Python module: launchers, with torch tensors as their arrays.
+// The Python module: one m.def per launcher. Callers pass torch tensors as arrays.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -17,7 +17,7 @@
 
 namespace {
 
-// What kernels have moved since the last call: bytes, and accesses to global memory.
+// Returns the bytes and accesses of kernels in global memory since the last call, and resets the counts.
 pybind11::dict take_traffic() {
   using namespace pybind11::literals;
   const auto t = std::exchange(fastlm::emulator::traffic, {});

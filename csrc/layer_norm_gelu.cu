@@ -1,8 +1,9 @@
 // GELU(LN(x)), forward and backward.
 //
-// Bytes a row of E elements of b bytes: the forward reads x and writes y, 2bE, and the statistics, 8; the backward
-// reads dy and x and writes dx, 3bE, and computes the normalised row again; sums over rows as in layer_norm.cu. For
-// 32768 x 768 in bf16, at the 3.0 TB/s that a copy reaches on an H100, 34 us and 50 us: the floor.
+// Bytes per row of E elements of b bytes: the forward reads x and writes y, 2bE, and the statistics, 8; the backward
+// reads dy and x and writes dx, 3bE, and recomputes the normalised row. The partial sums are those of layer_norm.cu.
+// For 32768 x 768 in bf16 the lower bounds on an H100 are 34 us and 50 us, set by HBM (3.0 TB/s; computed, not
+// measured).
 #include <utility>
 
 #include "common/gelu.cuh"
@@ -16,7 +17,7 @@ namespace fastlm {
 namespace {
 
 template <typename input_t>
-struct Forward {
+struct ForwardParams {
   const input_t* x;  // (N, E)
   Parameter gamma, beta;
   input_t* y;   // (N, E)
@@ -28,82 +29,82 @@ struct Forward {
 };
 
 template <typename input_t, typename Shape>
-__global__ void __launch_bounds__(Shape::kThreads, 1) forward_kernel(const Forward<input_t> p) {
-  __shared__ Scratch<Shape::kWarps, 1> scratch[2];
+__global__ void __launch_bounds__(Shape::kThreads, 1) forward_kernel(const ForwardParams<input_t> p) {
+  __shared__ ReduceScratch<Shape::kWarps, 1> scratch[2];
   const int row = blockIdx.x * Shape::kRows + Shape::row();
-  const int64_t at = static_cast<int64_t>(row) * p.E;
-  const int E = row < p.N ? p.E : 0;  // nothing of a row beyond the last
+  const int64_t offset = static_cast<int64_t>(row) * p.E;
+  const int E = row < p.N ? p.E : 0;  // a row past the last one has no columns
 
   RowValues<Shape> s;
 #pragma unroll
-  for (int i = 0; i < Shape::kChunks; i++) Shape::load(p.x + at, i, E).copy_to(s[i]);
+  for (int i = 0; i < Shape::kVecs; i++) Shape::load(p.x + offset, i, E).copy_to(s[i]);
   const float2 statistics = row_statistics<Shape>(s, E, p.E, p.eps, scratch);
   store_statistics<Shape>(p.mean, p.rstd, row, p.N, statistics);
 #pragma unroll
-  for (int i = 0; i < Shape::kChunks; i++) {
+  for (int i = 0; i < Shape::kVecs; i++) {
 #pragma unroll
-    for (int j = 0; j < kLane; j++) s[i][j] = (s[i][j] - statistics.x) * statistics.y;
+    for (int j = 0; j < kVecSize; j++) s[i][j] = (s[i][j] - statistics.x) * statistics.y;
     affine<input_t, Shape>(s[i], p.gamma, p.beta, i, E);
     gelu(s[i], p.tanh);
-    Shape::store(p.y + at, i, E, s[i]);
+    Shape::store(p.y + offset, i, E, s[i]);
   }
 }
 
-// With h = xhat * gamma + beta, dh = dy * GELU'(h), g = dh * gamma:
-// dx = rstd * (g - mean(g) - xhat * mean(g * xhat)).
+// The backward computes, with xhat = (x - mean) * rstd, h = xhat * gamma + beta, dh = dy * GELU'(h) and g = dh * gamma:
+//   dx = rstd * (g - mean(g) - xhat * mean(g * xhat)).
 template <typename input_t>
-struct Backward {
+struct BackwardParams {
   const input_t* dy;  // (N, E)
   const input_t* x;   // (N, E)
   Parameter gamma, beta;
   const float* mean;  // (N,)
   const float* rstd;  // (N,)
   input_t* dx;        // (N, E)
-  float* partials;    // (2, gridDim.x, E): of dgamma and dbeta
+  float* partials;    // (2, gridDim.x, E): dgamma and dbeta
   int N, E;
   bool tanh;
 };
 
 template <typename input_t, typename Shape>
-__global__ void __launch_bounds__(Shape::kThreads) backward_kernel(const Backward<input_t> p) {
-  __shared__ Scratch<Shape::kWarps, 2> scratch[2];
+__global__ void __launch_bounds__(Shape::kThreads) backward_kernel(const BackwardParams<input_t> p) {
+  __shared__ ReduceScratch<Shape::kWarps, 2> scratch[2];
   __shared__ PartialScratch<Shape> partial_scratch;
   RowValues<Shape> dgamma = {}, dbeta = {};
   bool odd = false;
   for (int first = blockIdx.x * Shape::kRows; first < p.N; first += gridDim.x * Shape::kRows, odd = !odd) {
     const int row = first + Shape::row();
-    const int64_t at = static_cast<int64_t>(row) * p.E;
+    const int64_t offset = static_cast<int64_t>(row) * p.E;
     const int E = row < p.N ? p.E : 0;
     const float mean = row < p.N ? load_global<Use::kRepeated>(p.mean + row) : 0.0f;
     const float rstd = row < p.N ? load_global<Use::kRepeated>(p.rstd + row) : 0.0f;
     RowValues<Shape> dh, xhat;
 #pragma unroll
-    for (int i = 0; i < Shape::kChunks; i++) {
-      Shape::load(p.dy + at, i, E).copy_to(dh[i]);
-      Shape::load(p.x + at, i, E).copy_to(xhat[i]);
+    for (int i = 0; i < Shape::kVecs; i++) {
+      Shape::load(p.dy + offset, i, E).copy_to(dh[i]);
+      Shape::load(p.x + offset, i, E).copy_to(xhat[i]);
     }
 #pragma unroll
-    for (int i = 0; i < Shape::kChunks; i++) {
-      float h[kLane], slope[kLane];
+    for (int i = 0; i < Shape::kVecs; i++) {
+      float h[kVecSize], slope[kVecSize];
 #pragma unroll
-      for (int j = 0; j < kLane; j++) h[j] = xhat[i][j] = (xhat[i][j] - mean) * rstd;
+      for (int j = 0; j < kVecSize; j++) h[j] = xhat[i][j] = (xhat[i][j] - mean) * rstd;
       affine<input_t, Shape>(h, p.gamma, p.beta, i, E);
       gelu_and_slope(h, slope, p.tanh);
 #pragma unroll
-      for (int j = 0; j < kLane; j++) dh[i][j] *= slope[j];
+      for (int j = 0; j < kVecSize; j++) dh[i][j] *= slope[j];
     }
     const float2 means = row_means<input_t, Shape>(dh, xhat, p.gamma, E, p.E, scratch[odd]);
 #pragma unroll
-    for (int i = 0; i < Shape::kChunks; i++) {
-      float dx[kLane];
+    for (int i = 0; i < Shape::kVecs; i++) {
+      float dx[kVecSize];
       Shape::template load_parameter<input_t>(p.gamma, i, E, dx);
 #pragma unroll
-      for (int j = 0; j < kLane; j++) {
+      for (int j = 0; j < kVecSize; j++) {
         dx[j] = rstd * (dh[i][j] * dx[j] - means.x - xhat[i][j] * means.y);
         dgamma[i][j] += dh[i][j] * xhat[i][j];
         dbeta[i][j] += dh[i][j];
       }
-      Shape::store(p.dx + at, i, E, dx);
+      Shape::store(p.dx + offset, i, E, dx);
     }
   }
 
@@ -125,20 +126,20 @@ void layer_norm_gelu_forward(const Array& x, const Array& gamma, const Array& be
   check(bool(gamma), "gamma must be a tensor, got None");
   with_input_type(x.dtype, [&](auto type) {
     using input_t = typename decltype(type)::type;
-    const Forward<input_t> p{.x = x.as<input_t>(),
-                             .gamma = parameter("gamma", gamma, x.dtype, E),
-                             .beta = parameter("beta", beta, x.dtype, E),
-                             .y = y.as<input_t>(),
-                             .mean = mean.as<float>(),
-                             .rstd = rstd.as<float>(),
-                             .N = static_cast<int>(N),
-                             .E = static_cast<int>(E),
-                             .tanh = tanh,
-                             .eps = eps};
-    const bool wide = E % kLane == 0 && aligned16({x, y, gamma, beta});
+    const ForwardParams<input_t> p{.x = x.as<input_t>(),
+                                   .gamma = parameter("gamma", gamma, x.dtype, E),
+                                   .beta = parameter("beta", beta, x.dtype, E),
+                                   .y = y.as<input_t>(),
+                                   .mean = mean.as<float>(),
+                                   .rstd = rstd.as<float>(),
+                                   .N = static_cast<int>(N),
+                                   .E = static_cast<int>(E),
+                                   .tanh = tanh,
+                                   .eps = eps};
+    const bool wide = E % kVecSize == 0 && aligned16({x, y, gamma, beta});
     with_row_shape(N, E, wide, [&](auto shape) {
       using Shape = decltype(shape);
-      launch(forward_kernel<input_t, Shape>, blocks(N, Shape::kRows), Shape::kThreads, 0, stream, p);
+      launch(forward_kernel<input_t, Shape>, grid_dim(N, Shape::kRows), Shape::kThreads, 0, stream, p);
     });
   });
 }
@@ -152,24 +153,24 @@ void layer_norm_gelu_backward(const Array& dy, const Array& x, const Array& mean
   mean.expect("mean", DType::kFloat32, {N});
   rstd.expect("rstd", DType::kFloat32, {N});
   check(bool(gamma), "gamma must be a tensor, got None");
-  const int64_t P = programs_of(partials, 2, E);
+  const int64_t P = check_partials(partials, 2, E);
   with_input_type(x.dtype, [&](auto type) {
     using input_t = typename decltype(type)::type;
-    const Backward<input_t> p{.dy = dy.as<input_t>(),
-                              .x = x.as<input_t>(),
-                              .gamma = parameter("gamma", gamma, x.dtype, E),
-                              .beta = parameter("beta", beta, x.dtype, E),
-                              .mean = mean.as<float>(),
-                              .rstd = rstd.as<float>(),
-                              .dx = dx.as<input_t>(),
-                              .partials = partials.as<float>(),
-                              .N = static_cast<int>(N),
-                              .E = static_cast<int>(E),
-                              .tanh = tanh};
-    const bool wide = E % kLane == 0 && aligned16({dy, x, gamma, beta, dx, partials});
+    const BackwardParams<input_t> p{.dy = dy.as<input_t>(),
+                                    .x = x.as<input_t>(),
+                                    .gamma = parameter("gamma", gamma, x.dtype, E),
+                                    .beta = parameter("beta", beta, x.dtype, E),
+                                    .mean = mean.as<float>(),
+                                    .rstd = rstd.as<float>(),
+                                    .dx = dx.as<input_t>(),
+                                    .partials = partials.as<float>(),
+                                    .N = static_cast<int>(N),
+                                    .E = static_cast<int>(E),
+                                    .tanh = tanh};
+    const bool wide = E % kVecSize == 0 && aligned16({dy, x, gamma, beta, dx, partials});
     with_summing_row_shape<input_t>(N, E, wide, [&](auto shape) {
       using Shape = decltype(shape);
-      launch(backward_kernel<input_t, Shape>, blocks(P, 1), Shape::kThreads, 0, stream, p);
+      launch(backward_kernel<input_t, Shape>, grid_dim(P, 1), Shape::kThreads, 0, stream, p);
     });
   });
   sum_partials(partials, dgamma, dbeta, Array{}, stream);

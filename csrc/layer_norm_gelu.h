@@ -1,15 +1,15 @@
-// GELU(LN(x)): launchers.
+// Launchers of GELU(LN(x)).
 #pragma once
 
 #include "common/array.h"
 
 namespace fastlm {
 
-// y = GELU(LN(x)), (N, E); mean and rstd (N,) float32.
+// Computes y = GELU(LN(x)), (N, E), and mean and rstd (N,) float32.
 void layer_norm_gelu_forward(const Array& x, const Array& gamma, const Array& beta, const Array& y, const Array& mean,
                              const Array& rstd, bool tanh, float eps, Stream stream);
 
-// dx (N, E); dgamma, dbeta (E,) float32 by way of partials (2, programs, E).
+// Computes dx (N, E), and dgamma and dbeta (E,) float32. partials (2, num_partials, E) float32 is workspace.
 void layer_norm_gelu_backward(const Array& dy, const Array& x, const Array& mean, const Array& rstd, const Array& gamma,
                               const Array& beta, const Array& dx, const Array& dgamma, const Array& dbeta, bool tanh,
                               const Array& partials, Stream stream);

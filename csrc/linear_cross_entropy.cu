@@ -1,14 +1,16 @@
-// Rows of logits to losses and log-sum-exps and, in place, to the logits' gradients.
+// Computes loss and log-sum-exp of each row of logits, and replaces the logits by their gradients.
 //
-// Bytes a row of V logits of b bytes: read once and, with gradients, written once, 2bV. For GPT-1's 32768 x 40478 in
-// bf16, at the 3.0 TB/s that a copy reaches on an H100, 1.77 ms: the floor. Every logit has a part in the sum that each
-// gradient is divided by, so between the two the row must be somewhere: in shared memory, where 79 KB leave room for a
-// second row whose loads go on while this one is written. A row that does not fit (V > 116,000 in half precision on an
-// H100) is read twice, the second time backwards, so that what the L2 cache saw last comes first.
+// Bytes per row of V logits of b bytes: read once and, with gradients, written once, 2bV. For GPT-1's 32768 x 40478 in
+// bf16 the lower bound on an H100 is 1.77 ms, set by HBM (3.0 TB/s; computed, not measured).
 //
-// A thread reads back only what it loaded itself: the row needs no barrier, and there is one in all, for the sums.
+// Each gradient needs the sum over the whole row, so the row must be kept until the sum is known. It stays in shared
+// memory: 79 KB, so that an SM holds two rows and one can load while the other is written. A row that does not fit (V >
+// 116,000 in half precision on an H100) is read twice, the second time backwards, because the L2 still holds its end.
+//
+// A thread reads only logits that it loaded itself, so the row needs no barrier. The only barrier is in the reduction.
 #include "common/launch.cuh"
-#include "common/ptx.cuh"
+#include "common/ptx/copy.cuh"
+#include "common/ptx/math.cuh"
 #include "common/reduce.cuh"
 #include "common/rows.cuh"
 #include "linear_cross_entropy.h"
@@ -18,13 +20,13 @@ namespace fastlm {
 namespace {
 
 constexpr int kThreads = 512, kWarps = kThreads / kWarpSize;
-constexpr int kParts = 4;             // of a row: one is worked on while the others are on their way
-constexpr float kLowest = -1e38f;     // where maxima begin; with -inf, -inf - -inf would be NaN
-constexpr size_t kScratch = 1 << 10;  // bytes of shared memory, at most, beside the row
+constexpr int kCopyGroups = 4;     // groups of a row's loads; one is processed while later ones are in flight
+constexpr float kLowest = -1e38f;  // the initial row_max; with -inf, exp(-inf - -inf) would be NaN
+constexpr size_t kStaticSharedBytes = 1 << 10;  // bound on the kernel's static shared memory, in bytes
 
 template <typename input_t>
-struct Rows {
-  input_t* logits;         // (n, padded), then the gradients
+struct Params {
+  input_t* logits;         // (n, padded); the kernel overwrites them with the gradients
   const int64_t* targets;  // (n,)
   Parameter weights;       // (n,), or null
   float* losses;           // (n,)
@@ -35,125 +37,130 @@ struct Rows {
   bool need_gradient;
 };
 
-// exp(x). In half precision by one multiplication, whose rounding, 2^-24 of the exponent, is far below that of the
-// logits, and with results under 2^-126 as 0.
+// Returns exp(x). For logits in half precision it is exp2_approx(x log2(e)): the multiplication's rounding error is far
+// below that of the logits, and results below 2^-126 are 0.
 template <typename input_t>
-__device__ __forceinline__ float exp_of(float x) {
+__device__ __forceinline__ float exp_logit(float x) {
   if constexpr (sizeof(input_t) == 2) return exp2_approx(x * 1.4426950408889634f);
   return expf(x);
 }
 
-// Of some logits: their maximum, the sum of exp(x - top), the sum of x.
+// Statistics of some logits: their maximum, the sum of exp(x - row_max), and the sum of x.
 template <typename input_t>
-struct Statistics {
-  float top, total, plain;
+struct SoftmaxStats {
+  float row_max, row_sum, logit_sum;
 
-  __device__ __forceinline__ static Statistics none() { return {kLowest, 0.0f, 0.0f}; }
+  __device__ __forceinline__ static SoftmaxStats empty() { return {kLowest, 0.0f, 0.0f}; }
 
   template <int kN>
   __device__ __forceinline__ void add(const float (&x)[kN]) {
-    float higher = top;
+    float new_max = row_max;
 #pragma unroll
-    for (int j = 0; j < kN; j++) higher = fmaxf(higher, x[j]);
+    for (int j = 0; j < kN; j++) new_max = fmaxf(new_max, x[j]);
     float sum = 0.0f;
 #pragma unroll
-    for (int j = 0; j < kN; j++) sum += exp_of<input_t>(x[j] - higher);
-    total = total * exp_of<input_t>(top - higher) + sum;
-    top = higher;
+    for (int j = 0; j < kN; j++) sum += exp_logit<input_t>(x[j] - new_max);
+    row_sum = row_sum * exp_logit<input_t>(row_max - new_max) + sum;
+    row_max = new_max;
   }
 
-  // Brought to another maximum.
-  __device__ __forceinline__ float total_at(float higher) const { return total * exp_of<input_t>(top - higher); }
+  // Returns row_sum relative to another maximum.
+  __device__ __forceinline__ float rescaled_sum(float new_max) const {
+    return row_sum * exp_logit<input_t>(row_max - new_max);
+  }
 };
 
-// The statistics of all threads' logits, the same bits in each. `scratch` is shared memory.
+// Combines the statistics of all threads. The result is bitwise the same in each. `scratch` is shared memory.
 template <typename input_t>
-__device__ __forceinline__ Statistics<input_t> over_block(const Statistics<input_t>& own,
-                                                          Statistics<input_t> (&scratch)[kWarps]) {
-  Statistics<input_t> warp;
-  warp.top = own.top;
+__device__ __forceinline__ SoftmaxStats<input_t> reduce_over_cta(const SoftmaxStats<input_t>& own,
+                                                                 SoftmaxStats<input_t> (&scratch)[kWarps]) {
+  SoftmaxStats<input_t> warp;
+  warp.row_max = own.row_max;
 #pragma unroll
-  for (int by = kWarpSize / 2; by > 0; by /= 2) warp.top = fmaxf(warp.top, __shfl_xor_sync(kAllLanes, warp.top, by));
-  warp.total = warp_sum(own.total_at(warp.top));
-  warp.plain = warp_sum(own.plain);
+  for (int offset = kWarpSize / 2; offset > 0; offset /= 2)
+    warp.row_max = fmaxf(warp.row_max, __shfl_xor_sync(kAllLanes, warp.row_max, offset));
+  warp.row_sum = warp_sum(own.rescaled_sum(warp.row_max));
+  warp.logit_sum = warp_sum(own.logit_sum);
   if (threadIdx.x % kWarpSize == 0) scratch[threadIdx.x / kWarpSize] = warp;
   __syncthreads();
-  auto all = Statistics<input_t>::none();
+  auto all = SoftmaxStats<input_t>::empty();
 #pragma unroll
-  for (int i = 0; i < kWarps; i++) all.top = fmaxf(all.top, scratch[i].top);
+  for (int i = 0; i < kWarps; i++) all.row_max = fmaxf(all.row_max, scratch[i].row_max);
 #pragma unroll
   for (int i = 0; i < kWarps; i++) {
-    all.total += scratch[i].total_at(all.top);
-    all.plain += scratch[i].plain;
+    all.row_sum += scratch[i].rescaled_sum(all.row_max);
+    all.logit_sum += scratch[i].logit_sum;
   }
   return all;
 }
 
-// A block's row: vector v of kLength logits is thread v % kThreads's.
-template <typename input_t, bool kResident>
+// The row of a CTA. Thread v % kThreads loads and processes vector v of kVecSize logits. The loads of the row are
+// divided into kCopyGroups groups.
+template <typename input_t, bool kInShared>
 struct Row {
-  static constexpr int kLength = 16 / sizeof(input_t);
-  using Vector = Vec<input_t, kLength>;
+  static constexpr int kVecSize = 16 / sizeof(input_t);
+  using Vector = Vec<input_t, kVecSize>;
 
-  input_t* row;  // in global memory
-  uint4* copy;   // of the row in shared memory, where it is resident
+  input_t* row;       // in global memory
+  uint4* shared_row;  // the row in shared memory, if kInShared
   int vocabulary, vectors;
 
-  __device__ __forceinline__ int part_end(int part) const {
+  // Returns the end of a copy group's vectors.
+  __device__ __forceinline__ int group_end(int group) const {
     const int turns = (vectors + kThreads - 1) / kThreads;
-    return min(vectors, (turns * (part + 1) + kParts - 1) / kParts * kThreads);
+    return min(vectors, (turns * (group + 1) + kCopyGroups - 1) / kCopyGroups * kThreads);
   }
 
-  __device__ __forceinline__ void start_loading() const {
+  __device__ __forceinline__ void load_async() const {
     int v = threadIdx.x;
 #pragma unroll
-    for (int part = 0; part < kParts; part++) {
-      for (; v < part_end(part); v += kThreads) cp_async(copy + v, row + v * kLength, true);
+    for (int group = 0; group < kCopyGroups; group++) {
+      for (; v < group_end(group); v += kThreads) cp_async(shared_row + v, row + v * kVecSize, true);
       cp_async_commit();
     }
   }
 
-  // Vector v; what is padding is -inf.
-  __device__ __forceinline__ void load(int v, float (&x)[kLength]) const {
+  // Loads vector v into x. Padding becomes -inf.
+  __device__ __forceinline__ void load(int v, float (&x)[kVecSize]) const {
     Vector vector;
-    if constexpr (kResident) {
-      const uint4 words = copy[v];
+    if constexpr (kInShared) {
+      const uint4 words = shared_row[v];
       vector.words[0] = words.x, vector.words[1] = words.y, vector.words[2] = words.z, vector.words[3] = words.w;
     } else {
-      vector = load_vec<kLength, true>(row + v * kLength, kLength);
+      vector = load_vec<kVecSize, true>(row + v * kVecSize, kVecSize);
     }
     vector.copy_to(x);
-    const int inside = vocabulary - v * kLength;
-    if (inside < kLength) {
+    const int inside = vocabulary - v * kVecSize;
+    if (inside < kVecSize) {
 #pragma unroll
-      for (int j = 0; j < kLength; j++) {
+      for (int j = 0; j < kVecSize; j++) {
         if (j >= inside) x[j] = -INFINITY;
       }
     }
   }
 
-  __device__ __forceinline__ void add_to(Statistics<input_t>& statistics, int v, bool smoothed) const {
-    float x[kLength];
+  __device__ __forceinline__ void add_to(SoftmaxStats<input_t>& stats, int v, bool smoothed) const {
+    float x[kVecSize];
     load(v, x);
-    statistics.add(x);
+    stats.add(x);
     if (!smoothed) return;
 #pragma unroll
-    for (int j = 0; j < kLength; j++) {
-      if (v * kLength + j < vocabulary) statistics.plain += x[j];
+    for (int j = 0; j < kVecSize; j++) {
+      if (v * kVecSize + j < vocabulary) stats.logit_sum += x[j];
     }
   }
 
-  __device__ __forceinline__ Statistics<input_t> statistics(bool smoothed) const {
-    auto own = Statistics<input_t>::none();
+  __device__ __forceinline__ SoftmaxStats<input_t> stats(bool smoothed) const {
+    auto own = SoftmaxStats<input_t>::empty();
     int v = threadIdx.x;
-    if constexpr (kResident) {
+    if constexpr (kInShared) {
 #pragma unroll
-      for (int part = 0; part < kParts; part++) {
-        part == 0   ? cp_async_wait<3>()
-        : part == 1 ? cp_async_wait<2>()
-        : part == 2 ? cp_async_wait<1>()
-                    : cp_async_wait<0>();
-        for (; v < part_end(part); v += kThreads) add_to(own, v, smoothed);
+      for (int group = 0; group < kCopyGroups; group++) {
+        group == 0   ? cp_async_wait<3>()
+        : group == 1 ? cp_async_wait<2>()
+        : group == 2 ? cp_async_wait<1>()
+                     : cp_async_wait<0>();
+        for (; v < group_end(group); v += kThreads) add_to(own, v, smoothed);
       }
     } else {
       for (; v < vectors; v += kThreads) add_to(own, v, smoothed);
@@ -161,19 +168,19 @@ struct Row {
     return own;
   }
 
-  __device__ __forceinline__ void store(int v, const float (&values)[kLength]) const {
-    store_vec<kLength, true>(row + v * kLength, Vector::of(values), kLength);
+  __device__ __forceinline__ void store(int v, const float (&values)[kVecSize]) const {
+    store_vec<kVecSize, true>(row + v * kVecSize, Vector::of(values), kVecSize);
   }
 };
-static_assert(kParts == 4, "Row::statistics waits for four");
+static_assert(kCopyGroups == 4, "Row::stats waits for four groups");
 
-template <typename input_t, bool kResident>
-__global__ void __launch_bounds__(kThreads, 2) rows_kernel(const Rows<input_t> p) {
-  using Row = Row<input_t, kResident>;
-  __shared__ Statistics<input_t> scratch[kWarps];
+template <typename input_t, bool kInShared>
+__global__ void __launch_bounds__(kThreads, 2) rows_kernel(const Params<input_t> p) {
+  using Row = Row<input_t, kInShared>;
+  __shared__ SoftmaxStats<input_t> scratch[kWarps];
   const int64_t n = blockIdx.x;
-  const Row row{p.logits + n * p.padded, kResident ? dynamic_shared<uint4>() : nullptr, p.vocabulary,
-                p.padded / Row::kLength};
+  const Row row{p.logits + n * p.padded, kInShared ? dynamic_shared<uint4>() : nullptr, p.vocabulary,
+                p.padded / Row::kVecSize};
   const int64_t target = load_global<Use::kRepeated>(p.targets + n);
   const bool smoothed = p.label_smoothing > 0.0f;
 
@@ -182,13 +189,13 @@ __global__ void __launch_bounds__(kThreads, 2) rows_kernel(const Rows<input_t> p
       store_global(p.losses + n, 0.0f);
       store_global(p.lse + n, 0.0f);
     }
-    const float zeros[Row::kLength] = {};
+    const float zeros[Row::kVecSize] = {};
     for (int v = threadIdx.x; p.need_gradient && v < row.vectors; v += kThreads) row.store(v, zeros);
     return;
   }
 
-  if constexpr (kResident) row.start_loading();
-  // No host looks at targets on a GPU: one out of range makes the row's loss and gradients NaN.
+  if constexpr (kInShared) row.load_async();
+  // Targets are in device memory, so the host cannot check them. One out of range makes the loss and gradients NaN.
   const bool inside = 0 <= target && target < p.vocabulary;
   float weight = inside ? 1.0f : NAN;
   if (p.weights.data) {
@@ -197,31 +204,32 @@ __global__ void __launch_bounds__(kThreads, 2) rows_kernel(const Rows<input_t> p
   }
   const float x_target = inside ? float(load_global<Use::kRepeated>(row.row + target)) : 0.0f;
 
-  const Statistics<input_t> all = over_block(row.statistics(smoothed), scratch);
-  const float lse = all.top + logf(all.total);
+  const SoftmaxStats<input_t> all = reduce_over_cta(row.stats(smoothed), scratch);
+  const float lse = all.row_max + logf(all.row_sum);
   if (threadIdx.x == 0) {
-    const float mean = all.plain / p.vocabulary;
+    const float mean = all.logit_sum / p.vocabulary;
     const float loss = lse - (1.0f - p.label_smoothing) * x_target - p.label_smoothing * mean + p.z_loss * lse * lse;
     store_global(p.losses + n, weight * loss);
     store_global(p.lse + n, lse);
   }
   if (!p.need_gradient) return;
 
-  // w * (softmax * (1 + 2 * z * lse) - (1 - e) * onehot - e / V), and 0 in the padding
-  const float factor = weight * (1.0f + 2.0f * p.z_loss * lse) / all.total;
+  // The gradient is w * (softmax * (1 + 2 * z * lse) - (1 - e) * onehot - e / V), and 0 in the padding, with weight w,
+  // z_loss z and label_smoothing e.
+  const float factor = weight * (1.0f + 2.0f * p.z_loss * lse) / all.row_sum;
   const float onehot = weight * (1.0f - p.label_smoothing), uniform = weight * p.label_smoothing / p.vocabulary;
-  const int last = (row.vectors - 1 - static_cast<int>(threadIdx.x)) / kThreads;  // of this thread's vectors
+  const int last = (row.vectors - 1 - static_cast<int>(threadIdx.x)) / kThreads;  // index of this thread's last vector
   for (int i = static_cast<int>(threadIdx.x) < row.vectors ? last : -1; i >= 0; i--) {
     const int v = threadIdx.x + i * kThreads;
-    float x[Row::kLength];
+    float x[Row::kVecSize];
     row.load(v, x);
 #pragma unroll
-    for (int j = 0; j < Row::kLength; j++) x[j] = exp_of<input_t>(x[j] - all.top) * factor;
-    const int64_t at = target - v * Row::kLength;
-    const int columns = p.vocabulary - v * Row::kLength;
-    if (smoothed || (0 <= at && at < Row::kLength) || columns < Row::kLength) {
+    for (int j = 0; j < Row::kVecSize; j++) x[j] = exp_logit<input_t>(x[j] - all.row_max) * factor;
+    const int64_t at = target - v * Row::kVecSize;
+    const int columns = p.vocabulary - v * Row::kVecSize;
+    if (smoothed || (0 <= at && at < Row::kVecSize) || columns < Row::kVecSize) {
 #pragma unroll
-      for (int j = 0; j < Row::kLength; j++) {
+      for (int j = 0; j < Row::kVecSize; j++) {
         x[j] = j < columns ? x[j] - uniform - (j == at ? onehot : 0.0f) : 0.0f;
       }
     }
@@ -245,22 +253,22 @@ void cross_entropy_rows(const Array& logits, const Array& targets, const Array& 
   check(aligned16({logits}), "logits must be aligned to 16 bytes");
   with_input_type(logits.dtype, [&](auto type) {
     using input_t = typename decltype(type)::type;
-    const Rows<input_t> p{.logits = logits.as<input_t>(),
-                          .targets = targets.as<int64_t>(),
-                          .weights = parameter("row_weights", row_weights, logits.dtype, n),
-                          .losses = losses.as<float>(),
-                          .lse = lse.as<float>(),
-                          .vocabulary = static_cast<int>(vocabulary),
-                          .padded = static_cast<int>(padded),
-                          .ignore_index = ignore_index,
-                          .label_smoothing = label_smoothing,
-                          .z_loss = z_loss,
-                          .need_gradient = need_gradient};
+    const Params<input_t> p{.logits = logits.as<input_t>(),
+                            .targets = targets.as<int64_t>(),
+                            .weights = parameter("row_weights", row_weights, logits.dtype, n),
+                            .losses = losses.as<float>(),
+                            .lse = lse.as<float>(),
+                            .vocabulary = static_cast<int>(vocabulary),
+                            .padded = static_cast<int>(padded),
+                            .ignore_index = ignore_index,
+                            .label_smoothing = label_smoothing,
+                            .z_loss = z_loss,
+                            .need_gradient = need_gradient};
     const size_t bytes = padded * sizeof(input_t);
-    if (bytes + kScratch <= most_shared_memory()) {
-      launch(rows_kernel<input_t, true>, blocks(n, 1), kThreads, bytes, stream, p);
+    if (bytes + kStaticSharedBytes <= max_shared_memory()) {
+      launch(rows_kernel<input_t, true>, grid_dim(n, 1), kThreads, bytes, stream, p);
     } else {
-      launch(rows_kernel<input_t, false>, blocks(n, 1), kThreads, 0, stream, p);
+      launch(rows_kernel<input_t, false>, grid_dim(n, 1), kThreads, 0, stream, p);
     }
   });
 }

@@ -1,6 +1,6 @@
-// The last step of gradients that are sums over rows (common/partials.cuh).
+// Adds up the partial sums of gradients (common/partials.cuh).
 //
-// 4PE bytes a sum, which the kernel before left in the L2 cache, with P four a multiprocessor: 1.6 MB for E = 768 on an
+// Reads 4PE bytes per gradient, which the previous kernel left in the L2: with P = 4 per SM, 1.6 MB for E = 768 on an
 // H100.
 #include <array>
 
@@ -12,14 +12,16 @@ namespace {
 
 struct Sums {
   const float* partials;  // (sums, P, E)
-  float* out[kMostSums];  // (E,) each, or null
+  float* out[kMaxSums];   // (E,) each, or null
   int P, E;
 };
 
-// A block of 32 columns by as many slices of the programs as it has warps.
+// A CTA adds up 32 columns. Its warps divide the P partial sums.
 __global__ void __launch_bounds__(kWarpSize* kWarpSize) sum_kernel(const Sums p) {
   __shared__ float slices[kWarpSize][kWarpSize];
-  float* const out = blockIdx.y == 0 ? p.out[0] : blockIdx.y == 1 ? p.out[1] : p.out[2];  // no table in local memory
+  float* const out = blockIdx.y == 0   ? p.out[0]
+                     : blockIdx.y == 1 ? p.out[1]
+                                       : p.out[2];  // indexing by blockIdx.y would copy the array to local memory
   if (out == nullptr) return;
   const int lane = threadIdx.x % kWarpSize, slice = threadIdx.x / kWarpSize, count = blockDim.x / kWarpSize;
   const int column = blockIdx.x * kWarpSize + lane;
@@ -40,16 +42,16 @@ __global__ void __launch_bounds__(kWarpSize* kWarpSize) sum_kernel(const Sums p)
 
 void sum_partials(const Array& partials, const Array& out0, const Array& out1, const Array& out2, Stream stream) {
   const int64_t sums = partials.shape[0], P = partials.shape[1], E = partials.shape[2];
-  check(partials.rank == 3 && 1 <= sums && sums <= kMostSums, "partials must have shape (1 to 3, programs, E)");
-  programs_of(partials, sums, E);
+  check(partials.rank == 3 && 1 <= sums && sums <= kMaxSums, "partials must have shape (1 to 3, num_partials, E)");
+  check_partials(partials, sums, E);
   Sums p{.partials = partials.as<float>(), .out = {}, .P = static_cast<int>(P), .E = static_cast<int>(E)};
-  for (int i = 0; i < kMostSums; i++) {
+  for (int i = 0; i < kMaxSums; i++) {
     const Array& out = *std::array{&out0, &out1, &out2}[i];
     if (out) out.expect("a sum of partials", DType::kFloat32, {E});
     p.out[i] = out.as<float>();
   }
   const int slices = static_cast<int>(P < kWarpSize ? P : kWarpSize);
-  launch(sum_kernel, dim3(blocks(E, kWarpSize), static_cast<unsigned>(sums)), slices * kWarpSize, 0, stream, p);
+  launch(sum_kernel, dim3(grid_dim(E, kWarpSize), static_cast<unsigned>(sums)), slices * kWarpSize, 0, stream, p);
 }
 
 }  // namespace fastlm

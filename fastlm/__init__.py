@@ -47,7 +47,7 @@ __all__ = [
     "use_backend",
 ]
 
-# `import fastlm` takes milliseconds: torch is imported when the first of these is used.
+# torch is imported when one of these names is first used, so that `import fastlm` takes milliseconds.
 _NAMES = {
     "backends": ("get_backend", "set_backend", "use_backend"),
     "dropout": ("draw_seeds",),

@@ -1,4 +1,4 @@
-"""Public names that are imported when they are first used, so that importing a package stays quick (PEP 562)."""
+"""Imports the public names of a package when they are first used, so that importing the package is fast (PEP 562)."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from typing import Any
 def attach(
     package: str, names: Mapping[str, Sequence[str]], submodules: Sequence[str] = ()
 ) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """Makes the `__getattr__` and `__dir__` of a package whose public names are imported on first use.
+    """Returns `__getattr__` and `__dir__` for a package whose public names are imported on first use.
 
-    `names` maps a submodule, relative to the package, to the names that the package takes from it. `submodules` are
-    importable as attributes too. The package repeats the names in `if TYPE_CHECKING:` imports and in a literal
-    `__all__`, where type checkers and editors look for them; tests/test_lazy.py holds the three lists equal.
+    names: {submodule, relative to the package: the names that the package takes from it}. submodules: those that are
+    attributes of the package too. The package repeats the names in `if TYPE_CHECKING:` imports and in a literal
+    `__all__`, for type checkers and editors; tests/test_lazy.py checks that the three lists are equal.
 
     Raises ValueError for a name that is also the name of a submodule: importing the submodule would replace it.
     """
@@ -30,7 +30,7 @@ def attach(
             value = importlib.import_module(f"{package}.{name}")
         else:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        setattr(sys.modules[package], name, value)  # the next access does not come here
+        setattr(sys.modules[package], name, value)  # the next access finds it without this function
         return value
 
     def __dir__() -> list[str]:

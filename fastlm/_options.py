@@ -1,8 +1,8 @@
-"""Options of configurations: dataclass fields with a help text, and their checks. Imports no torch."""
+"""Options of configurations: dataclass fields with a help text, and checks of their values. Imports no torch."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import Field, field, fields, replace
 from typing import Any, TypeVar
 
@@ -10,30 +10,37 @@ Config = TypeVar("Config")
 
 
 def option(help: str, default: Any, **metadata: Any) -> Any:
-    """A field with a help text for the command line; `choices`: the values that it may have."""
+    """Makes a dataclass field with a help text for the command line; `choices` lists its possible values."""
     return field(default=default, metadata={"help": help, **metadata})
 
 
 def options(config: Any) -> list[Field]:
-    """The fields of a configuration that a user may set: those with a help text."""
+    """Returns the fields that a user may set: those with a help text."""
     return [f for f in fields(config) if "help" in f.metadata]
 
 
 def require(condition: bool, name: str, expected: str, given: Any) -> None:
+    """Raises ValueError, with the option's name and what is expected, unless the condition holds."""
     if not condition:
         raise ValueError(f"{name}: {expected} expected, got {given!r}")
 
 
 def check_choices(config: Any) -> None:
-    """Raises ValueError for a field that has none of its `choices`."""
+    """Raises ValueError for a field whose value is not one of its `choices`."""
     for f in fields(config):
         choices = f.metadata.get("choices")
         given = getattr(config, f.name)
         require(choices is None or given in choices, f.name, f"one of {', '.join(choices or ())}", given)
 
 
+def list_problems(**names: Iterable[str]) -> str:
+    """Lists names by the kind of problem, e.g. "missing: a, b; unknown: c". Returns "" without names."""
+    found = {kind.replace("_", " "): sorted(few) for kind, few in names.items()}
+    return "; ".join(f"{kind}: {', '.join(few)}" for kind, few in found.items() if few)
+
+
 def option_values(config: Any) -> dict[str, Any]:
-    """The options of a configuration as JSON has them: tuples are lists."""
+    """Returns the options of a configuration by name, for JSON: tuples become lists."""
     return {f.name: _plain(getattr(config, f.name)) for f in options(config)}
 
 
@@ -46,5 +53,5 @@ def _tupled(value: Any) -> Any:
 
 
 def overlay(config: Config, values: Mapping[str, Any]) -> Config:
-    """The configuration with other values, which may come from JSON; raises TypeError for a name that it lacks."""
+    """Returns the configuration with `values` (perhaps from JSON) replaced. Raises TypeError for unknown names."""
     return replace(config, **{name: _tupled(value) for name, value in values.items()})

@@ -1,9 +1,9 @@
-"""Which backend serves a call of an op, and why the others do not.
+"""Chooses the backend that runs a call of an op, and says why the others cannot.
 
 `reference` (plain PyTorch) runs anywhere, `cpu` (torch's fused calls) on a CPU; `triton` and `cuda` are the fused
-kernels. An op's SPEC says what each
-backend takes. An explicit request works or raises, and the error names every reason. `auto` takes the first backend in
-its order that serves the call. The choice is made once, in the op's public function, and is passed to its backward.
+kernels. An op's SPEC says which calls each backend takes. A request for one backend works, or raises an error with all
+reasons. `auto` takes the first backend in its order that can serve the call. The choice is made once, in the op's
+public function, and passed to its backward.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from torch import Tensor
 
 NAMES = ("auto", "reference", "cpu", "triton", "cuda")
 
-# Backends in plain PyTorch: modules with a function per op and direction, which returns new tensors.
+# Backends in plain PyTorch: modules with one function per op and direction, which returns new tensors.
 PLAIN = {"reference": "fastlm.reference", "cpu": "fastlm.cpu"}
 
-# The order in which `auto` tries the backends, by device type. No GPU has measured the kernels yet: Triton comes first
-# because its compiler knows the chip at hand. A SPEC's `order` goes before this.
+# The order in which `auto` tries the backends, by device type. No kernel was measured on a GPU yet: Triton comes first
+# because it compiles for the chip at hand. A SPEC's `order` overrides this one.
 ORDER = {"cuda": ("triton", "cuda", "reference"), "cpu": ("cpu", "reference")}
 
 KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -35,10 +35,10 @@ ALL_DTYPES = (*KERNEL_DTYPES, torch.float64)
 
 @dataclass(frozen=True)
 class Limits:
-    """What one backend of an op takes.
+    """Holds the limits of one backend of an op.
 
-    `widest` bounds the last dimension (0: no bound), which must be a multiple of `multiple`. `chip` is the lowest
-    compute capability, (0, 0) for any.
+    `widest` is the maximum of the last dimension (0: no maximum). The last dimension must be a multiple of `multiple`.
+    `chip` is the lowest compute capability, (0, 0) for any.
     """
 
     dtypes: tuple[torch.dtype, ...]
@@ -52,11 +52,11 @@ SM80 = (8, 0)  # the lowest compute capability that the CUDA C++ is compiled for
 
 @dataclass(frozen=True, eq=False)
 class Spec:
-    """The facts of one op.
+    """Holds the facts of one op.
 
-    `limits` has an entry per backend that serves the op. `kernels` names the file of kernels/, and of csrc/, with the
-    op's launchers. `cost` gives the least bytes and operations of a call from its sizes. `order` overrides ORDER on a
-    GPU, by the chip's major compute capability and the call's shape class.
+    `limits` has an entry per backend of the op. `kernels` is the stem of the file in kernels/, and in csrc/, with the
+    op's launchers. `cost` computes a lower bound of a call's bytes and operations from its sizes. `order` overrides
+    ORDER on a GPU, by major compute capability and shape class.
     """
 
     op: str
@@ -67,24 +67,24 @@ class Spec:
 
 
 class Call(NamedTuple):
-    """What the choice of a backend depends on. width=0 skips the checks of the last dimension."""
+    """Holds the facts of a call that decide its backend. width=0 skips the checks of the width."""
 
-    device: str  # its type: "cpu", "cuda", "meta"
+    device: str  # device type: "cpu", "cuda", "meta"
     dtype: torch.dtype
     width: int = 0
-    chip: tuple[int, int] | None = None  # compute capability, where it is known
+    chip: tuple[int, int] | None = None  # compute capability, if it is known
     shape_class: str = ""
 
 
 def call_of(x: Tensor, *, dtype: torch.dtype | None = None, width: int = 0, shape_class: str = "") -> Call:
-    """Describes a call whose activations lie where x does, by default in its dtype."""
+    """Describes a call whose activations are on the device of x, by default in the dtype of x."""
     device = x.device.type
     chip = compute_capability(x.device) if device == "cuda" else None
     return Call(device, x.dtype if dtype is None else dtype, width, chip, shape_class)
 
 
 def compute_capability(device: torch.device) -> tuple[int, int] | None:
-    """Returns a GPU's compute capability, or None where there is no GPU to ask (fake tensors)."""
+    """Returns a GPU's compute capability, or None without a GPU (fake tensors)."""
     return torch.cuda.get_device_capability(device) if torch.cuda.is_available() else None
 
 
@@ -92,19 +92,19 @@ _default = "auto"
 
 
 def set_backend(name: str) -> None:
-    """Sets the backend of all calls that do not name one: "auto", "reference", "cpu", "triton" or "cuda"."""
+    """Sets the backend of all calls without `backend=`: "auto", "reference", "cpu", "triton" or "cuda"."""
     global _default
     _default = _checked(name)
 
 
 def get_backend() -> str:
-    """Returns the backend of calls that do not name one."""
+    """Returns the backend of all calls without `backend=`."""
     return _default
 
 
 @contextlib.contextmanager
 def use_backend(name: str) -> Iterator[None]:
-    """Does what `set_backend` does, for the duration of a `with` block."""
+    """Sets the backend, as `set_backend` does, within a `with` block."""
     previous = get_backend()
     set_backend(name)
     try:
@@ -116,7 +116,7 @@ def use_backend(name: str) -> Iterator[None]:
 def choose(spec: Spec, request: str, call: Call) -> str:
     """Returns the backend that serves a call.
 
-    Raises RuntimeError with every reason, where the backend asked for, or for "auto" every backend, cannot serve it.
+    Raises RuntimeError, with all reasons, if the requested backend cannot serve it, or for "auto" if none can.
     """
     name = _checked(request)
     if name == "auto":
@@ -134,7 +134,7 @@ def choose(spec: Spec, request: str, call: Call) -> str:
 
 
 def order(spec: Spec, call: Call) -> tuple[str, ...]:
-    """Returns the backends that `auto` tries for a call, the first choice first."""
+    """Returns the backends that `auto` tries for a call, in order."""
     if call.chip is not None and spec.order:
         measured = spec.order.get((call.chip[0], call.shape_class))
         if measured is not None:
@@ -143,13 +143,13 @@ def order(spec: Spec, call: Call) -> tuple[str, ...]:
 
 
 def reasons_against(spec: Spec, name: str, call: Call) -> list[str]:
-    """Returns every reason why a backend cannot serve a call; none where it can."""
+    """Returns all reasons why a backend cannot serve a call, or [] if it can."""
     limits = spec.limits.get(name)
     if limits is None:
         return [f"there is no {name} kernel for {spec.op} yet"]
     reasons = []
     if call.dtype not in limits.dtypes:
-        reasons.append(f"it takes {', '.join(_short(d) for d in limits.dtypes)}, not {_short(call.dtype)}")
+        reasons.append(f"it takes {', '.join(map(dtype_name, limits.dtypes))}, not {dtype_name(call.dtype)}")
     unavailable = _unavailable(name, spec.kernels, call.dtype, call.device)
     if unavailable is not None:
         reasons.append(unavailable)
@@ -166,8 +166,8 @@ def reasons_against(spec: Spec, name: str, call: Call) -> list[str]:
 def implementation(spec: Spec, backend: str, name: str, launch: Callable[..., Any]) -> Callable[..., Any]:
     """Returns the function that computes one direction of an op.
 
-    In a plain backend it is that backend's function `name`. The others have launchers, which write into tensors that
-    they are given: there it is `launch`, which allocates, and to which they are bound as its first argument.
+    For a plain backend it is the backend's function `name`. The other backends have launchers, which write into given
+    tensors. For them it is `launch`, which allocates these tensors, with the launchers bound as its first argument.
     """
     plain = PLAIN.get(backend)
     if plain is not None:
@@ -176,30 +176,35 @@ def implementation(spec: Spec, backend: str, name: str, launch: Callable[..., An
 
 
 def launchers(backend: str, kernels: str) -> Any:
-    """Returns the object whose attributes are launchers: a module of kernels/, or `_C` with the stream."""
+    """Returns an object whose attributes are launchers: a module of kernels/, or `_C` with the stream added."""
     if backend == "triton":
         return _module(f"fastlm.kernels.{kernels}")
     return _emulated_launchers() if emulated() else _cuda_launchers()
 
 
 def emulated() -> bool:
-    """Tells whether `backend="cuda"` runs CPU tensors on the emulator: a switch for tests only."""
+    """Returns whether `backend="cuda"` runs CPU tensors on the emulator, a switch for tests only."""
     return os.environ.get("FASTLM_EMULATE") == "1"
 
 
 def interpreted() -> bool:
-    """Tells whether Triton's kernels run in its interpreter."""
+    """Returns whether Triton's kernels run in its interpreter."""
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def extension_error() -> str | None:
-    """Returns why `fastlm._C` cannot be used, or None where it can."""
+    """Returns why `fastlm._C` cannot be used, or None if it can."""
     return _import_error("fastlm._C")
 
 
 def kernels_error(kernels: str = "layer_norm") -> str | None:
-    """Returns why the Triton kernels of a file cannot be used, or None where they can."""
+    """Returns why the Triton kernels of a file cannot be used, or None if they can."""
     return _import_error("triton") or _import_error(f"fastlm.kernels.{kernels}")
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """Returns a dtype's name without "torch."."""
+    return str(dtype).removeprefix("torch.")
 
 
 def _checked(name: str) -> str:
@@ -209,9 +214,9 @@ def _checked(name: str) -> str:
 
 
 def _unavailable(name: str, kernels: str, dtype: torch.dtype, device: str) -> str | None:
-    """Returns why a backend cannot run on a device with what is installed, or None where it can."""
+    """Returns why a backend cannot run on a device, by what is installed, or None if it can."""
     if device == "meta":
-        return None  # shapes alone: no kernel runs
+        return None  # only shapes are computed
     if name == "cpu" and device != "cpu":
         return f"the tensors are on {device}, and this backend is for CPU tensors"
     if name == "triton":
@@ -221,8 +226,8 @@ def _unavailable(name: str, kernels: str, dtype: torch.dtype, device: str) -> st
     return None
 
 
-# torch.compile takes the answers as constants: they rest on the machine and on what is installed, not on tensors. This
-# is all that torch.compiler.assume_constant_result does, short of importing torch._dynamo, which takes two seconds.
+# torch.compile may take these results as constants, since they depend only on the machine and the installed packages.
+# torch.compiler.assume_constant_result sets the same attribute, but imports torch._dynamo, which takes two seconds.
 _unavailable._dynamo_marked_constant = True
 compute_capability._dynamo_marked_constant = True
 
@@ -243,10 +248,6 @@ def _cuda_unavailable(device: str) -> str | None:
     return extension_error()
 
 
-def _short(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
 @functools.cache
 def _import_error(module: str) -> str | None:
     try:
@@ -262,7 +263,7 @@ def _module(name: str) -> Any:
 
 
 class _Extension:
-    """`_C`'s launchers, with the current stream as their last argument."""
+    """Gives `_C`'s launchers the current stream as their last argument."""
 
     def __init__(self, module: str, stream: Callable[[], int]):
         self._module = importlib.import_module(module)

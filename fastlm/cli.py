@@ -17,7 +17,7 @@ USAGE_ERROR, INTERRUPTED = 2, 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs a command; returns the exit code. What a user can mend is one sentence on stderr, without a traceback."""
+    """Runs a command and returns the exit code. An error that the user can fix is one sentence, without a traceback."""
     options = _parser().parse_args(arguments)
     try:
         _check_text(options)
@@ -40,20 +40,20 @@ def _fail(sentence: str, code: int = USAGE_ERROR) -> int:
 
 
 def _check_text(options: argparse.Namespace) -> None:
-    """Raises ValueError for an argument whose bytes are not the text of the terminal's encoding."""
+    """Raises ValueError for an argument that is not valid text in the terminal's encoding."""
     for name, value in vars(options).items():
         for text in value if isinstance(value, tuple) else (value,):
             if isinstance(text, str) and any("\ud800" <= c <= "\udfff" for c in text):
                 raise ValueError(f"{name.replace('_', '-')}: text in UTF-8 expected, got {text!r}")
 
 
-# The commands; each imports what it needs, so that --help and the usage errors are immediate -------------------
+# The commands. Each imports what it needs, so that --help and usage errors are fast -----------------------------
 
 
 def _pretrain(options: argparse.Namespace) -> int:
     given = {f.name: getattr(options, f.name) for f in recipes.OPTIONS if hasattr(options, f.name)}
     recipe, folder, note = _chosen_run(options, given)
-    import torch  # noqa: F401, for errors of the options come before the seconds that it takes
+    import torch  # noqa: F401 - it takes seconds, so errors in the options are reported before it
 
     from fastlm.train.loop import Interrupted, train
     from fastlm.train.report import markdown
@@ -73,9 +73,9 @@ def _pretrain(options: argparse.Namespace) -> int:
 
 
 def _chosen_run(options: argparse.Namespace, given: dict[str, Any]) -> tuple[Recipe, RunFolder, str | None]:
-    """The recipe with the options that are given, the run's folder, and what to say of the choice.
+    """Returns the recipe with the given options, the run folder, and a note on the choice, if any.
 
-    In a folder with a run that has begun, what is not given is as it was.
+    If the folder holds a run with an update, options that are not given keep the values of that run.
     """
     name = getattr(options, "model", recipes.DEFAULT)
     if options.run is not None and (folder := RunFolder(options.run)).begun():
@@ -97,7 +97,7 @@ def _chosen_run(options: argparse.Namespace, given: dict[str, Any]) -> tuple[Rec
 
 
 def _recorded(folder: RunFolder, options: argparse.Namespace) -> Recipe:
-    """The recipe of the run in a folder. Raises RunError if it is of another model than the one asked for."""
+    """Returns the recipe of the run in a folder. Raises RunError if --model names another one."""
     record = folder.recorded()
     try:
         recipe = recipes.from_record(record)
@@ -113,7 +113,7 @@ def _recorded(folder: RunFolder, options: argparse.Namespace) -> Recipe:
 
 
 def _cuda_wanted(name: str, given: dict[str, Any]) -> bool:
-    """Whether a run is to be on a CUDA device; asked only where a name's size depends on it, for it imports torch."""
+    """Returns whether a run is for a CUDA device. Imports torch only if the size of the named model depends on it."""
     device = given.get("device", "auto")
     if device != "auto" or name not in recipes.FAMILIES:
         return device == "cuda"
@@ -150,7 +150,7 @@ def _info(options: argparse.Namespace) -> int:
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        """One sentence, without the list of all options."""
+        """Exits with one sentence, without the list of all options."""
         self.exit(USAGE_ERROR, f"{self.prog}: {message} (see {self.prog} --help)\n")
 
 
@@ -162,8 +162,8 @@ def _parser() -> argparse.ArgumentParser:
     pretrain = commands.add_parser(
         "pretrain",
         help="pretrain a model, or resume a run",
-        description="Pretrains a model on text. With the run folder of an interrupted run it goes on with that run. "
-        "An option that is not given has the value of the model's recipe (or of the run that is resumed).",
+        description="Pretrains a model on text, or resumes the interrupted run of a run folder. "
+        "An option that is not given has the value of the model's recipe (or of the resumed run).",
         argument_default=argparse.SUPPRESS,
     )
     pretrain.add_argument("--run", default=None, help="run folder (default: runs/MODEL)")
@@ -173,17 +173,19 @@ def _parser() -> argparse.ArgumentParser:
         _add_option(pretrain, option)
     pretrain.set_defaults(command=_pretrain)
 
-    generate = commands.add_parser("generate", help="let a trained decoder write")
+    generate = commands.add_parser("generate", help="generate text with a trained decoder")
     generate.add_argument("run", help="run folder of a causal language model")
-    generate.add_argument("--prompt", required=True, help="the text to go on from")
-    generate.add_argument("--tokens", type=int, default=100, help="tokens to write (%(default)s)")
-    generate.add_argument("--temperature", type=float, default=0.8, help="0: always the likeliest (%(default)s)")
-    generate.add_argument("--top-k", type=int, default=40, help="draw among the k likeliest (%(default)s)")
-    generate.add_argument("--top-p", type=float, default=None, help="draw among the likeliest that have p together")
-    generate.add_argument("--seed", type=_seed, default=0, help="another one gives another text (%(default)s)")
+    generate.add_argument("--prompt", required=True, help="the text to continue")
+    generate.add_argument("--tokens", type=int, default=100, help="tokens to generate (%(default)s)")
+    generate.add_argument("--temperature", type=float, default=0.8, help="0: always the likeliest token (%(default)s)")
+    generate.add_argument("--top-k", type=int, default=40, help="draw among the k likeliest tokens (%(default)s)")
+    generate.add_argument(
+        "--top-p", type=float, default=None, help="draw among the likeliest tokens whose probabilities sum to p"
+    )
+    generate.add_argument("--seed", type=_seed, default=0, help="seed of the draws (%(default)s)")
     generate.set_defaults(command=_generate)
 
-    fill_mask = commands.add_parser("fill-mask", help="let a trained encoder fill the [MASK]s of a text")
+    fill_mask = commands.add_parser("fill-mask", help="fill the [MASK]s of a text with a trained encoder")
     fill_mask.add_argument("run", help="run folder of a masked language model")
     fill_mask.add_argument("text", help='such as "it is a truth [MASK] acknowledged"')
     fill_mask.add_argument("--top", type=int, default=5, help="guesses for each [MASK] (%(default)s)")
@@ -191,7 +193,7 @@ def _parser() -> argparse.ArgumentParser:
     for command in (generate, fill_mask):
         command.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(%(default)s)")
 
-    info = commands.add_parser("info", help="versions, devices, and what serves each op and why")
+    info = commands.add_parser("info", help="versions, devices, and which backend runs each op and why")
     info.set_defaults(command=_info)
     return parser
 
@@ -218,6 +220,7 @@ class _Tuple(argparse.Action):
 
 
 def _seed(text: str) -> int:
+    """Parses a seed in [0, 2^63)."""
     try:
         seed = int(text)
     except ValueError:
@@ -228,7 +231,7 @@ def _seed(text: str) -> int:
 
 
 def _phases(text: str) -> tuple[tuple[float, int], ...]:
-    """ "0.9:128,0.1:512", or just "128"."""
+    """Parses "0.9:128,0.1:512", or a length alone: "128"."""
     try:
         if ":" not in text:
             return ((1.0, int(text)),)

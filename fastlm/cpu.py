@@ -38,11 +38,11 @@ def _biased(x: Tensor, bias: Tensor | None) -> Tensor:
     return x if bias is None else x + _as(bias, x.dtype)
 
 
-def _drop_rows(x: Tensor, seed: Tensor | None, keep: int, *, last_use: bool) -> Tensor:
+def _drop_rows(x: Tensor, seed: Tensor | None, first_row: Tensor | None, keep: int) -> Tensor:
     """dropout(x), in the memory of x."""
     if keep == LEVELS:
         return x
-    return x.mul_(cpu_dropout.row_mask(seed, *x.shape, keep, last_use=last_use)).mul_(LEVELS / keep)
+    return x.mul_(cpu_dropout.row_mask(seed, *x.shape, keep, first_row, last_use=False)).mul_(LEVELS / keep)
 
 
 # Layer norm -----------------------------------------------------------------------------------------------------
@@ -84,6 +84,7 @@ def add_layer_norm_forward(
     gamma: Tensor,
     beta: Tensor | None,
     seed: Tensor | None,
+    first_row: Tensor | None,
     keep: int,
     eps: float,
     save_sum: bool,
@@ -96,7 +97,7 @@ def add_layer_norm_forward(
     if keep == LEVELS:
         s = h.add_(_wide(residual)) if bias is not None else h + _wide(residual)
     else:
-        mask = cpu_dropout.row_mask(seed, *x.shape, keep, last_use=False)
+        mask = cpu_dropout.row_mask(seed, *x.shape, keep, first_row, last_use=False)
         s = torch.addcmul(_wide(residual), h, mask, value=LEVELS / keep)
     s = _as(s, x.dtype)
     y, mean, rstd = _normalise(_wide(s), gamma, beta, eps)
@@ -111,6 +112,7 @@ def add_layer_norm_backward(
     rstd: Tensor,
     gamma: Tensor,
     seed: Tensor | None,
+    first_row: Tensor | None,
     keep: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """ds (the residual's gradient), dx = dropout(ds), dgamma, dbeta, dbias; dx is ds where nothing is dropped."""
@@ -119,7 +121,7 @@ def add_layer_norm_backward(
         ds += _wide(dsum)
     dx = ds
     if keep < LEVELS:
-        dx = ds * cpu_dropout.row_mask(seed, *ds.shape, keep, last_use=True)
+        dx = ds * cpu_dropout.row_mask(seed, *ds.shape, keep, first_row, last_use=True)
         dx.mul_(LEVELS / keep)
     return _as(ds, dy.dtype), _as(dx, dy.dtype), dgamma, dbeta, dx.sum(0)
 
@@ -132,13 +134,14 @@ def add_layer_norm_backward_from_output(
     gamma: Tensor,
     beta: Tensor | None,
     seed: Tensor | None,
+    first_row: Tensor | None,
     keep: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """`add_layer_norm_backward` from the output: s = (y - beta) / gamma / rstd + mean."""
     wide = _wide(y)
     s = (wide if beta is None else wide - _as(beta, wide.dtype)) / _as(gamma, wide.dtype)
     s.div_(rstd[:, None]).add_(mean[:, None])
-    return add_layer_norm_backward(dy, None, s, mean, rstd, gamma, seed, keep)
+    return add_layer_norm_backward(dy, None, s, mean, rstd, gamma, seed, first_row, keep)
 
 
 # GELU -----------------------------------------------------------------------------------------------------------
@@ -207,6 +210,7 @@ def embedding_layer_norm_forward(
     gamma: Tensor | None,
     beta: Tensor | None,
     seed: Tensor | None,
+    first_row: Tensor | None,
     sequence: int,
     keep: int,
     eps: float,
@@ -227,20 +231,27 @@ def embedding_layer_norm_forward(
     if segment is not None:
         s += segment.index_select(0, segments)
     if gamma is None:
-        y = _drop_rows(s, seed, keep, last_use=False).to(dtype)
+        y = _drop_rows(s, seed, first_row, keep).to(dtype)
         return y, y.new_empty(0), s.new_empty(0), s.new_empty(0)
     s = _as(s, dtype)  # rounded before it is normalised, as in add_layer_norm
     y, mean, rstd = _normalise(_wide(s), gamma, beta, eps)
-    return _drop_rows(y, seed, keep, last_use=False).to(dtype), s if save_sum else s.new_empty(0), mean, rstd
+    return _drop_rows(y, seed, first_row, keep).to(dtype), s if save_sum else s.new_empty(0), mean, rstd
 
 
 def embedding_layer_norm_backward(
-    dy: Tensor, s: Tensor, mean: Tensor, rstd: Tensor, gamma: Tensor | None, seed: Tensor | None, keep: int
+    dy: Tensor,
+    s: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    gamma: Tensor | None,
+    seed: Tensor | None,
+    first_row: Tensor | None,
+    keep: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """ds (N, E), wide, dgamma, dbeta (empty without layer norm)."""
     dy = _wide(dy)
     if keep < LEVELS:
-        dy = (dy * cpu_dropout.row_mask(seed, *dy.shape, keep, last_use=True)).mul_(LEVELS / keep)
+        dy = (dy * cpu_dropout.row_mask(seed, *dy.shape, keep, first_row, last_use=True)).mul_(LEVELS / keep)
     if gamma is None:
         return dy, dy.new_empty(0), dy.new_empty(0)
     return _normalise_backward(dy, _wide(s), mean, rstd, gamma)
@@ -262,6 +273,7 @@ def self_attention_forward(
     cu_seqlens: Tensor | None,
     max_seqlen: int,
     seed: Tensor | None,
+    first_sequence: Tensor | None,
     causal: bool,
     scale: float,
     keep: int,
@@ -270,7 +282,7 @@ def self_attention_forward(
 
     Queries past a sequence's length give zeros and an lse of +inf.
     """
-    groups = _Groups(q, lengths, cu_seqlens, seed, keep, last_use=False)
+    groups = _Groups(q, lengths, cu_seqlens, seed, first_sequence, keep, last_use=False)
     if groups.whole and keep == LEVELS and q.numel():
         o, lse = _flash_forward(*(_heads_first(x) for x in (q, k, v)), causal, scale)
         return o.transpose(1, 2).to(q.dtype), lse.contiguous()
@@ -317,13 +329,14 @@ def _attention_gradients(
     cu_seqlens: Tensor | None,
     max_seqlen: int,
     seed: Tensor | None,
+    first_sequence: Tensor | None,
     causal: bool,
     scale: float,
     keep: int,
 ) -> None:
     """Writes dq, dk and dv, but for the rows past a sequence's length."""
     lse = lse if cu_seqlens is not None else lse.transpose(1, 2)
-    for rows, mask in _Groups(q, lengths, cu_seqlens, seed, keep, last_use=True):
+    for rows, mask in _Groups(q, lengths, cu_seqlens, seed, first_sequence, keep, last_use=True):
         do_, q_, k_, v_ = (_heads_first(rows(x)) for x in (do, q, k, v))
         if mask is None:
             o_, lse_ = _heads_first(rows(o)), rows(lse).transpose(1, 2)
@@ -350,11 +363,13 @@ class _Groups:
         lengths: Tensor | None,
         cu_seqlens: Tensor | None,
         seed: Tensor | None,
+        first_sequence: Tensor | None,
         keep: int,
         *,
         last_use: bool,
     ):
         self.heads, self.seed, self.keep, self.last_use = q.shape[-2], seed, keep, last_use
+        self.first_sequence = 0 if first_sequence is None else first_sequence.item()
         # torch.compile checks no values, so what is out of range is taken as the nearest in range.
         self.starts = None if cu_seqlens is None else cu_seqlens.clamp(0, q.shape[0]).tolist()
         if self.starts is not None:
@@ -379,7 +394,13 @@ class _Groups:
             if place == 0 and self.keep < LEVELS:
                 count = min(self.drawn, batch - first)
                 kept = cpu_dropout.attention_mask(
-                    self.seed, first, count, self.heads, self.longest, self.keep, last_use=self.last_use
+                    self.seed,
+                    self.first_sequence + first,
+                    count,
+                    self.heads,
+                    self.longest,
+                    self.keep,
+                    last_use=self.last_use,
                 )
             mask = None if kept is None else as_float(kept[place : place + end - first, :, :n, :n].flatten(0, 1))
             if n:

@@ -1,4 +1,4 @@
-"""Where a run computes: device, precision, and who serves the ops. Imports torch when a device is looked for."""
+"""Placement of a run: device, precision and backend. Imports torch only to find a device."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ if TYPE_CHECKING:
 
 
 class DeviceError(ValueError):
-    """A device that was asked for and is not there."""
+    """Reports a device that was requested and does not exist."""
 
 
 @dataclass(frozen=True)
 class Placement:
-    """Where a run computes. Raises ValueError, naming the option, for a value that it cannot have."""
+    """Holds where a run computes. Raises ValueError, naming the option, for a value that it cannot have."""
 
     device: str = option("auto: CUDA if there is one", "auto", choices=("auto", "cpu", "cuda"))
     precision: str = option("auto: bf16 autocast where it is faster", "auto", choices=("auto", "fp32", "bf16"))
-    backend: str = option("what serves the ops", "auto", choices=("auto", "reference", "cpu", "triton", "cuda"))
+    backend: str = option("which backend runs the ops", "auto", choices=("auto", "reference", "cpu", "triton", "cuda"))
 
     def __post_init__(self) -> None:
         check_choices(self)
@@ -34,5 +34,7 @@ def find_device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and not torch.cuda.is_available():
-        raise DeviceError("device: cuda asked for (by the option or a run's record), but torch finds no CUDA device")
+        raise DeviceError(
+            "device: cuda was requested (by the option or a run's record), but torch finds no CUDA device"
+        )
     return torch.device(name)

@@ -1,7 +1,8 @@
-"""Files and folders that are written whole or not at all. Imports no torch; safetensors only to write tensors.
+"""Files and folders that are written atomically. Imports no torch, and safetensors only to write tensors.
 
-New content is written beside its place as ".NAME.PID.partial" (a folder: ".NAME.partial"), synced to the disk and
-renamed. So at any moment, also after kill -9 or a power cut, the place holds the old content or the new one, whole.
+New content is written to ".NAME.PID.partial" in the same folder (a folder: ".NAME.partial"), synced to the disk, and
+renamed to NAME. So at any time, also after kill -9 or a power cut, NAME has either its whole old content or its whole
+new content.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ _UNFINISHED = re.compile(r"\..+\.partial")
 
 @contextmanager
 def new_file(path: Path) -> Iterator[Path]:
-    """Gives a temporary path to write a file to, which then replaces `path`; after an error `path` is what it was.
+    """Yields a temporary path to write a file to, which then replaces `path`. An error leaves `path` unchanged.
 
     Raises OSError (a full disk, no permission) that names `path`.
     """
@@ -41,9 +42,10 @@ def new_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """Gives an empty temporary folder to fill, which then replaces the folder `path`.
+    """Yields an empty temporary folder to fill, which then replaces the folder `path`.
 
-    One process at a time may write a folder of a name. Raises OSError that names `path`; then `path` is what it was.
+    Only one process at a time may write a folder of the same name. Raises OSError that names `path`, which is then
+    unchanged.
     """
     temporary = path.with_name(f".{path.name}.partial")
     try:
@@ -61,18 +63,18 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Writes a file, whole or not at all. Raises OSError."""
+    """Writes a file atomically. Raises OSError."""
     with new_file(path) as temporary:
         temporary.write_bytes(content)
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Writes a JSON file, whole or not at all. Raises OSError."""
+    """Writes a JSON file atomically. Raises OSError."""
     write_bytes(path, (json.dumps(content, indent=2) + "\n").encode())
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Writes a safetensors file, whole or not at all; tensors may be on any device. Raises OSError."""
+    """Writes a safetensors file atomically; tensors may be on any device. Raises OSError."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
@@ -80,13 +82,13 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     with new_file(path) as temporary:
         try:
             save_file(on_host, temporary, metadata={"format": "pt"})
-        except SafetensorError as error:  # safetensors has a class of its own for what the system reports
+        except SafetensorError as error:  # safetensors wraps the system's errors in this class
             number = re.search(r"os error (\d+)", str(error))
             raise OSError(int(number[1]), os.strerror(int(number[1]))) if number else error from error
 
 
 def named_tensors(module: nn.Module) -> dict[str, Tensor]:
-    """Returns what a module's file holds: parameters and persistent buffers, a shared one once, by its first name."""
+    """Returns parameters and persistent buffers by name, for a model's file; a shared tensor is there only once."""
     first: dict[int, tuple[str, Tensor]] = {}
     for name, tensor in module.state_dict(keep_vars=True).items():
         first.setdefault(id(tensor), (name, tensor))
@@ -94,19 +96,19 @@ def named_tensors(module: nn.Module) -> dict[str, Tensor]:
 
 
 def is_unfinished(name: str) -> bool:
-    """Says whether a name is that of a file or folder that was being written."""
+    """Returns whether a name is that of an unfinished file or folder."""
     return _UNFINISHED.fullmatch(name) is not None
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Removes from a folder what killed processes were writing there; none may be writing there now."""
+    """Removes the unfinished files and folders of killed processes. No process may be writing there now."""
     for path in folder.iterdir() if folder.is_dir() else ():
         if is_unfinished(path.name):
             _remove(path)
 
 
 def sync(path: Path) -> None:
-    """Waits until the disk holds a file's bytes, or a folder's list of names."""
+    """Waits until the bytes of a file, or the list of names of a folder, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -115,7 +117,7 @@ def sync(path: Path) -> None:
 
 
 def sync_tree(folder: Path) -> None:
-    """Waits until the disk holds everything in a folder, and the folder itself."""
+    """Waits until a folder and everything in it are on the disk."""
     for root, _, names in os.walk(folder, topdown=False):
         for name in sorted(names):
             sync(Path(root) / name)
@@ -123,13 +125,13 @@ def sync_tree(folder: Path) -> None:
 
 
 def disk_is_full(error: OSError) -> bool:
-    """Says whether more room would help: no space left, a quota reached, or a file at its largest size."""
+    """Returns whether the error is: no space left, a quota reached, or a file at the size limit."""
     return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextmanager
 def explain_full_disk(path: Path, sentence: str) -> Iterator[None]:
-    """Turns the error of a full disk into one sentence that says what was being written where. Raises OSError."""
+    """Turns the OSError of a full disk into one with a clear message: the path, then `sentence`."""
     try:
         yield
     except OSError as error:
@@ -140,7 +142,7 @@ def explain_full_disk(path: Path, sentence: str) -> Iterator[None]:
 
 @contextmanager
 def _errors_that_name(path: Path, temporary: Path) -> Iterator[None]:
-    """Lets errors of the system name `path` instead of `temporary`, or of nothing as a failed write does."""
+    """Makes an OSError name `path` where it names `temporary`, or names nothing, as after a failed write."""
     try:
         yield
     except OSError as error:

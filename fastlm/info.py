@@ -22,7 +22,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 def info() -> str:
-    """Returns what is installed and what each op runs on, as lines of at most 100 columns."""
+    """Returns the versions, the devices and the backend of each op, as lines of at most 100 columns."""
     return "\n".join([*_versions(), "", *_devices(), "", *_ops()])
 
 
@@ -41,7 +41,7 @@ def _installed(name: str) -> str:
 
 
 def _extension() -> list[str]:
-    """Returns what `fastlm._C` was compiled for, or why it is not there and the command that compiles it."""
+    """Returns the targets of `fastlm._C`, or why it does not exist and the command that compiles it."""
     if importlib.util.find_spec("fastlm._C") is None:
         why = "no GPU that torch can use was found"
         if torch.cuda.is_available():
@@ -54,6 +54,7 @@ def _extension() -> list[str]:
 
 
 def _compile_command() -> str:
+    """Returns the command that compiles `fastlm._C`; it names the checkout if fastlm runs from one."""
     checkout = Path(fastlm.__file__).parent.parent
     if (checkout / "setup.py").exists():
         return f"FASTLM_REQUIRE_CUDA=1 pip install -v -e {shlex.quote(str(checkout))}"
@@ -74,35 +75,36 @@ def _gpu(index: int) -> str:
 
 
 def _ops() -> Iterator[str]:
-    """Yields, per op and dtype, what `auto` takes on this machine; then each reason against another backend once."""
+    """Yields a table of the backends that `auto` takes per op and dtype, then each reason against the others once."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     yield from (f"What backend='auto' takes for tensors on {device}:", "")
-    yield f"{'op':22} " + " ".join(f"{_name(dtype):10}" for dtype in DTYPES).rstrip()
+    yield f"{'op':22} " + " ".join(f"{backends.dtype_name(dtype):10}" for dtype in DTYPES).rstrip()
     refused: dict[str, dict[str, list[tuple[str, str]]]] = {}  # backend -> reason -> (op, dtype)s
     for op in SPECS:
         chosen = {dtype: _chosen(op, dtype, device) for dtype in DTYPES}
         yield f"{op:22} " + " ".join(f"{backend:10}" for backend, _ in chosen.values()).rstrip()
         for dtype, (_, reasons) in chosen.items():
             for backend, reason in reasons.items():
-                refused.setdefault(backend, {}).setdefault(reason, []).append((op, _name(dtype)))
+                refused.setdefault(backend, {}).setdefault(reason, []).append((op, backends.dtype_name(dtype)))
     for backend, reasons in refused.items():
         yield from ("", f"Why not {backend}:")
         yield from _grouped(reasons)
 
 
 def _chosen(op: str, dtype: torch.dtype, device: str) -> tuple[str, dict[str, str]]:
-    """Returns the backend that `auto` takes, and the first reason against each kernel backend that cannot serve."""
-    spec, call = SPECS[op], backends.Call(device, dtype)
-    chosen, others = backends.choose(spec, "auto", call), {}
+    """Returns the backend that `auto` takes, and {backend: first reason} for the kernels that cannot serve the call."""
+    chip = backends.compute_capability(torch.device(device)) if device == "cuda" else None
+    spec, call = SPECS[op], backends.Call(device, dtype, chip=chip)
+    chosen, refused = backends.choose(spec, "auto", call), {}
     for backend in ("triton", "cuda"):
         reasons = backends.reasons_against(spec, backend, call) if backend != chosen else []
         if reasons:
-            others[backend] = reasons[0]
-    return chosen, others
+            refused[backend] = reasons[0]
+    return chosen, refused
 
 
 def _grouped(reasons: dict[str, list[tuple[str, str]]]) -> Iterator[str]:
-    """Yields one line per reason with the calls it is about; the most frequent one comes last, for all other calls."""
+    """Yields one line per reason, with its calls. The last line is the most frequent reason, for all other calls."""
     *few, last = sorted(reasons, key=lambda reason: len(reasons[reason]))
     for reason in few:
         yield from _wrapped("", f"{_calls(reasons[reason])}: {reason}")
@@ -110,7 +112,7 @@ def _grouped(reasons: dict[str, list[tuple[str, str]]]) -> Iterator[str]:
 
 
 def _calls(calls: list[tuple[str, str]]) -> str:
-    """Names calls in few words: dtypes unless all, then ops unless all, by those left out where they are fewer."""
+    """Describes calls as "DTYPES in OPS". Omits all dtypes, or all ops; names the excluded ops if they are fewer."""
     ops, dtypes = (list(dict.fromkeys(column)) for column in zip(*calls, strict=True))
     others = [op for op in SPECS if op not in ops]
     named = f"all ops but {', '.join(others)}" if 0 < len(others) < len(ops) else ", ".join(ops)
@@ -120,9 +122,6 @@ def _calls(calls: list[tuple[str, str]]) -> str:
 
 
 def _wrapped(name: str, text: str) -> list[str]:
+    """Wraps text into lines of WIDTH columns, after a name or, without one, indented."""
     first, indent = (f"{name:14} ", " " * 15) if name else ("  ", "    ")
     return textwrap.wrap(text, WIDTH, initial_indent=first, subsequent_indent=indent, break_on_hyphens=False)
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-LEVELS = 256  # `keep == LEVELS` means that nothing is dropped
+LEVELS = 256  # `keep == LEVELS`: nothing is dropped
 
 
 def keep_count(dropout_p: float) -> int:
-    """The number of the 256 levels at which an element is kept, for a dropout probability in [0, 1).
+    """Returns the k for which the keep probability k / 256 is nearest to 1 - dropout_p; dropout_p is in [0, 1).
 
-    Raises ValueError where the nearest level would keep everything although `dropout_p` > 0, or nothing.
+    Raises ValueError if k rounds to 256, which drops nothing, although dropout_p > 0, or if k rounds to 0.
     """
     if not 0.0 <= dropout_p < 1.0:
         raise ValueError(f"dropout_p must be in [0, 1), got {dropout_p}")

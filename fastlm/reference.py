@@ -1,9 +1,9 @@
 """Every op in plain PyTorch: the specification, and the path on CPUs.
 
-An op is a pair `<op>_forward`, `<op>_backward`. Arithmetic is in float32 (float64 for float64 inputs) and
-results are rounded once to the dtype of the activations; statistics stay wide. Shapes: N rows of E
-columns; B batch, S sequence, H heads, D head_dim; V vocabulary. `keep` of 256 means no dropout.
-Gradients of parameters are returned wide.
+An op is a pair of functions `<op>_forward` and `<op>_backward`, which return new tensors. "Wide" means float32, or
+float64 for float64 inputs. All arithmetic is wide. Results are rounded once to the dtype of the activations; statistics
+and gradients of parameters stay wide. Shapes: N rows of E columns; B batch, S sequence, H heads, D head_dim; V
+vocabulary. keep = 256 means no dropout.
 """
 
 from __future__ import annotations
@@ -21,29 +21,32 @@ def _wide(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
-def _like(x: Tensor | None, other: Tensor) -> Tensor | None:
+def _cast_like(x: Tensor | None, other: Tensor) -> Tensor | None:
     return None if x is None else x.to(other.dtype)
 
 
-def _biased(x: Tensor, bias: Tensor | None) -> Tensor:
+def _add_bias(x: Tensor, bias: Tensor | None) -> Tensor:
     return _wide(x) if bias is None else _wide(x) + _wide(bias)
 
 
-def _drop_rows(x: Tensor, seed: Tensor | None, keep: int) -> Tensor:
+def _drop_rows(x: Tensor, seed: Tensor | None, first_row: Tensor | None, keep: int) -> Tensor:
     if keep == LEVELS:
         return x
-    return x * row_mask(seed, *x.shape, keep) * (LEVELS / keep)
+    return x * row_mask(seed, *x.shape, keep, first_row) * (LEVELS / keep)
 
 
-def _normalise(s: Tensor, gamma: Tensor, beta: Tensor | None, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-    y, mean, rstd = torch.native_layer_norm(s, s.shape[-1:], _like(gamma, s), _like(beta, s), eps)
+def _layer_norm(s: Tensor, gamma: Tensor, beta: Tensor | None, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    y, mean, rstd = torch.native_layer_norm(s, s.shape[-1:], _cast_like(gamma, s), _cast_like(beta, s), eps)
     return y, mean.view(s.shape[:-1]), rstd.view(s.shape[:-1])
 
 
-def _normalise_backward(
+def _layer_norm_backward(
     dy: Tensor, s: Tensor, mean: Tensor, rstd: Tensor, gamma: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """With xhat = (s - mean) * rstd and g = dy * gamma: ds = rstd * (g - mean(g) - xhat * mean(g * xhat))."""
+    """Returns ds, dgamma, dbeta of y = LN(s).
+
+    With xhat = (s - mean) * rstd and g = dy * gamma: ds = rstd * (g - mean(g) - xhat * mean(g * xhat)).
+    """
     gamma = gamma.to(s.dtype)
     arguments = (dy, s, s.shape[-1:], mean[:, None], rstd[:, None], gamma, torch.zeros_like(gamma))
     return torch.ops.aten.native_layer_norm_backward(*arguments, [True, True, True])
@@ -53,16 +56,16 @@ def _normalise_backward(
 
 
 def layer_norm_forward(x: Tensor, gamma: Tensor, beta: Tensor | None, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-    """LN(x) of (N, E): y, mean (N,), rstd (N,)."""
-    y, mean, rstd = _normalise(_wide(x), gamma, beta, eps)
+    """Returns y = LN(x) (N, E), mean (N,) and rstd (N,)."""
+    y, mean, rstd = _layer_norm(_wide(x), gamma, beta, eps)
     return y.to(x.dtype), mean, rstd
 
 
 def layer_norm_backward(
     dy: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, gamma: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """dx (N, E), dgamma (E,), dbeta (E,)."""
-    dx, dgamma, dbeta = _normalise_backward(_wide(dy), _wide(x), mean, rstd, gamma)
+    """Returns dx (N, E), dgamma (E,) and dbeta (E,)."""
+    dx, dgamma, dbeta = _layer_norm_backward(_wide(dy), _wide(x), mean, rstd, gamma)
     return dx.to(x.dtype), dgamma, dbeta
 
 
@@ -73,18 +76,19 @@ def add_layer_norm_forward(
     gamma: Tensor,
     beta: Tensor | None,
     seed: Tensor | None,
+    first_row: Tensor | None,
     keep: int,
     eps: float,
     save_sum: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """s = residual + dropout(x + bias), y = LN(s): y, s (empty unless `save_sum`), mean, rstd.
+    """Returns y = LN(s) with s = residual + dropout(x + bias), s (empty unless `save_sum`), mean and rstd.
 
-    The sum is rounded to the activations' dtype first and then normalised, so that the backward, which has only
-    the rounded sum, sees the very row that the statistics are of: were it another, a row of little variance
-    would have its difference multiplied by rstd, which is 10^6 at BERT's eps.
+    s is rounded to the dtype of x before it is normalised, so that the statistics belong to the rounded s, the only one
+    that the backward sees. Otherwise rstd would multiply the rounding error of s; rstd reaches 10^6 in rows of little
+    variance, at BERT's eps.
     """
-    s = (_wide(residual) + _drop_rows(_biased(x, bias), seed, keep)).to(x.dtype)
-    y, mean, rstd = _normalise(_wide(s), gamma, beta, eps)
+    s = (_wide(residual) + _drop_rows(_add_bias(x, bias), seed, first_row, keep)).to(x.dtype)
+    y, mean, rstd = _layer_norm(_wide(s), gamma, beta, eps)
     return y.to(x.dtype), s if save_sum else s.new_empty(0), mean, rstd
 
 
@@ -96,13 +100,14 @@ def add_layer_norm_backward(
     rstd: Tensor,
     gamma: Tensor,
     seed: Tensor | None,
+    first_row: Tensor | None,
     keep: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """ds (the residual's gradient), dx = dropout(ds), dgamma, dbeta, dbias; dx is ds where nothing is dropped."""
-    ds, dgamma, dbeta = _normalise_backward(_wide(dy), _wide(s), mean, rstd, gamma)
+    """Returns ds (the gradient of the residual), dx = dropout(ds) (ds itself without dropout), dgamma, dbeta, dbias."""
+    ds, dgamma, dbeta = _layer_norm_backward(_wide(dy), _wide(s), mean, rstd, gamma)
     if dsum is not None:
         ds = ds + _wide(dsum)
-    dx = _drop_rows(ds, seed, keep)
+    dx = _drop_rows(ds, seed, first_row, keep)
     return ds.to(s.dtype), dx.to(s.dtype), dgamma, dbeta, dx.sum(0)
 
 
@@ -114,12 +119,13 @@ def add_layer_norm_backward_from_output(
     gamma: Tensor,
     beta: Tensor | None,
     seed: Tensor | None,
+    first_row: Tensor | None,
     keep: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """`add_layer_norm_backward` from the output: s = (y - beta) / gamma / rstd + mean."""
+    """Does what `add_layer_norm_backward` does, but computes s from y: s = (y - beta) / gamma / rstd + mean."""
     xhat = (_wide(y) if beta is None else _wide(y) - _wide(beta)) / _wide(gamma)
     s = xhat / rstd[:, None] + mean[:, None]
-    ds, dx, *parameters = add_layer_norm_backward(dy, None, s, mean, rstd, gamma, seed, keep)
+    ds, dx, *parameters = add_layer_norm_backward(dy, None, s, mean, rstd, gamma, seed, first_row, keep)
     return ds.to(dy.dtype), dx.to(dy.dtype), *parameters
 
 
@@ -127,30 +133,30 @@ def add_layer_norm_backward_from_output(
 
 
 def bias_gelu_forward(x: Tensor, bias: Tensor | None, approximate: str) -> Tensor:
-    """GELU(x + bias) of (N, E)."""
-    return F.gelu(_biased(x, bias), approximate=approximate).to(x.dtype)
+    """Returns GELU(x + bias), (N, E)."""
+    return F.gelu(_add_bias(x, bias), approximate=approximate).to(x.dtype)
 
 
 def bias_gelu_backward(dy: Tensor, x: Tensor, bias: Tensor | None, approximate: str) -> tuple[Tensor, Tensor]:
-    """dx (N, E), dbias (E,)."""
-    dx = torch.ops.aten.gelu_backward(_wide(dy), _biased(x, bias), approximate=approximate)
+    """Returns dx (N, E) and dbias (E,)."""
+    dx = torch.ops.aten.gelu_backward(_wide(dy), _add_bias(x, bias), approximate=approximate)
     return dx.to(x.dtype), dx.sum(0)
 
 
 def gelu_layer_norm_forward(
     x: Tensor, bias: Tensor | None, gamma: Tensor, beta: Tensor | None, approximate: str, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """LN(GELU(x + bias)), BERT's MLM transform: y, mean, rstd."""
-    y, mean, rstd = _normalise(F.gelu(_biased(x, bias), approximate=approximate), gamma, beta, eps)
+    """Returns y = LN(GELU(x + bias)), the transform of BERT's masked-LM head, mean and rstd."""
+    y, mean, rstd = _layer_norm(F.gelu(_add_bias(x, bias), approximate=approximate), gamma, beta, eps)
     return y.to(x.dtype), mean, rstd
 
 
 def gelu_layer_norm_backward(
     dy: Tensor, x: Tensor, bias: Tensor | None, mean: Tensor, rstd: Tensor, gamma: Tensor, approximate: str
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """dx, dbias, dgamma, dbeta; GELU is recomputed."""
-    h = _biased(x, bias)
-    da, dgamma, dbeta = _normalise_backward(_wide(dy), F.gelu(h, approximate=approximate), mean, rstd, gamma)
+    """Returns dx, dbias, dgamma and dbeta. GELU is recomputed."""
+    h = _add_bias(x, bias)
+    da, dgamma, dbeta = _layer_norm_backward(_wide(dy), F.gelu(h, approximate=approximate), mean, rstd, gamma)
     dx = torch.ops.aten.gelu_backward(da, h, approximate=approximate)
     return dx.to(x.dtype), dx.sum(0), dgamma, dbeta
 
@@ -158,20 +164,20 @@ def gelu_layer_norm_backward(
 def layer_norm_gelu_forward(
     x: Tensor, gamma: Tensor, beta: Tensor | None, approximate: str, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """GELU(LN(x)): y, mean, rstd."""
-    h, mean, rstd = _normalise(_wide(x), gamma, beta, eps)
+    """Returns y = GELU(LN(x)), mean and rstd."""
+    h, mean, rstd = _layer_norm(_wide(x), gamma, beta, eps)
     return F.gelu(h, approximate=approximate).to(x.dtype), mean, rstd
 
 
 def layer_norm_gelu_backward(
     dy: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, gamma: Tensor, beta: Tensor | None, approximate: str
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """dx, dgamma, dbeta; the normalised row is recomputed from the statistics."""
+    """Returns dx, dgamma and dbeta. The normalised row is recomputed from the statistics."""
     s = _wide(x)
     h = (s - mean[:, None]) * rstd[:, None] * gamma.to(s.dtype)
     h = h if beta is None else h + beta.to(s.dtype)
     dh = torch.ops.aten.gelu_backward(_wide(dy), h, approximate=approximate)
-    dx, dgamma, dbeta = _normalise_backward(dh, s, mean, rstd, gamma)
+    dx, dgamma, dbeta = _layer_norm_backward(dh, s, mean, rstd, gamma)
     return dx.to(x.dtype), dgamma, dbeta
 
 
@@ -188,16 +194,17 @@ def embedding_layer_norm_forward(
     gamma: Tensor | None,
     beta: Tensor | None,
     seed: Tensor | None,
+    first_row: Tensor | None,
     sequence: int,
     keep: int,
     eps: float,
     dtype: torch.dtype,
     save_sum: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """s = We[tokens] + Wp[position_ids] + Ws[segments], y = dropout(LN(s)) of (N, E): y, s, mean, rstd.
+    """Returns y = dropout(LN(s)) (N, E) with s = We[tokens] + Wp[position_ids] + Ws[segments], s, mean and rstd.
 
-    Ids are (N,). Row n takes position n % sequence where there are no position_ids. s is empty unless `save_sum`.
-    Without gamma there is no layer norm, and s and the statistics are empty.
+    All ids are (N,). Without position_ids, row n has position n % sequence. s is empty unless `save_sum`.
+    Without gamma there is no layer norm, and s, mean and rstd are empty.
     """
     s = _wide(word[tokens])
     if position is not None:
@@ -207,24 +214,32 @@ def embedding_layer_norm_forward(
     if segment is not None:
         s = s + _wide(segment[segments])
     if gamma is None:
-        return _drop_rows(s, seed, keep).to(dtype), s.new_empty(0, dtype=dtype), s.new_empty(0), s.new_empty(0)
+        y = _drop_rows(s, seed, first_row, keep).to(dtype)
+        return y, y.new_empty(0), s.new_empty(0), s.new_empty(0)
     s = s.to(dtype)  # rounded before it is normalised, as in add_layer_norm
-    y, mean, rstd = _normalise(_wide(s), gamma, beta, eps)
-    return _drop_rows(y, seed, keep).to(dtype), s if save_sum else s.new_empty(0), mean, rstd
+    y, mean, rstd = _layer_norm(_wide(s), gamma, beta, eps)
+    return _drop_rows(y, seed, first_row, keep).to(dtype), s if save_sum else s.new_empty(0), mean, rstd
 
 
 def embedding_layer_norm_backward(
-    dy: Tensor, s: Tensor, mean: Tensor, rstd: Tensor, gamma: Tensor | None, seed: Tensor | None, keep: int
+    dy: Tensor,
+    s: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    gamma: Tensor | None,
+    seed: Tensor | None,
+    first_row: Tensor | None,
+    keep: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """ds (N, E), wide, dgamma, dbeta (empty without layer norm)."""
-    dy = _drop_rows(_wide(dy), seed, keep)
+    """Returns ds (N, E), wide, and dgamma and dbeta, which are empty without layer norm."""
+    dy = _drop_rows(_wide(dy), seed, first_row, keep)
     if gamma is None:
         return dy, dy.new_empty(0), dy.new_empty(0)
-    return _normalise_backward(dy, _wide(s), mean, rstd, gamma)
+    return _layer_norm_backward(dy, _wide(s), mean, rstd, gamma)
 
 
 def embedding_gradient(ds: Tensor, ids: Tensor, rows: int) -> Tensor:
-    """Row r of the result is the sum of ds over the positions whose id is r: (rows, E), wide."""
+    """Returns the gradient of a table (rows, E), wide: row r is the sum of the rows of ds whose id is r."""
     return torch.ops.aten.embedding_dense_backward(_wide(ds), ids, rows, -1, False)
 
 
@@ -237,21 +252,22 @@ def attention_forward(
     v: Tensor,
     lengths: Tensor | None,
     seed: Tensor | None,
+    first_sequence: Tensor | None,
     causal: bool,
     scale: float,
     keep: int,
 ) -> tuple[Tensor, Tensor]:
-    """dropout(softmax(scale * q k^T + mask)) v: o (B, S, H, D), lse (B, H, S).
+    """Returns o = dropout(softmax(scale * q k^T + mask)) v (B, S, H, D) and lse (B, H, S).
 
-    Keys at or past a sequence's length take no part, whatever stands there, NaN included; queries there give rows of
-    zeros and an lse of +inf, so that exp(score - lse) is 0 in the backward as it is here.
+    Keys at or past a sequence's length are ignored, even if they are NaN. Queries there give o = 0 and lse = +inf, so
+    that exp(score - lse) is 0 in the backward too.
     """
     q_, k_, v_ = _heads_first(lengths, q, k, v)
     scores, allowed = _scores(q_, k_, lengths, causal, scale)
     lse = torch.logsumexp(scores.masked_fill(~allowed, -torch.inf), dim=-1)
     lse = torch.where(lse == -torch.inf, torch.inf, lse)
     p = torch.exp(scores - lse[..., None]).masked_fill(~allowed, 0.0)
-    o = _drop_scores(p, _score_mask(p, seed, keep), keep) @ v_
+    o = _drop_scores(p, _score_mask(p, seed, first_sequence, keep), keep) @ v_
     return o.transpose(1, 2).to(q.dtype).contiguous(), lse
 
 
@@ -264,15 +280,20 @@ def attention_backward(
     lse: Tensor,
     lengths: Tensor | None,
     seed: Tensor | None,
+    first_sequence: Tensor | None,
     causal: bool,
     scale: float,
     keep: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """With z the scaled keep mask: dv = (z p)^T do, ds = p * (z * (do v^T) - rowsum(do * o)), dq = scale * ds k."""
+    """Returns dq, dk and dv.
+
+    With the keep mask z, scaled by 256 / keep, and delta = rowsum(do * o): dv = (z p)^T do,
+    ds = p * (z * (do v^T) - delta), dq = scale * ds k, dk = scale * ds^T q.
+    """
     q_, k_, v_, o_, do_ = _heads_first(lengths, q, k, v, o, do)
     scores, allowed = _scores(q_, k_, lengths, causal, scale)
     p = torch.exp(scores - lse[..., None]).masked_fill(~allowed, 0.0)
-    mask = _score_mask(p, seed, keep)
+    mask = _score_mask(p, seed, first_sequence, keep)
     dv = _drop_scores(p, mask, keep).transpose(-1, -2) @ do_
     dp = _drop_scores(do_ @ v_.transpose(-1, -2), mask, keep)
     delta = (do_ * o_).sum(-1, keepdim=True)
@@ -282,21 +303,24 @@ def attention_backward(
 
 
 def _heads_first(lengths: Tensor | None, *tensors: Tensor) -> list[Tensor]:
-    """Each (B, S, H, D) as wide (B, H, S, D), zeros past a sequence's length: products would turn 0 * NaN to NaN."""
+    """Returns each (B, S, H, D) as wide (B, H, S, D), with zeros past a sequence's length.
+
+    Without the zeros, a NaN in the padding would reach the results: 0 * NaN is NaN.
+    """
     if lengths is None:
         return [_wide(x).transpose(1, 2) for x in tensors]
-    past = _positions(tensors[0], 1) >= lengths[:, None]
+    past = _position_indices(tensors[0], 1) >= lengths[:, None]
     return [_wide(x).masked_fill(past[:, :, None, None], 0.0).transpose(1, 2) for x in tensors]
 
 
-def _positions(x: Tensor, dim: int) -> Tensor:
+def _position_indices(x: Tensor, dim: int) -> Tensor:
     return torch.arange(x.shape[dim], device=x.device)
 
 
 def _scores(q: Tensor, k: Tensor, lengths: Tensor | None, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
-    """Scaled scores (B, H, S, S) of q, k (B, H, S, D), and which of them count (broadcasts to their shape)."""
+    """Returns the scaled scores (B, H, S, S) of q, k (B, H, S, D), and the mask of allowed pairs, which broadcasts."""
     scores = (q * scale) @ k.transpose(-1, -2)
-    position = _positions(q, 2)
+    position = _position_indices(q, 2)
     allowed = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=q.device)
     if causal:
         allowed = allowed & (position[None, :] <= position[:, None])
@@ -306,8 +330,8 @@ def _scores(q: Tensor, k: Tensor, lengths: Tensor | None, causal: bool, scale: f
     return scores, allowed
 
 
-def _score_mask(p: Tensor, seed: Tensor | None, keep: int) -> Tensor | None:
-    return None if keep == LEVELS else attention_mask(seed, *p.shape, keep)
+def _score_mask(p: Tensor, seed: Tensor | None, first_sequence: Tensor | None, keep: int) -> Tensor | None:
+    return None if keep == LEVELS else attention_mask(seed, *p.shape, keep, first_sequence)
 
 
 def _drop_scores(p: Tensor, mask: Tensor | None, keep: int) -> Tensor:
@@ -329,30 +353,31 @@ def cross_entropy_rows(
     z_loss: float,
     need_gradient: bool,
 ) -> None:
-    """Writes losses (n,) and lse (n,) of logits (n, PADDED), which become their own gradient if it is needed.
+    """Writes losses (n,) and lse (n,) of logits (n, PADDED). With `need_gradient`, dlogits replace the logits.
 
-    Columns from `vocabulary` on are padding, which counts for nothing and stays as it is.
+    loss = w * ((1 - e) * (lse - x_t) + e * (lse - mean(x)) + z * lse^2)
+    dlogits = w * (softmax * (1 + 2 * z * lse) - (1 - e) * onehot - e / V)
 
-    loss = w * ((1 - e) * (lse - x_t) + e * (lse - mean(x)) + z * lse^2). Loss, lse and gradient are 0 where the target
-    is ignored, whatever the row's weight and logits are, NaN included;
-    dlogits = w * (softmax * (1 + 2 * z * lse) - (1 - e) * onehot - e / V).
+    Columns from `vocabulary` on are padding: they are not read and not written. A row whose target is `ignore_index`
+    has loss, lse and gradient 0, even if its weight or its logits are NaN.
     """
     logits = logits[:, :vocabulary]
     x = _wide(logits)
     counted = targets != ignore_index
     weight = counted.to(x.dtype) if row_weights is None else row_weights.to(x.dtype).where(counted, 0.0)
     target = targets.where(counted, 0)[:, None]
-    # Relative to the row's maximum: beside a logit of 30, lse is rounded at 10^-6, and so every probability would be.
-    top = x.amax(-1, keepdim=True)
-    x = x - top
+    # Everything is relative to row_max. For a logit of 30, lse itself has a rounding error of 10^-6, and so would every
+    # probability that is computed from it.
+    row_max = x.amax(-1, keepdim=True)
+    x = x - row_max
     p = torch.exp(x)
-    total = p.sum(-1, keepdim=True)
-    spread = total.log()[:, 0]
-    row_lse = top[:, 0] + spread
-    loss = spread - (1 - label_smoothing) * x.gather(1, target)[:, 0] - label_smoothing * x.mean(-1)
+    row_sum = p.sum(-1, keepdim=True)
+    log_row_sum = row_sum.log()[:, 0]
+    row_lse = row_max[:, 0] + log_row_sum
+    loss = log_row_sum - (1 - label_smoothing) * x.gather(1, target)[:, 0] - label_smoothing * x.mean(-1)
     loss = weight * (loss + z_loss * row_lse.square())
     if need_gradient:
-        gradient = p / total * (1 + 2 * z_loss * row_lse[:, None])
+        gradient = p / row_sum * (1 + 2 * z_loss * row_lse[:, None])
         gradient -= label_smoothing / x.shape[1]
         gradient.scatter_add_(1, target, gradient.new_full(target.shape, label_smoothing - 1))
         logits.copy_(gradient * weight[:, None]).masked_fill_(~counted[:, None], 0.0)
@@ -363,7 +388,7 @@ def cross_entropy_rows(
 
 
 def gradient_squares(gradients: Sequence[Tensor]) -> Tensor:
-    """The square of each gradient's norm, (n,): their sum is the square of the global norm."""
+    """Returns the square of each gradient's norm, (n,). Their sum is the square of the global norm."""
     return torch.stack([torch.linalg.vector_norm(_wide(g)) for g in gradients]).square()
 
 
@@ -381,7 +406,7 @@ def adamw(
     max_norm: Tensor | None,
     scale: Tensor | None,
 ) -> Tensor:
-    """One update in place, as `fastlm.ops.adamw` defines it; the norm of the scaled gradients, before clipping."""
+    """Updates in place, as `fastlm.ops.adamw` defines it. Returns the norm of the scaled gradients, before clipping."""
     norm, factor = squares.sum().sqrt(), None
     if scale is not None:
         norm, factor = norm * scale, scale
@@ -399,11 +424,11 @@ def adamw(
     return norm
 
 
-# Packed rows: the (T, ...) rows of all sequences, sequence b from cu_seqlens[b] on --------------------------------
+# Packed rows (T, ...): the rows of all sequences, where sequence b starts at row cu_seqlens[b] --------------------
 
 
 def pad(rows: Tensor, cu_seqlens: Tensor, longest: int) -> Tensor:
-    """(T, ...) to (B, longest, ...), with some row of the batch where a sequence has ended."""
+    """Pads packed rows (T, ...) to (B, longest, ...). The padding is filled with arbitrary rows of the batch."""
     start = cu_seqlens[:-1, None].long()
     index = start + torch.arange(longest, device=rows.device)
     if rows.shape[0] == 0:
@@ -412,7 +437,7 @@ def pad(rows: Tensor, cu_seqlens: Tensor, longest: int) -> Tensor:
 
 
 def unpad(padded: Tensor, cu_seqlens: Tensor, rows: int) -> Tensor:
-    """(B, longest, ...) to the (rows, ...) that count."""
+    """Takes the packed rows (rows, ...) out of padded ones (B, longest, ...)."""
     row = torch.arange(rows, device=padded.device)
     sequence = torch.bucketize(row, cu_seqlens[1:], right=True)
     return padded[sequence, row - cu_seqlens[sequence]].contiguous()
@@ -426,16 +451,17 @@ def self_attention_forward(
     cu_seqlens: Tensor | None,
     max_seqlen: int,
     seed: Tensor | None,
+    first_sequence: Tensor | None,
     causal: bool,
     scale: float,
     keep: int,
 ) -> tuple[Tensor, Tensor]:
-    """`attention_forward`, also of packed rows (T, H, D): o (T, H, D), lse (T, H)."""
+    """Computes `attention_forward`. With cu_seqlens the rows are packed: q and o (T, H, D), lse (T, H)."""
     if cu_seqlens is None:
-        return attention_forward(q, k, v, lengths, seed, causal, scale, keep)
+        return attention_forward(q, k, v, lengths, seed, first_sequence, causal, scale, keep)
     rows = q.shape[0]
     q, k, v = (pad(x, cu_seqlens, max_seqlen) for x in (q, k, v))
-    o, lse = attention_forward(q, k, v, cu_seqlens.diff(), seed, causal, scale, keep)
+    o, lse = attention_forward(q, k, v, cu_seqlens.diff(), seed, first_sequence, causal, scale, keep)
     return unpad(o, cu_seqlens, rows), unpad(lse.transpose(1, 2), cu_seqlens, rows)
 
 
@@ -450,20 +476,21 @@ def self_attention_backward(
     cu_seqlens: Tensor | None,
     max_seqlen: int,
     seed: Tensor | None,
+    first_sequence: Tensor | None,
     causal: bool,
     scale: float,
     keep: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`attention_backward`, also of packed rows: dq, dk, dv (T, H, D)."""
+    """Computes `attention_backward`. With cu_seqlens the rows are packed: dq, dk, dv (T, H, D)."""
     if cu_seqlens is None:
-        return attention_backward(do, q, k, v, o, lse, lengths, seed, causal, scale, keep)
+        return attention_backward(do, q, k, v, o, lse, lengths, seed, first_sequence, causal, scale, keep)
     rows = q.shape[0]
     do, q, k, v, o, lse = (pad(x, cu_seqlens, max_seqlen) for x in (do, q, k, v, o, lse))
     lengths, lse = cu_seqlens.diff(), lse.transpose(1, 2)
-    gradients = attention_backward(do, q, k, v, o, lse, lengths, seed, causal, scale, keep)
+    gradients = attention_backward(do, q, k, v, o, lse, lengths, seed, first_sequence, causal, scale, keep)
     return tuple(unpad(x, cu_seqlens, rows) for x in gradients)
 
 
 def packed_attention_backward(do: Tensor, qkv: Tensor, *rest: Tensor | int | float | bool | None) -> Tensor:
-    """`self_attention_backward` of a projection (..., 3, H, D): dqkv, of its shape."""
+    """Returns dqkv of a projection qkv (..., 3, H, D), as `self_attention_backward` does for q, k, v."""
     return torch.stack(self_attention_backward(do, *qkv.unbind(-3), *rest), dim=-3)

@@ -1,10 +1,11 @@
-"""The folder of a run: what lies where, and its record.
+"""The folder of a run: its files and its record.
 
-config.json    the options, the identity of the data files, and the plan made from both once: steps, precision, sizes
-tokenizer.json, data/            the tokenizer and the tokenised shards (of tasks on text)
-metrics.jsonl                    one line per update
-checkpoints/step-N/              the last two (train/checkpoint.py); the model is in model/ there
-model/, loss.png, report.{json,md}   at the end (loss.png at each checkpoint too)
+config.json                 the options, the identity of the data files, and the plan: steps, precision, sizes
+tokenizer.json, data/       the tokenizer and the tokenised shards (of tasks on text)
+metrics.jsonl               one line per update
+checkpoints/step-N/         the last two (train/checkpoint.py), each with the model in model/
+loss.png                    the loss curve, written at each checkpoint
+model/, report.{json,md}    written at the end
 """
 
 from __future__ import annotations
@@ -19,11 +20,11 @@ _CHECKPOINT = re.compile(r"step-(\d+)")
 
 
 class RunError(ValueError):
-    """Reports a run that cannot be started, resumed or read; the sentence says why and what would help."""
+    """Reports a run that cannot be started, resumed or read; the message says why and what would help."""
 
 
 class RunFolder:
-    """Names the files of a run's folder. It reads and makes nothing until it is asked to."""
+    """Names the files of a run folder. The constructor reads and writes nothing."""
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
@@ -38,16 +39,16 @@ class RunFolder:
         self.report_text = self.path / "report.md"
 
     def exists(self) -> bool:
-        """Says whether there is a run, begun or not."""
+        """Returns whether the folder holds a run, with or without an update."""
         return self.config_file.is_file()
 
     def begun(self) -> bool:
-        """Says whether there is a run that has made an update."""
+        """Returns whether the folder holds a run that has made an update."""
         updated = self.metrics_file.is_file() and self.metrics_file.stat().st_size > 0
         return self.exists() and (updated or self.report.is_file() or bool(find_checkpoints(self.checkpoints)))
 
     def recorded(self) -> dict[str, Any]:
-        """Returns config.json. Raises RunError if it is not one of fastlm's."""
+        """Returns the content of config.json. Raises RunError if fastlm did not write it."""
         if not self.exists():
             raise RunError(f"run: {self.path} is not a run folder (it has no config.json)")
         try:
@@ -63,9 +64,9 @@ class RunFolder:
         return content
 
     def newest_model(self) -> Path:
-        """Returns the folder of the trained model, or while it trains that of the last checkpoint's.
+        """Returns the folder of the trained model, or, of an unfinished run, of the last checkpoint's model.
 
-        Raises RunError where there is neither.
+        Raises RunError if there is neither.
         """
         self.recorded()
         if self.model.is_dir():
@@ -77,7 +78,7 @@ class RunFolder:
 
 
 def find_checkpoints(folder: Path) -> list[Path]:
-    """Returns the checkpoints of a folder, oldest first, without those that a process died writing."""
+    """Returns the checkpoints of a folder, oldest first. Unfinished ones are left out."""
     entries = folder.iterdir() if folder.is_dir() else ()
     found = {int(match[1]): path for path in entries if (match := _CHECKPOINT.fullmatch(path.name))}
     return [found[step] for step in sorted(found)]

@@ -1,7 +1,7 @@
-"""Triton kernels, one file an op: `fastlm.kernels` once installed.
+"""Triton kernels, one file per op. The installed package is `fastlm.kernels`.
 
-A well-known package on PyPI is named `kernels`, and libraries import it where they find it. Python started in
-the root of a checkout finds this folder under that name, so here it hands over to the package that is meant.
+PyPI has a well-known package `kernels`, which other libraries import if it is installed. If Python starts in the root
+of a checkout, `import kernels` finds this folder instead. This file then loads the PyPI package in its place.
 """
 
 import importlib.machinery
@@ -10,8 +10,8 @@ import sys
 from pathlib import Path
 
 
-def _hand_over() -> None:
-    """Put the installed package `kernels`, where there is one, in this module's place."""
+def _load_installed_package() -> None:
+    """Replaces this module in sys.modules by the installed package `kernels`, if there is one."""
     checkout = Path(__file__).parent.parent.resolve()
     elsewhere = [entry for entry in sys.path if Path(entry).resolve() != checkout]
     spec = importlib.machinery.PathFinder.find_spec("kernels", elsewhere)
@@ -21,4 +21,4 @@ def _hand_over() -> None:
 
 
 if __name__ == "kernels":
-    _hand_over()
+    _load_installed_package()

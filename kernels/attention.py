@@ -1,28 +1,42 @@
-"""Attention with dropout inside, forward and backward (Dao et al. 2022; the backward without atomics).
+"""Attention with dropout inside, forward and backward (FlashAttention, Dao et al. 2022; the backward has no atomics).
 
-For x = B S H D elements of b bytes the forward reads q, k, v and writes o, 4bx, if the L2 holds a head's keys and
-values, in two products, 4 S x operations, half of them if causal. The backward of sequences of up to 128 is one kernel,
-which reads do, q, k, v, o and writes dq, dk, dv, 8bx, in five products, 10 S x. Longer ones take two, by queries and by
-keys, 12bx and 14 S x: the price of gradients that repeat bit for bit and of no dq in float32. What an H100 takes
-for 65536 tokens, 12 heads of 64 in bf16, in us, computed at 790 TFLOP/s and 3.0 TB/s, not measured:
+x = B S H D is the number of elements of q, and b their bytes. A causal mask halves the flops. The bytes assume that
+L2 holds a head's keys and values.
 
-    S                                128    512    512 causal    1024
-    forward     memory               134    134    134           134
-                products              33    130     65           261
-    backward    memory               268    403    403           403    (8bx, the floor: 268)
-                products              82    457    228           913    (10 S x, the floor: 326, 163, 652)
+    kernels                        read              written       bytes    products    flops
+    forward                        q, k, v           o               4bx           2    4 S x
+    backward, S <= 128 (one)       do, q, k, v, o    dq, dk, dv      8bx           5    10 S x
+    backward, longer (dq, dkv)     the same twice    dq, dk, dv     12bx           7    14 S x
 
-Instructions come on top: one a score is 14 us at S = 512 and 1.7 GHz. Counted in the machine code for sm_90, D = 64,
-bf16, in tiles that need no masking, without and with dropout: forward 8.2 and 13.1 (of short sequences 9.7 and 15.0),
-dq 8.1 and 12.4, dkv 9.9 and 14.7, all gradients of short sequences 12.9 and 20.4.
+The two kernels read the inputs twice and compute two products twice. In return the gradients repeat bit for bit, and
+no float32 dq is accumulated in memory. Lower bounds on an H100 for 65536 tokens and 12 heads of 64 in bf16, in us, set
+by HBM (3.0 TB/s) and by the products (790 TFLOP/s), computed, not measured:
 
-Rows come by pointers, not by TMA descriptors: these put zeros past the end of a tensor, not of a sequence. What stands
-in padding, NaN perhaps, would be read as keys and values, and a packed sequence's last tile be stored over the next
-one's rows. Triton (3.7) specialises warps for Blackwell alone, and in loops of a product.
+    S                                        128    512    512 causal    1024
+    forward                     HBM          134    134    134           134
+                                products      33    130     65           261
+    backward, these kernels     HBM          268    403    403           403
+                                products      82    457    228           913
+    backward, one kernel        HBM          268    268    268           268
+    with 5 products             products      82    326    163           652
 
-Programs past a sequence's end return at once. The others go through one tile or more and say so (tl.assume), for a path
-around the loop would make ptxas serialise all wgmmas. For the same reason tiles that need masking are not a second
-loop, but a branch in the one.
+Other instructions add to this: one instruction per score takes 14 us at S = 512 and 1.7 GHz. Instructions per score,
+counted in the machine code for sm_90 (D = 64, bf16, tiles that need no masking):
+
+    kernel                      without dropout    with dropout
+    forward, S > 128                        8.2            13.1
+    forward, S <= 128                       9.7            15.0
+    dq                                      8.1            12.4
+    dkv                                     9.9            14.7
+    backward, S <= 128                     12.9            20.4
+
+Rows are loaded through pointers, not through TMA descriptors. A descriptor fills in zeros past the end of a tensor, but
+not past the end of a sequence. It would load padding, perhaps NaN, as keys and values, and it would store the last tile
+of a packed sequence over the rows of the next one. Triton 3.7 specializes warps only on Blackwell.
+
+Programs past the end of a sequence return at once. All others run at least one iteration of the loop, and tl.assume
+says so: a path around the loop would make ptxas serialize all wgmmas. For the same reason, tiles that need masking are
+a branch inside the loop and not a second loop.
 """
 
 from __future__ import annotations
@@ -35,265 +49,282 @@ import triton.language as tl
 from torch import Tensor
 
 from fastlm.kernels import autotune
-from fastlm.kernels.philox import attention_mask
+from fastlm.kernels.philox import attention_key, attention_mask
 
 LOG2E, LN2 = tl.constexpr(1 / math.log(2.0)), tl.constexpr(math.log(2.0))
 
-# Through these pointers nothing is loaded 16 bytes at a time: how they are aligned, which changes with the number of
-# tokens, is no reason to compile a kernel again.
-UNALIGNED = ["LENGTHS", "CU_SEQLENS", "SEED", "LSE", "LSE2", "DELTA"]
+# No load through these pointers is 16 bytes wide. Their alignment changes with the number of tokens, so specializing on
+# it would compile the same kernel again.
+UNALIGNED = ["LENGTHS", "CU_SEQLENS", "SEED", "FIRST_SEQUENCE", "LSE", "LSE2", "DELTA"]
 
 
 @triton.jit
-def _clamp(x, most):
-    return tl.maximum(0, tl.minimum(x, most))
+def _clamp(x, upper):
+    return tl.maximum(0, tl.minimum(x, upper))
 
 
 @triton.jit
-def _place(S, T, LENGTHS, CU_SEQLENS):
-    """A program's head h, block of rows, sequence b; the packed row where the sequence starts, its length, its rows.
+def _work_item(S, T, LENGTHS, CU_SEQLENS):
+    """Returns a program's head h, block of rows and sequence b, with seq_start, length and num_rows of the sequence.
 
-    No host looks at lengths and offsets on a GPU: what is out of range is taken as the nearest that is not.
+    seq_start is the packed row where the sequence starts, length the number of valid rows, num_rows the number of rows
+    including padding. The host does not check lengths and offsets on a GPU, so they are clamped to the valid range.
     """
     h, block, b = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    start, length, rows = 0, S, S
+    seq_start, length, num_rows = 0, S, S
     if CU_SEQLENS is not None:
-        start = _clamp(tl.load(CU_SEQLENS + b), T)
-        length = _clamp(_clamp(tl.load(CU_SEQLENS + b + 1), T) - start, S)
-        rows = length
+        seq_start = _clamp(tl.load(CU_SEQLENS + b), T)
+        length = _clamp(_clamp(tl.load(CU_SEQLENS + b + 1), T) - seq_start, S)
+        num_rows = length
     if LENGTHS is not None:
         length = _clamp(tl.load(LENGTHS + b), S)
-    return h, block, b, start, length, rows
+    return h, block, b, seq_start, length, num_rows
 
 
 @triton.jit
-def _at_head(X, strides, b, h, start):
-    """X at the first row of a sequence and head; strides of the batch (0 for packed rows), of rows and of heads."""
-    X += tl.cast(b, tl.int64) * strides[0] + tl.cast(start, tl.int64) * strides[1]
+def _head_pointer(X, strides, b, h, seq_start):
+    """Returns the pointer to the first row of a sequence and head. strides: batch (0 for packed rows), row, head."""
+    X += tl.cast(b, tl.int64) * strides[0] + tl.cast(seq_start, tl.int64) * strides[1]
     return X + tl.cast(h, tl.int64) * strides[2]
 
 
 @triton.jit
-def _at_numbers(X, first, b, h, start, S, CU_SEQLENS, ROWS: tl.constexpr):
-    """Of X, which is (B, H, S), or (T, H) for packed rows, the numbers of a head's rows from `first` on."""
+def _row_stat_pointers(X, first, b, h, seq_start, S, CU_SEQLENS, ROWS: tl.constexpr):
+    """Returns pointers to one value per row of a head, from row `first` on. X is (B, H, S), or packed (T, H)."""
     H = tl.num_programs(0)
     row = tl.arange(0, ROWS)
     if CU_SEQLENS is None:
         return X + (tl.cast(b, tl.int64) * H + h) * S + first + row
     else:
-        return X + (tl.cast(start, tl.int64) + first) * H + h + row * H
+        return X + (tl.cast(seq_start, tl.int64) + first) * H + h + row * H
 
 
 @triton.jit
-def _load_numbers(X, first, end, b, h, start, S, CU_SEQLENS, ROWS: tl.constexpr):
-    at = _at_numbers(X, first, b, h, start, S, CU_SEQLENS, ROWS)
+def _load_row_stats(X, first, end, b, h, seq_start, S, CU_SEQLENS, ROWS: tl.constexpr):
+    at = _row_stat_pointers(X, first, b, h, seq_start, S, CU_SEQLENS, ROWS)
     return tl.load(at, mask=tl.arange(0, ROWS) < end - first, other=0.0)
 
 
 @triton.jit
-def _store_numbers(X, x, first, end, b, h, start, S, CU_SEQLENS):
-    at = _at_numbers(X, first, b, h, start, S, CU_SEQLENS, x.shape[0])
+def _store_row_stats(X, x, first, end, b, h, seq_start, S, CU_SEQLENS):
+    at = _row_stat_pointers(X, first, b, h, seq_start, S, CU_SEQLENS, x.shape[0])
     tl.store(at, x, mask=tl.arange(0, x.shape[0]) < end - first)
 
 
 @triton.jit
-def _row(ROWS: tl.constexpr, STRIDE: tl.constexpr):
-    """(ROWS, 1), in 64 bits where the batch stands between rows and their offsets are too large for 32."""
+def _row_indices(ROWS: tl.constexpr, STRIDE: tl.constexpr):
+    """Returns row indices (ROWS, 1): int64 if index * STRIDE can reach 2^31 (the batch between rows), else int32."""
     row = tl.arange(0, ROWS)[:, None]
     return row.to(tl.int64) if ROWS * STRIDE >= 2**31 else row
 
 
 @triton.jit
 def _load_rows(X, first, end, strides, ROWS: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr):
-    """(ROWS, BLOCK_D) of the head at X, from row `first` on, with zeros from row `end` and column D on."""
-    row, d = _row(ROWS, strides[1]), tl.arange(0, BLOCK_D)[None, :]
+    """Loads rows [first, first + ROWS) of a head: (ROWS, BLOCK_D), zeros from row `end` on and from column D on."""
+    row, d = _row_indices(ROWS, strides[1]), tl.arange(0, BLOCK_D)[None, :]
     at = X + tl.cast(first, tl.int64) * strides[1] + (row * strides[1] + d)
     return tl.load(at, mask=(row < end - first) & (d < D), other=0.0)
 
 
 @triton.jit
 def _store_rows(X, x, first, end, strides, D: tl.constexpr):
-    row, d = _row(x.shape[0], strides[1]), tl.arange(0, x.shape[1])[None, :]
+    row, d = _row_indices(x.shape[0], strides[1]), tl.arange(0, x.shape[1])[None, :]
     at = X + tl.cast(first, tl.int64) * strides[1] + (row * strides[1] + d)
     tl.store(at, x.to(X.dtype.element_ty), mask=(row < end - first) & (d < D))
 
 
 @triton.jit
-def _seen(i, j, length, CAUSAL: tl.constexpr):
-    """Whether query i < length sees key j. What queries from `length` on see is of no consequence: do is zero there."""
-    return j <= i if CAUSAL else j < length
+def _is_visible(i, j, length, IS_CAUSAL: tl.constexpr):
+    """Tells whether query i sees key j. Queries from `length` on may get any answer: their do is zero."""
+    return j <= i if IS_CAUSAL else j < length
 
 
 @triton.jit
-def _kept(
-    seed, b, h, first_query, first_key,
+def _dropout_factor(
+    key, head, first_query, first_key,
     KEEP: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr, TRANSPOSED: tl.constexpr,
 ):  # fmt: skip
-    """What dropout multiplies probabilities with: 256 / KEEP or 0.
+    """Returns the factor of each probability: 256 / KEEP if it is kept, 0 if it is dropped.
 
-    LLVM would move a selection past the rounding to 16 bits, where it takes pairs apart; a factor stays where it is.
+    It is a factor and not a tl.where of the product, because LLVM would move that selection behind the rounding to 16
+    bits, where it splits pairs of values. A multiplication stays in place.
     """
     if KEEP == 256:
         return 1.0
     else:
-        head = b * tl.num_programs(0) + h
-        mask = attention_mask(seed, head, first_query, first_key, KEEP, QUERIES, KEYS, TRANSPOSED)
+        mask = attention_mask(key, head, first_query, first_key, KEEP, QUERIES, KEYS, TRANSPOSED)
         return tl.where(mask, 256 / KEEP, 0.0)
 
 
 @triton.jit(do_not_specialize=["S", "T"], do_not_specialize_on_alignment=UNALIGNED)
 def _forward(
-    Q, K, V, LENGTHS, CU_SEQLENS, SEED, OUT, LSE, q_strides, k_strides, v_strides, o_strides, S, T, scale,
-    KEEP: tl.constexpr, CAUSAL: tl.constexpr, PRECISION: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
+    Q, K, V, LENGTHS, CU_SEQLENS, SEED, FIRST_SEQUENCE, OUT, LSE, q_strides, k_strides, v_strides, o_strides, S, T,
+    scale,
+    KEEP: tl.constexpr, IS_CAUSAL: tl.constexpr, PRECISION: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, MASK_ALL: tl.constexpr,
 ):  # fmt: skip
-    h, block, b, start, length, rows = _place(S, T, LENGTHS, CU_SEQLENS)
-    first = (tl.num_programs(1) - 1 - block if CAUSAL else block) * BLOCK_M  # of causal blocks, the long ones begin
-    K, V = _at_head(K, k_strides, b, h, start), _at_head(V, v_strides, b, h, start)
-    i, j = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N)
-    if first >= length:
+    h, block, b, seq_start, length, num_rows = _work_item(S, T, LENGTHS, CU_SEQLENS)
+    start_m = (tl.num_programs(1) - 1 - block if IS_CAUSAL else block) * BLOCK_M  # causal: longest blocks first
+    K, V = _head_pointer(K, k_strides, b, h, seq_start), _head_pointer(V, v_strides, b, h, seq_start)
+    offs_m, offs_n = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N)
+    if start_m >= length:
         zeros = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
-        _store_rows(_at_head(OUT, o_strides, b, h, start), zeros, first, rows, o_strides, D)
-        _store_numbers(LSE, tl.full((BLOCK_M,), float("inf"), tl.float32), first, rows, b, h, start, S, CU_SEQLENS)
+        _store_rows(_head_pointer(OUT, o_strides, b, h, seq_start), zeros, start_m, num_rows, o_strides, D)
+        _store_row_stats(
+            LSE, tl.full((BLOCK_M,), float("inf"), tl.float32), start_m, num_rows, b, h, seq_start, S, CU_SEQLENS
+        )
         return
-    q = _load_rows(_at_head(Q, q_strides, b, h, start), first, length, q_strides, BLOCK_M, D, BLOCK_D)
-    seed = None if KEEP == 256 else tl.load(SEED)
+    q = _load_rows(_head_pointer(Q, q_strides, b, h, seq_start), start_m, length, q_strides, BLOCK_M, D, BLOCK_D)
+    key, head = None, None
+    if KEEP < 256:
+        key, head = attention_key(SEED, FIRST_SEQUENCE, b, h, tl.num_programs(0))
 
-    # Keys [0, whole) are seen by every query of the block, keys [whole, end) by some.
-    end = tl.minimum(first + BLOCK_M, length) if CAUSAL else length
+    # All queries of the block see keys [0, unmasked_end); keys [unmasked_end, end) need masking.
+    end = tl.minimum(start_m + BLOCK_M, length) if IS_CAUSAL else length
     tl.assume(end > 0)
-    whole = (tl.minimum(first, end) if CAUSAL else end) // BLOCK_N * BLOCK_N
-    top = tl.full((BLOCK_M,), -float("inf"), tl.float32)  # a row's largest score so far, times scale * log2(e)
-    total = tl.zeros((BLOCK_M,), tl.float32)
+    unmasked_end = (tl.minimum(start_m, end) if IS_CAUSAL else end) // BLOCK_N * BLOCK_N
+    row_max = tl.full((BLOCK_M,), -float("inf"), tl.float32)  # of the scores times scale * log2(e)
+    row_sum = tl.zeros((BLOCK_M,), tl.float32)
     o = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
-    for n in tl.range(0, end, BLOCK_N, num_stages=2):
-        k = _load_rows(K, n, length, k_strides, BLOCK_N, D, BLOCK_D)
-        v = _load_rows(V, n, length, v_strides, BLOCK_N, D, BLOCK_D)
+    for start_n in tl.range(0, end, BLOCK_N, num_stages=2):
+        k = _load_rows(K, start_n, length, k_strides, BLOCK_N, D, BLOCK_D)
+        v = _load_rows(V, start_n, length, v_strides, BLOCK_N, D, BLOCK_D)
         s = tl.dot(q, k.T, input_precision=PRECISION)
-        if MASK_ALL or n >= whole:
-            s = tl.where(_seen(first + i[:, None], n + j[None, :], length, CAUSAL), s, -float("inf"))
-        new_top = tl.maximum(top, tl.max(s, axis=1) * (scale * LOG2E))
-        p = tl.exp2(s * (scale * LOG2E) - new_top[:, None])
-        shrink = tl.exp2(top - new_top)
-        total = total * shrink + tl.sum(p, axis=1)
-        z = _kept(seed, b, h, first, n, KEEP, BLOCK_M, BLOCK_N, False)
-        o = tl.dot((p * z).to(v.dtype), v, o * shrink[:, None], input_precision=PRECISION)
-        top = new_top
+        if MASK_ALL or start_n >= unmasked_end:
+            s = tl.where(
+                _is_visible(start_m + offs_m[:, None], start_n + offs_n[None, :], length, IS_CAUSAL), s, -float("inf")
+            )
+        new_max = tl.maximum(row_max, tl.max(s, axis=1) * (scale * LOG2E))
+        p = tl.exp2(s * (scale * LOG2E) - new_max[:, None])
+        rescale = tl.exp2(row_max - new_max)
+        row_sum = row_sum * rescale + tl.sum(p, axis=1)
+        z = _dropout_factor(key, head, start_m, start_n, KEEP, BLOCK_M, BLOCK_N, False)
+        o = tl.dot((p * z).to(v.dtype), v, o * rescale[:, None], input_precision=PRECISION)
+        row_max = new_max
 
-    valid = first + i < length
-    o = tl.where(valid[:, None], o / total[:, None], 0.0)
-    _store_rows(_at_head(OUT, o_strides, b, h, start), o, first, rows, o_strides, D)
-    lse = tl.where(valid, (top + tl.log2(total)) * LN2, float("inf"))
-    _store_numbers(LSE, lse, first, rows, b, h, start, S, CU_SEQLENS)
+    valid = start_m + offs_m < length
+    o = tl.where(valid[:, None], o / row_sum[:, None], 0.0)
+    _store_rows(_head_pointer(OUT, o_strides, b, h, seq_start), o, start_m, num_rows, o_strides, D)
+    lse = tl.where(valid, (row_max + tl.log2(row_sum)) * LN2, float("inf"))
+    _store_row_stats(LSE, lse, start_m, num_rows, b, h, seq_start, S, CU_SEQLENS)
 
 
 @triton.jit(do_not_specialize=["S", "T"], do_not_specialize_on_alignment=UNALIGNED)
 def _backward_dq(
-    DO, Q, K, V, OUT, LSE, LENGTHS, CU_SEQLENS, SEED, DQ, DK, DV, LSE2, DELTA, q_strides, k_strides, v_strides,
-    o_strides, dq_strides, S, T, scale,
-    KEEP: tl.constexpr, CAUSAL: tl.constexpr, PRECISION: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
+    DO, Q, K, V, OUT, LSE, LENGTHS, CU_SEQLENS, SEED, FIRST_SEQUENCE, DQ, DK, DV, LSE2, DELTA, q_strides, k_strides,
+    v_strides, o_strides, dq_strides, S, T, scale,
+    KEEP: tl.constexpr, IS_CAUSAL: tl.constexpr, PRECISION: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, MASK_ALL: tl.constexpr,
-    ALONE: tl.constexpr,
+    SINGLE_BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """dq of a block of queries; dk and dv too if it is ALONE in its sequence, else LSE2 and DELTA for _backward_dkv."""
-    h, block, b, start, length, rows = _place(S, T, LENGTHS, CU_SEQLENS)
-    first = (tl.num_programs(1) - 1 - block if CAUSAL else block) * BLOCK_M
-    i, j = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N)
-    K, V = _at_head(K, k_strides, b, h, start), _at_head(V, v_strides, b, h, start)
-    if first >= (rows if ALONE else length):
-        zeros = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
-        _store_rows(_at_head(DQ, dq_strides, b, h, start), zeros, first, rows, dq_strides, D)
-        return
-    DK, DV = _at_head(DK, dq_strides, b, h, start), _at_head(DV, dq_strides, b, h, start)
-    q = _load_rows(_at_head(Q, q_strides, b, h, start), first, length, q_strides, BLOCK_M, D, BLOCK_D)
-    do = _load_rows(_at_head(DO, o_strides, b, h, start), first, length, o_strides, BLOCK_M, D, BLOCK_D)
-    o = _load_rows(_at_head(OUT, o_strides, b, h, start), first, length, o_strides, BLOCK_M, D, BLOCK_D)
-    lse2 = _load_numbers(LSE, first, length, b, h, start, S, CU_SEQLENS, BLOCK_M) * LOG2E
-    delta = tl.sum(do.to(tl.float32) * o.to(tl.float32), axis=1)
-    if not ALONE:
-        _store_numbers(LSE2, lse2, first, length, b, h, start, S, CU_SEQLENS)
-        _store_numbers(DELTA, delta, first, length, b, h, start, S, CU_SEQLENS)
-    seed = None if KEEP == 256 else tl.load(SEED)
+    """Computes dq of a block of queries.
 
-    end = tl.minimum(first + BLOCK_M, length) if CAUSAL else length
-    whole = (tl.minimum(first, end) if CAUSAL else end) // BLOCK_N * BLOCK_N
-    if ALONE:
-        end = rows  # keys from `length` on have gradients of zero, to be stored
+    SINGLE_BLOCK: the block is the whole sequence, and the kernel computes its dk and dv too. Otherwise it stores
+    LSE2 = lse * log2(e) and DELTA = rowsum(do * o) for _backward_dkv.
+    """
+    h, block, b, seq_start, length, num_rows = _work_item(S, T, LENGTHS, CU_SEQLENS)
+    start_m = (tl.num_programs(1) - 1 - block if IS_CAUSAL else block) * BLOCK_M
+    offs_m, offs_n = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N)
+    K, V = _head_pointer(K, k_strides, b, h, seq_start), _head_pointer(V, v_strides, b, h, seq_start)
+    if start_m >= (num_rows if SINGLE_BLOCK else length):
+        zeros = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
+        _store_rows(_head_pointer(DQ, dq_strides, b, h, seq_start), zeros, start_m, num_rows, dq_strides, D)
+        return
+    DK, DV = _head_pointer(DK, dq_strides, b, h, seq_start), _head_pointer(DV, dq_strides, b, h, seq_start)
+    q = _load_rows(_head_pointer(Q, q_strides, b, h, seq_start), start_m, length, q_strides, BLOCK_M, D, BLOCK_D)
+    do = _load_rows(_head_pointer(DO, o_strides, b, h, seq_start), start_m, length, o_strides, BLOCK_M, D, BLOCK_D)
+    o = _load_rows(_head_pointer(OUT, o_strides, b, h, seq_start), start_m, length, o_strides, BLOCK_M, D, BLOCK_D)
+    lse2 = _load_row_stats(LSE, start_m, length, b, h, seq_start, S, CU_SEQLENS, BLOCK_M) * LOG2E
+    delta = tl.sum(do.to(tl.float32) * o.to(tl.float32), axis=1)
+    if not SINGLE_BLOCK:
+        _store_row_stats(LSE2, lse2, start_m, length, b, h, seq_start, S, CU_SEQLENS)
+        _store_row_stats(DELTA, delta, start_m, length, b, h, seq_start, S, CU_SEQLENS)
+    key, head = None, None
+    if KEEP < 256:
+        key, head = attention_key(SEED, FIRST_SEQUENCE, b, h, tl.num_programs(0))
+
+    end = tl.minimum(start_m + BLOCK_M, length) if IS_CAUSAL else length
+    unmasked_end = (tl.minimum(start_m, end) if IS_CAUSAL else end) // BLOCK_N * BLOCK_N
+    if SINGLE_BLOCK:
+        end = num_rows  # the gradients of keys from `length` on are zero, and are stored
     tl.assume(end > 0)
     dq = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
-    for n in tl.range(0, end, BLOCK_N, num_stages=2):
-        k = _load_rows(K, n, length, k_strides, BLOCK_N, D, BLOCK_D)
-        v = _load_rows(V, n, length, v_strides, BLOCK_N, D, BLOCK_D)
+    for start_n in tl.range(0, end, BLOCK_N, num_stages=2):
+        k = _load_rows(K, start_n, length, k_strides, BLOCK_N, D, BLOCK_D)
+        v = _load_rows(V, start_n, length, v_strides, BLOCK_N, D, BLOCK_D)
         p = tl.exp2(tl.dot(q, k.T, input_precision=PRECISION) * (scale * LOG2E) - lse2[:, None])
-        if MASK_ALL or n >= whole:
-            p = tl.where(_seen(first + i[:, None], n + j[None, :], length, CAUSAL), p, 0.0)
-        z = _kept(seed, b, h, first, n, KEEP, BLOCK_M, BLOCK_N, False)
-        if ALONE:
+        if MASK_ALL or start_n >= unmasked_end:
+            p = tl.where(_is_visible(start_m + offs_m[:, None], start_n + offs_n[None, :], length, IS_CAUSAL), p, 0.0)
+        z = _dropout_factor(key, head, start_m, start_n, KEEP, BLOCK_M, BLOCK_N, False)
+        if SINGLE_BLOCK:
             dv = tl.dot((p * z).to(do.dtype).T, do, input_precision=PRECISION)
-            _store_rows(DV, dv, n, rows, dq_strides, D)
+            _store_rows(DV, dv, start_n, num_rows, dq_strides, D)
         dp = tl.dot(do, v.T, input_precision=PRECISION)
         ds = (p * (dp * z - delta[:, None])).to(k.dtype)
         dq = tl.dot(ds, k, dq, input_precision=PRECISION)
-        if ALONE:
+        if SINGLE_BLOCK:
             dk = tl.dot(ds.T, q, input_precision=PRECISION)
-            _store_rows(DK, dk * scale, n, rows, dq_strides, D)
+            _store_rows(DK, dk * scale, start_n, num_rows, dq_strides, D)
 
-    _store_rows(_at_head(DQ, dq_strides, b, h, start), dq * scale, first, rows, dq_strides, D)
+    _store_rows(_head_pointer(DQ, dq_strides, b, h, seq_start), dq * scale, start_m, num_rows, dq_strides, D)
 
 
 @triton.jit(do_not_specialize=["S", "T"], do_not_specialize_on_alignment=UNALIGNED)
 def _backward_dkv(
-    DO, Q, K, V, LENGTHS, CU_SEQLENS, SEED, DK, DV, LSE2, DELTA, q_strides, k_strides, v_strides, o_strides,
-    dk_strides, S, T, scale,
-    KEEP: tl.constexpr, CAUSAL: tl.constexpr, PRECISION: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
+    DO, Q, K, V, LENGTHS, CU_SEQLENS, SEED, FIRST_SEQUENCE, DK, DV, LSE2, DELTA, q_strides, k_strides, v_strides,
+    o_strides, dk_strides, S, T, scale,
+    KEEP: tl.constexpr, IS_CAUSAL: tl.constexpr, PRECISION: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, MASK_ALL: tl.constexpr,
 ):  # fmt: skip
-    """dk and dv of a block of keys, by the scores' transpose: keys by queries."""
-    h, block, b, start, length, rows = _place(S, T, LENGTHS, CU_SEQLENS)
-    first = block * BLOCK_N
-    i, j = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N)
-    Q, DO = _at_head(Q, q_strides, b, h, start), _at_head(DO, o_strides, b, h, start)
-    DK, DV = _at_head(DK, dk_strides, b, h, start), _at_head(DV, dk_strides, b, h, start)
-    if first >= length:
-        _store_rows(DK, tl.zeros((BLOCK_N, BLOCK_D), tl.float32), first, rows, dk_strides, D)
-        _store_rows(DV, tl.zeros((BLOCK_N, BLOCK_D), tl.float32), first, rows, dk_strides, D)
+    """Computes dk and dv of a block of keys from transposed scores, (keys, queries)."""
+    h, block, b, seq_start, length, num_rows = _work_item(S, T, LENGTHS, CU_SEQLENS)
+    start_n = block * BLOCK_N
+    offs_m, offs_n = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N)
+    Q, DO = _head_pointer(Q, q_strides, b, h, seq_start), _head_pointer(DO, o_strides, b, h, seq_start)
+    DK, DV = _head_pointer(DK, dk_strides, b, h, seq_start), _head_pointer(DV, dk_strides, b, h, seq_start)
+    if start_n >= length:
+        _store_rows(DK, tl.zeros((BLOCK_N, BLOCK_D), tl.float32), start_n, num_rows, dk_strides, D)
+        _store_rows(DV, tl.zeros((BLOCK_N, BLOCK_D), tl.float32), start_n, num_rows, dk_strides, D)
         return
-    k = _load_rows(_at_head(K, k_strides, b, h, start), first, length, k_strides, BLOCK_N, D, BLOCK_D)
-    v = _load_rows(_at_head(V, v_strides, b, h, start), first, length, v_strides, BLOCK_N, D, BLOCK_D)
-    seed = None if KEEP == 256 else tl.load(SEED)
+    k = _load_rows(_head_pointer(K, k_strides, b, h, seq_start), start_n, length, k_strides, BLOCK_N, D, BLOCK_D)
+    v = _load_rows(_head_pointer(V, v_strides, b, h, seq_start), start_n, length, v_strides, BLOCK_N, D, BLOCK_D)
+    key, head = None, None
+    if KEEP < 256:
+        key, head = attention_key(SEED, FIRST_SEQUENCE, b, h, tl.num_programs(0))
 
     dk = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
     dv = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
-    low = first // BLOCK_M * BLOCK_M if CAUSAL else 0
-    tl.assume(low < length)
-    for m in tl.range(low, length, BLOCK_M, num_stages=2):
-        # Rows from `length` on are loaded as zeros, and add zeros to dk and dv.
-        q = _load_rows(Q, m, length, q_strides, BLOCK_M, D, BLOCK_D)
-        do = _load_rows(DO, m, length, o_strides, BLOCK_M, D, BLOCK_D)
-        lse2 = _load_numbers(LSE2, m, length, b, h, start, S, CU_SEQLENS, BLOCK_M)
-        delta = _load_numbers(DELTA, m, length, b, h, start, S, CU_SEQLENS, BLOCK_M)
+    begin = start_n // BLOCK_M * BLOCK_M if IS_CAUSAL else 0
+    tl.assume(begin < length)
+    for start_m in tl.range(begin, length, BLOCK_M, num_stages=2):
+        # Query rows from `length` on are loaded as zeros, so they add zeros to dk and dv.
+        q = _load_rows(Q, start_m, length, q_strides, BLOCK_M, D, BLOCK_D)
+        do = _load_rows(DO, start_m, length, o_strides, BLOCK_M, D, BLOCK_D)
+        lse2 = _load_row_stats(LSE2, start_m, length, b, h, seq_start, S, CU_SEQLENS, BLOCK_M)
+        delta = _load_row_stats(DELTA, start_m, length, b, h, seq_start, S, CU_SEQLENS, BLOCK_M)
         p = tl.exp2(tl.dot(k, q.T, input_precision=PRECISION) * (scale * LOG2E) - lse2[None, :])
-        if CAUSAL and (MASK_ALL or m < first + BLOCK_N):
-            p = tl.where(m + i[None, :] >= first + j[:, None], p, 0.0)
-        z = _kept(seed, b, h, m, first, KEEP, BLOCK_M, BLOCK_N, True)
+        if IS_CAUSAL and (MASK_ALL or start_m < start_n + BLOCK_N):
+            p = tl.where(start_m + offs_m[None, :] >= start_n + offs_n[:, None], p, 0.0)
+        z = _dropout_factor(key, head, start_m, start_n, KEEP, BLOCK_M, BLOCK_N, True)
         dv = tl.dot((p * z).to(do.dtype), do, dv, input_precision=PRECISION)
         dp = tl.dot(v, do.T, input_precision=PRECISION)
         ds = p * (dp * z - delta[None, :])
         dk = tl.dot(ds.to(q.dtype), q, dk, input_precision=PRECISION)
 
-    valid = first + j[:, None] < length
-    _store_rows(DK, tl.where(valid, dk * scale, 0.0), first, rows, dk_strides, D)
-    _store_rows(DV, tl.where(valid, dv, 0.0), first, rows, dk_strides, D)
+    valid = start_n + offs_n[:, None] < length
+    _store_rows(DK, tl.where(valid, dk * scale, 0.0), start_n, num_rows, dk_strides, D)
+    _store_rows(DV, tl.where(valid, dv, 0.0), start_n, num_rows, dk_strides, D)
 
 
-# What a chip multiplies with: wgmma (compute capability 9), tcgen05 (10), mma.sync (the others), FMAs for float32.
+# Matrix units: wgmma (compute capability 9), tcgen05 (10), mma.sync (all others), FMA instructions for float32.
 WGMMA, TCGEN05, MMA, FMA = range(4)
 
-# BLOCK_M, BLOCK_N and warps for each of these, for heads of up to 64 and of up to 128. None is measured: each is the
-# largest whose accumulators the compiler keeps in registers. Rows matter most: for 128 x 64 scores a program asks 16 KB
-# of the L2, at 13 instructions a score 20 bytes a cycle and multiprocessor, where an H100's L2 gives about 25; of 64
-# rows it would ask 40. The forward's 4 warps let two programs share a multiprocessor of a Hopper chip, one at its
-# exponentials while the other's products are under way.
+# (BLOCK_M, BLOCK_N, num_warps) for each matrix unit, in the order WGMMA, TCGEN05, MMA, FMA. The 64 and 128 in the keys
+# are the largest head dims. No tile was measured yet: each is the largest whose accumulators stay in registers.
+# More rows mean less traffic: for each 128 x 64 scores a program loads 16 KB of keys and values from L2. At 13
+# instructions per score these are 20 bytes per cycle and SM, and an H100's L2 delivers about 25; 64 rows would need 40.
+# The forward has 4 warps on Hopper so that two programs share an SM: one computes exponentials during the other's
+# products.
 TILES = {
     ("_forward", 64): ((128, 64, 4), (128, 64, 8), (128, 64, 8), (64, 32, 8)),
     ("_forward", 128): ((128, 64, 8), (128, 64, 8), (128, 64, 8), (32, 32, 8)),
@@ -303,33 +334,35 @@ TILES = {
     ("_backward_dkv", 128): ((32, 128, 8), (64, 128, 8), (64, 64, 8), (32, 32, 8)),
 }
 
-# With wgmma, which takes operands from shared memory, there are registers for all gradients of a sequence this short
-# in one program. Its forward waits for memory more than for L2: half the rows make four programs a multiprocessor.
-SHORT, SHORT_FORWARD = 128, (64, 64, 4)
+# wgmma reads its operands from shared memory, which leaves registers for all gradients of a sequence of up to
+# SINGLE_BLOCK_SEQLEN rows in one program. The forward of these sequences waits for HBM more than for L2, so its tiles
+# have half the rows: four programs per SM then load at once.
+SINGLE_BLOCK_SEQLEN, SHORT_FORWARD_TILE = 128, (64, 64, 4)
 
 
-def _units(q: Tensor) -> int:
+def _matrix_unit(q: Tensor) -> int:
     if q.dtype == torch.float32:
         return FMA
     major = 9 if q.device.type == "cpu" else torch.cuda.get_device_capability()[0]  # on a CPU: interpreted
     return {9: WGMMA, 10: TCGEN05}.get(major, MMA)
 
 
-def _short(q: Tensor, max_seqlen: int) -> bool:
-    return max_seqlen <= SHORT and q.shape[-1] <= 64 and _units(q) == WGMMA
+def _is_single_block(q: Tensor, max_seqlen: int) -> bool:
+    return max_seqlen <= SINGLE_BLOCK_SEQLEN and q.shape[-1] <= 64 and _matrix_unit(q) == WGMMA
 
 
-# What FASTLM_AUTOTUNE=1 tries beside these, where they fit the chip: see autotune.py.
-OTHERS = tuple((m, n, warps) for m in (64, 128) for n in (32, 64, 128) for warps in (4, 8))
+# More tiles that FASTLM_AUTOTUNE=1 tries; it skips those that do not fit the chip (autotune.py).
+CANDIDATES = tuple((m, n, warps) for m in (64, 128) for n in (32, 64, 128) for warps in (4, 8))
 
 
-def _tile(units: int, block_m: int, block_n: int, warps: int) -> autotune.Tile:
+def _tile(unit: int, block_m: int, block_n: int, warps: int) -> autotune.Tile:
     return {
         "BLOCK_M": block_m,
         "BLOCK_N": block_n,
-        # A branch spares tiles the masking that they do not need, but hides from the compiler that one mma.sync's
-        # result is the next one's operand: it would split rows between warps, which trade them in shared memory.
-        "MASK_ALL": units == MMA,
+        # Other units skip the masking of tiles that need none, by a branch. With mma.sync the branch would hide from
+        # the compiler that the scores are the next product's operand. It would then split rows between warps, which
+        # exchange them through shared memory.
+        "MASK_ALL": unit == MMA,
         "num_warps": warps,
     }
 
@@ -342,16 +375,18 @@ def attention_forward(
     cu_seqlens: Tensor | None,
     max_seqlen: int,
     seed: Tensor | None,
+    first_sequence: Tensor | None,
     o: Tensor,
     lse: Tensor,
     causal: bool,
     scale: float,
     keep: int,
 ) -> None:
-    """o (B, S, H, D) = dropout(softmax(scale * q k^T + mask)) v, lse (B, H, S); or packed rows (T, H, D) and (T, H)."""
+    """Writes o (B, S, H, D) = dropout(softmax(scale * q k^T + mask)) v and lse (B, H, S); packed (T, H, D), (T, H)."""
     _launch(
         _forward, "BLOCK_M", q, cu_seqlens, max_seqlen,
-        (q, k, v, lengths, cu_seqlens, seed, o, lse), (q, k, v, o), keep=keep, causal=causal, scale=scale,
+        (q, k, v, lengths, cu_seqlens, seed, first_sequence, o, lse), (q, k, v, o),
+        keep=keep, causal=causal, scale=scale,
     )  # fmt: skip
 
 
@@ -366,6 +401,7 @@ def attention_backward(
     cu_seqlens: Tensor | None,
     max_seqlen: int,
     seed: Tensor | None,
+    first_sequence: Tensor | None,
     dq: Tensor,
     dk: Tensor,
     dv: Tensor,
@@ -374,23 +410,23 @@ def attention_backward(
     scale: float,
     keep: int,
 ) -> None:
-    """dq, dk, dv of q's shape, with strides in common, as do and o have; scratch is (2, *lse.shape) fp32."""
+    """Writes dq, dk, dv, of q's shape and equal strides; do and o have equal strides. scratch: (2, *lse.shape) fp32."""
     common = dict(keep=keep, causal=causal, scale=scale)
-    alone = _short(q, max_seqlen)
+    single_block = _is_single_block(q, max_seqlen)
     _launch(
         _backward_dq, "BLOCK_M", q, cu_seqlens, max_seqlen,
-        (do, q, k, v, o, lse, lengths, cu_seqlens, seed, dq, dk, dv, *scratch), (q, k, v, o, dq),
-        ALONE=alone, **common,
+        (do, q, k, v, o, lse, lengths, cu_seqlens, seed, first_sequence, dq, dk, dv, *scratch), (q, k, v, o, dq),
+        SINGLE_BLOCK=single_block, **common,
     )  # fmt: skip
-    if not alone:
+    if not single_block:
         _launch(
             _backward_dkv, "BLOCK_N", q, cu_seqlens, max_seqlen,
-            (do, q, k, v, lengths, cu_seqlens, seed, dk, dv, *scratch), (q, k, v, o, dk), **common,
+            (do, q, k, v, lengths, cu_seqlens, seed, first_sequence, dk, dv, *scratch), (q, k, v, o, dk), **common,
         )  # fmt: skip
 
 
-def _launch(kernel, rows, q, cu_seqlens, max_seqlen, tensors, strided, keep, causal, scale, **constants) -> None:
-    """A program for each block of rows, of the tile's BLOCK_M or BLOCK_N, of each head and sequence."""
+def _launch(kernel, block, q, cu_seqlens, max_seqlen, tensors, strided, keep, causal, scale, **constants) -> None:
+    """Launches one program per head, sequence and block of rows. `block` names its size: "BLOCK_M" or "BLOCK_N"."""
     *_, heads, dim = q.shape
     sequences = q.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
     if 0 in (heads, max_seqlen, sequences):
@@ -401,27 +437,27 @@ def _launch(kernel, rows, q, cu_seqlens, max_seqlen, tensors, strided, keep, cau
     strides = [_strides(x, cu_seqlens is not None) for x in strided]
 
     def run(tile):
-        kernel[heads, triton.cdiv(max_seqlen, tile[rows]), sequences](
+        kernel[heads, triton.cdiv(max_seqlen, tile[block]), sequences](
             *tensors, *strides, max_seqlen, q.shape[0], scale,
-            KEEP=keep, CAUSAL=causal, PRECISION="tf32" if tf32 else "ieee",
+            KEEP=keep, IS_CAUSAL=causal, PRECISION="tf32" if tf32 else "ieee",
             D=dim, BLOCK_D=max(16, triton.next_power_of_2(dim)), **constants, **tile,
         )  # fmt: skip
 
-    name, units = kernel.fn.__name__, _units(q)
-    alone = constants.get("ALONE", False)
-    short = name == "_forward" and _short(q, max_seqlen)
-    default = SHORT_FORWARD if short else TILES[name, 64 if dim <= 64 else 128][units]
+    name, unit = kernel.fn.__name__, _matrix_unit(q)
+    single_block = constants.get("SINGLE_BLOCK", False)
+    short = name == "_forward" and _is_single_block(q, max_seqlen)
+    default = SHORT_FORWARD_TILE if short else TILES[name, 64 if dim <= 64 else 128][unit]
 
-    def choice():
+    def search_space():
         absent = tuple(x is None for x in tensors)
         shape_class = (f"attention.{name}", q.dtype, dim, triton.next_power_of_2(max_seqlen), absent, keep, causal)
-        others = (tile for tile in OTHERS if tile[0] >= max_seqlen or not alone)
-        return (*shape_class, tf32, alone), [_tile(units, *other) for other in others]
+        candidates = (tile for tile in CANDIDATES if tile[0] >= max_seqlen or not single_block)
+        return (*shape_class, tf32, single_block), [_tile(unit, *candidate) for candidate in candidates]
 
-    autotune.launch(run, _tile(units, *default), choice)
+    autotune.launch(run, _tile(unit, *default), search_space)
 
 
 def _strides(x: Tensor, packed: bool) -> tuple:
-    """Strides of the batch, of rows and of heads. That of rows is a constant, which saves a pointer for each row."""
+    """Returns the strides (batch, row, head). The row stride is a constexpr, which saves a pointer per row."""
     batch, row, head, _ = (0, *x.stride()) if packed else x.stride()
     return batch, tl.constexpr(row), head

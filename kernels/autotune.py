@@ -1,8 +1,8 @@
-"""Opt-in tuning. By default a kernel has one configuration a shape class, and the reason stands beside it.
+"""Opt-in tuning of tiles. By default each shape class of a kernel has one tile; a comment beside it gives the reason.
 
-With FASTLM_AUTOTUNE=1 the first call of each shape class times the candidates, and the process keeps the fastest. The
-host then waits for the device, and results repeat bit for bit only within a process: another one may find another tile
-fastest, which adds sums in another order.
+With FASTLM_AUTOTUNE=1 the first call of each shape class times all candidate tiles, and the process keeps the fastest.
+The host waits for the device while it times. Results then repeat bit for bit only within one process: another process
+may find another tile fastest, and that tile adds its sums in another order.
 """
 
 from __future__ import annotations
@@ -24,20 +24,22 @@ _fastest: dict[tuple[Hashable, ...], Tile] = {}
 
 
 def launch(
-    run: Callable[[Tile], object], default: Tile, choice: Callable[[], tuple[tuple[Hashable, ...], Iterable[Tile]]]
+    run: Callable[[Tile], object],
+    default: Tile,
+    search_space: Callable[[], tuple[tuple[Hashable, ...], Iterable[Tile]]],
 ) -> None:
-    """run(default); or, where FASTLM_AUTOTUNE=1 asks for it, run(tile) with the fastest of the default and others.
+    """Calls run(default), or with FASTLM_AUTOTUNE=1 run(tile) with the fastest of the default and the candidates.
 
-    `choice` gives the kernel's name and shape class, and the other tiles. `run` is called many times when they are
-    timed: it must not read what it writes.
+    `search_space` returns the shape class, which begins with the kernel's name, and the candidate tiles. Timing calls
+    `run` many times, so it must not read what it writes.
     """
     if os.environ.get("FASTLM_AUTOTUNE") != "1":
         run(default)
         return
-    shape_class, others = choice()
+    shape_class, candidates = search_space()
     key = (torch.cuda.get_device_name() if torch.cuda.is_available() else "interpreter", *shape_class)
     if key not in _fastest:
-        _fastest[key] = _find_fastest(run, shape_class, [default, *(t for t in others if t != default)])
+        _fastest[key] = _find_fastest(run, shape_class, [default, *(t for t in candidates if t != default)])
     run(_fastest[key])
 
 
@@ -54,13 +56,13 @@ def _find_fastest(run: Callable[[Tile], object], shape_class: tuple[Hashable, ..
 
 
 def milliseconds(call: Callable[[], object]) -> float:
-    """How long a launch takes, the median; infinite where the chip has not the shared memory or registers for it."""
+    """Returns the median time of a launch, or infinity if it needs more shared memory or registers than there are."""
     try:
         call()
     except (OutOfResources, PTXASError):
         return math.inf
     if torch.cuda.is_available():
         return triton.testing.do_bench(call, return_mode="median")
-    start = time.perf_counter()  # of the interpreter
+    start = time.perf_counter()  # without a GPU, Triton's interpreter is timed
     call()
     return (time.perf_counter() - start) * 1e3

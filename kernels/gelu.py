@@ -1,8 +1,12 @@
 """GELU (Hendrycks & Gimpel 2016, section 2) and its derivative, for kernels.
 
-With Phi the normal distribution function, GELU(x) = x Phi(x) and GELU'(x) = Phi(x) + x Phi'(x). The papers' code puts
+Phi is the normal distribution function: GELU(x) = x Phi(x) and GELU'(x) = Phi(x) + x Phi'(x). The GPT-1 and BERT code
+approximates it with tanh:
     Phi(x) = (1 + tanh(u)) / 2 = 1 / (1 + exp(-2u)), u = sqrt(2 / pi) (x + 0.044715 x^3), Phi' = Phi(x) Phi(-x) 2u'.
-Of the two, Phi(|x|) and Phi(-|x|), both come from exp(-2|u|), and neither by a difference that would cancel.
+Both Phi(|x|) and Phi(-|x|) are computed from exp(-2|u|), so neither is a difference that would cancel.
+
+x Phi(x) is computed as fma(x, Phi(x), 0). The compiler would merge a plain product into the sum or difference that uses
+it, and each use would then see a differently rounded GELU(x): the values of a constant row would differ from the mean.
 """
 
 import math
@@ -20,7 +24,7 @@ DENSITY = tl.constexpr(1 / math.sqrt(2 * math.pi))  # the normal density at 0
 
 @triton.jit
 def _tails(x):
-    """Phi(|x|) and Phi(-|x|) of the tanh form."""
+    """Returns Phi(|x|) and Phi(-|x|) of the tanh form."""
     e = tl.exp2(tl.abs(x) * BASE_2 * (x * x * CUBIC + 1.0))
     upper = 1.0 / (1.0 + e)
     return upper, e * upper
@@ -28,17 +32,17 @@ def _tails(x):
 
 @triton.jit
 def gelu(x, TANH: tl.constexpr):
-    """GELU of fp32 values, by tanh or by erf."""
+    """Returns GELU(x) of fp32 values, in the tanh or the erf form."""
     if TANH:
         upper, lower = _tails(x)
-        return x * tl.where(x < 0.0, lower, upper)
+        return tl.fma(x, tl.where(x < 0.0, lower, upper), 0.0)
     else:
-        return x * (0.5 + 0.5 * tl.erf(x * ROOT_HALF))
+        return tl.fma(x, 0.5 + 0.5 * tl.erf(x * ROOT_HALF), 0.0)
 
 
 @triton.jit
 def gelu_and_slope(x, TANH: tl.constexpr):
-    """GELU(x) and GELU'(x)."""
+    """Returns GELU(x) and GELU'(x) of fp32 values, in the tanh or the erf form."""
     if TANH:
         upper, lower = _tails(x)
         phi = tl.where(x < 0.0, lower, upper)
@@ -46,4 +50,4 @@ def gelu_and_slope(x, TANH: tl.constexpr):
     else:
         phi = 0.5 + 0.5 * tl.erf(x * ROOT_HALF)
         density = tl.exp(-0.5 * x * x) * DENSITY
-    return x * phi, phi + x * density
+    return tl.fma(x, phi, 0.0), phi + x * density

@@ -1,4 +1,4 @@
-"""The dropout masks of fastlm.dropout, drawn inside Triton kernels."""
+"""Draws the dropout masks of fastlm.dropout inside Triton kernels."""
 
 import triton
 import triton.language as tl
@@ -13,9 +13,9 @@ ATTENTION_DOMAIN = tl.constexpr(dropout.ATTENTION_DOMAIN)
 
 @triton.jit
 def philox(k0, k1, c0, c1, c2, c3):
-    """Philox-4x32-7 of uint32 keys and counters that broadcast against each other.
+    """Computes Philox-4x32-7 of uint32 keys and counters that broadcast against each other.
 
-    A product is taken whole, which is one IMAD.WIDE; tl.philox takes its halves apart, which is two instructions.
+    A 64-bit product is one instruction, IMAD.WIDE. tl.philox computes its two halves separately, which takes two.
     """
     for _ in tl.static_range(ROUNDS):
         product0, product1 = c0.to(tl.uint64) * M0, c2.to(tl.uint64) * M1
@@ -28,60 +28,103 @@ def philox(k0, k1, c0, c1, c2, c3):
 
 
 @triton.jit
-def row_mask(seed, row, first: tl.constexpr, keep, BLOCK: tl.constexpr):
-    """Which elements of a row op are kept: bool (ROWS, BLOCK), rows `row` (int64, (ROWS, 1)), columns from `first` on.
+def load_first(FIRST):
+    """Loads the global number of a call's first row or sequence. FIRST = None means 0."""
+    if FIRST is None:
+        return 0
+    else:
+        return tl.load(FIRST)
 
-    Column c of row n has byte c % 16 of the call with counter (c // 16, n mod 2^32, n div 2^32, 0). Each word, that
-    is 4 columns, names its own call, and the compiler merges those of a thread's neighbouring columns: one call for
-    8 columns of fp16. Drawing each call once for all 16 instead, and handing words from lane to lane, goes
-    through shared memory with two barriers and takes more instructions than it saves.
+
+@triton.jit
+def row_mask(seed, row, first: tl.constexpr, keep, BLOCK: tl.constexpr):
+    """Returns the keep mask of a row op: bool (ROWS, BLOCK) for global rows `row` (int64, (ROWS, 1)) and columns
+    first ... first + BLOCK - 1.
+
+    A call covers 16 columns, and each of its four words covers 4. The code computes one call per word, but the compiler
+    merges the equal calls of one thread: it is one call for 8 columns of fp16. To compute each call only once, lanes
+    would have to exchange words through shared memory. This takes two barriers and more instructions than it saves.
     """
     ROWS: tl.constexpr = row.shape[0]
     word = first // 4 + tl.arange(0, BLOCK // 4)[None, :]
-    part, call = word % 4, (word // 4).to(tl.uint32)
-    low, high = row.to(tl.uint32), (row >> 32).to(tl.uint32)
-    k0, k1 = seed.to(tl.uint32), (seed >> 32).to(tl.uint32)
-    w0, w1, w2, w3 = philox(k0, k1, call, low, high, tl.zeros((1, 1), tl.uint32))
-    words = tl.where(part < 2, tl.where(part == 0, w0, w1), tl.where(part == 2, w2, w3))
-    # byte < keep, asked of the top byte of a word, where the bits below it make no difference
+    word_in_call, call = word % 4, (word // 4).to(tl.uint32)
+    k0, k1 = seed.to(tl.uint32), ((seed ^ row) >> 32).to(tl.uint32)
+    zero = tl.zeros((1, 1), tl.uint32)
+    w0, w1, w2, w3 = philox(k0, k1, call, row.to(tl.uint32), zero, zero)
+    words = tl.where(word_in_call < 2, tl.where(word_in_call == 0, w0, w1), tl.where(word_in_call == 2, w2, w3))
+    # Compares byte < keep with the byte shifted to the top of the word: the bits below it do not change the result.
     to_top = (24 - 8 * tl.arange(0, 4)).to(tl.uint32)
     return (words[:, :, None] << to_top[None, None, :]).reshape(ROWS, BLOCK) < (keep.to(tl.uint32) << 24)
 
 
 @triton.jit
+def attention_key(SEED, FIRST_SEQUENCE, b, h, H):
+    """Returns key (int64) and head (uint32) for attention_mask, of head h of H and of sequence b of the call."""
+    head = (load_first(FIRST_SEQUENCE) + tl.cast(b, tl.int64)) * H + h
+    return tl.load(SEED) ^ ((head >> 32) << 32), head.to(tl.uint32)
+
+
+@triton.jit
 def attention_mask(
-    seed, head, row, column, KEEP: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, TRANSPOSED: tl.constexpr
+    key, head, row, column, KEEP: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, TRANSPOSED: tl.constexpr
 ):
-    """Which probabilities are kept: bool (ROWS, COLUMNS) from query `row` and key `column` on, multiples of 16.
+    """Returns the keep mask of attention probabilities: bool (ROWS, COLUMNS), or (COLUMNS, ROWS) if TRANSPOSED.
 
-    If TRANSPOSED, (COLUMNS, ROWS). The dimension that comes last must be a multiple of 32.
+    It begins at query `row` and key `column`, multiples of 16. `key` and `head` come from attention_key. The last
+    dimension of the mask must be a multiple of 32.
 
-    An accumulator of mma or wgmma has, of each 16 x 16 tile, lines l and l + 8 in one thread, of each the four columns
-    that share a call; lines 2r and 2r + 1, which share it too, are in two lanes of a warp. Both would draw the call, so
-    of two tiles side by side the even line's lane draws the one's, the odd line's the other's, and a sum hands the bits
-    over: a shuffle for 16 elements a thread. The compiler has to carry the accumulator's layout back to here for that.
+    A line of the accumulator is a query, or a key if TRANSPOSED. The lanes of an mma or wgmma accumulator hold each
+    16 x 16 tile like this:
+
+         across   0  1  2  3  4  5  6  7  8  9 10 11 12 13 14 15
+     line
+            0     0  0  1  1  2  2  3  3  0  0  1  1  2  2  3  3
+            1     4  4  5  5  6  6  7  7  4  4  5  5  6  6  7  7
+            2     8  8  9  9 10 10 11 11  8  8  9  9 10 10 11 11
+            3    12 12 13 13 14 14 15 15 12 12 13 13 14 14 15 15
+            4    16 16 17 17 18 18 19 19 16 16 17 17 18 18 19 19
+            5    20 20 21 21 22 22 23 23 20 20 21 21 22 22 23 23
+            6    24 24 25 25 26 26 27 27 24 24 25 25 26 26 27 27
+            7    28 28 29 29 30 30 31 31 28 28 29 29 30 30 31 31
+            8     0  0  1  1  2  2  3  3  0  0  1  1  2  2  3  3
+            9     4  4  5  5  6  6  7  7  4  4  5  5  6  6  7  7
+           10     8  8  9  9 10 10 11 11  8  8  9  9 10 10 11 11
+           11    12 12 13 13 14 14 15 15 12 12 13 13 14 14 15 15
+           12    16 16 17 17 18 18 19 19 16 16 17 17 18 18 19 19
+           13    20 20 21 21 22 22 23 23 20 20 21 21 22 22 23 23
+           14    24 24 25 25 26 26 27 27 24 24 25 25 26 26 27 27
+           15    28 28 29 29 30 30 31 31 28 28 29 29 30 30 31 31
+
+    A call (fastlm.dropout) serves lines {2r, 2r + 1, 2r + 8, 2r + 9}, so its elements are in two lanes: 8r + c and
+    8r + 4 + c. Both lanes would compute the call. Instead, for two tiles side by side, the lane of the even line
+    computes the call of the first tile, and the lane of the odd line the call of the second one. A sum over the two
+    lanes then gives both results to both: one shuffle per 16 elements of a thread. This needs the compiler to carry the
+    layout of the accumulator back to this function.
     """
-    # A tile's lines and columns as axes: LINES / 16, 2, 4, 2 and ACROSS / 32, 2, 2, 4, 2; bits 8, 4, 2, 1 of a call's
-    # 16 are those of the axes of 2, the row's before the column's, and bit 16 is the second of the two tiles.
+    # The two dimensions of the mask (transposed: keys, queries) are split into axes, in this order:
+    #     lines     LINES / 16     line_8: 2      r: 4         line_1: 2
+    #     across    ACROSS / 32    across_16: 2   across_8: 2  c: 4       across_1: 2
+    # line_8 and across_8 add 8, line_1 and across_1 add 1 to an index, across_16 selects the tile.
     LINES: tl.constexpr = COLUMNS if TRANSPOSED else ROWS
     ACROSS: tl.constexpr = ROWS if TRANSPOSED else COLUMNS
     line, across = tl.arange(0, LINES // 4), tl.arange(0, ACROSS // 4).reshape(ACROSS // 32, 2, 4).permute(1, 0, 2)
     line = line.reshape(LINES // 16, 1, 4, 1, 1, 1, 1, 1, 1).to(tl.uint32)
     across = across.reshape(1, 1, 1, 2, ACROSS // 32, 1, 1, 4, 1).to(tl.uint32)
     row, column = tl.cast(row // 4, tl.uint32), tl.cast(column // 4, tl.uint32)
-    k0, k1 = seed.to(tl.uint32), (seed >> 32).to(tl.uint32)
+    k0, k1 = key.to(tl.uint32), (key >> 32).to(tl.uint32)
     domain = tl.full((1,), ATTENTION_DOMAIN, tl.uint32).reshape(1, 1, 1, 1, 1, 1, 1, 1, 1)
     if TRANSPOSED:
-        words = philox(k0, k1, column + line, row + across, tl.cast(head, tl.uint32), domain)
+        words = philox(k0, k1, column + line, row + across, head, domain)
     else:
-        words = philox(k0, k1, column + across, row + line, tl.cast(head, tl.uint32), domain)
+        words = philox(k0, k1, column + across, row + line, head, domain)
 
     two = tl.arange(0, 2).to(tl.uint32)
     line_8, line_1 = two.reshape(1, 2, 1, 1, 1, 1, 1, 1, 1), two.reshape(1, 1, 1, 2, 1, 1, 1, 1, 1)
     across_8, across_1 = two.reshape(1, 1, 1, 1, 1, 1, 2, 1, 1), two.reshape(1, 1, 1, 1, 1, 1, 1, 1, 2)
     across_16 = two.reshape(1, 1, 1, 1, 1, 2, 1, 1, 1)
     bits = tl.sum(_planes_below(words, KEEP) << (16 * line_1), axis=3, keep_dims=True)
-    # What differs by lane is shifted away; the rest is a constant in each register, so that one R2P tests two.
+    # The shift removes the part of the bit index that depends on the lane. The rest is a constant per register, so the
+    # compiler can test two bits with one R2P.
     if TRANSPOSED:
         bits = bits >> line_1
         bit = 16 * across_16 + 8 * across_8 + 4 * across_1 + 2 * line_8
@@ -93,9 +136,10 @@ def attention_mask(
 
 @triton.jit
 def _planes_below(words, KEEP: tl.constexpr):
-    """16 bits: is the 8-bit number that is spread over the eight 16-bit planes below KEEP?
+    """Returns 16 bits: bit e tells whether the 8-bit number of element e is less than KEEP (see fastlm.dropout).
 
-    From the lowest plane up, below = (x < k) or (x == k and below); KEEP is known, so two planes are one LOP3.
+    Planes are compared from the lowest bit up: below = (x < k) or (x == k and below). KEEP is a constant, so two planes
+    take one LOP3.
     """
     below = tl.zeros_like(words[0])
     for p in tl.static_range(8):

@@ -1,9 +1,13 @@
-"""What kernels over the rows of an (N, E) array share: how rows lie in registers, and sums over all rows.
+"""Shared by the kernels over rows of an (N, E) array: how rows lie in registers, and sums over all rows.
 
-A program holds ROWS rows at a time, each as CHUNKS tiles of BLOCK columns, a tuple of (ROWS, BLOCK) blocks: three times
-256 columns for E = 768, where one block, a power of two, would leave a quarter of the threads idle. 256 columns
-are what one warp loads at 16 bytes a thread in fp16 or bf16, so that up to E = 768 a row belongs to one warp, its sums
-need no barrier and dropout no exchange; longer rows take 2, 4, 8 or 16 warps.
+A program holds ROWS rows at a time, as a tuple of NUM_BLOCKS column blocks (ROWS, BLOCK). For E = 768:
+
+    columns    0 ... 255    256 ... 511    512 ... 767
+    block      0            1              2
+
+Triton's blocks are powers of two, so one block of 1024 columns would leave a quarter of the threads idle. One warp
+loads 256 columns of fp16 or bf16 at 16 bytes per thread. Up to E = 768 a row belongs to one warp: its sums need no
+barrier, and dropout needs no exchange between warps. Longer rows take 2, 4, 8 or 16 warps.
 """
 
 from __future__ import annotations
@@ -14,26 +18,26 @@ from torch import Tensor
 
 from fastlm.kernels import autotune
 
-WARP = 256  # columns a warp holds of a block
-CHUNKS = 3  # at most: 24 values a thread, of which the backward has five kinds
-LONGEST = 8192  # columns; the registers of a row's 512 threads hold no more
+COLUMNS_PER_WARP = 256  # of one block
+MAX_BLOCKS = 3  # a thread then holds 24 values of a row, and in the backward five such sets
+MAX_COLUMNS = 8192  # the registers of 512 threads hold no longer row
 
 
 @triton.jit
-def columns(i: tl.constexpr, BLOCK: tl.constexpr):
-    """The columns of chunk i: (1, BLOCK)."""
+def column_indices(i: tl.constexpr, BLOCK: tl.constexpr):
+    """Returns the column indices of block i: (1, BLOCK)."""
     return i * BLOCK + tl.arange(0, BLOCK)[None, :]
 
 
 @triton.jit
-def rows(tile, ROWS: tl.constexpr):
-    """The rows of a tile: (ROWS, 1), int64."""
+def row_indices(tile, ROWS: tl.constexpr):
+    """Returns the row indices of a tile of rows: (ROWS, 1), int64."""
     return tl.cast(tile, tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
 
 
 @triton.jit
 def load_rows(X, row, col, N, E: tl.constexpr):
-    """X[row, col] with row (ROWS, 1) int64 and col (1, BLOCK), zeros outside of (N, E)."""
+    """Loads X[row, col] with row (ROWS, 1) int64 and col (1, BLOCK); zeros outside of (N, E)."""
     return tl.load(X + row * E + col, mask=(row < N) & (col < E), other=0.0)
 
 
@@ -44,57 +48,74 @@ def store_rows(X, value, row, col, N, E: tl.constexpr):
 
 @triton.jit
 def load_parameter(P, row, col, E: tl.constexpr):
-    """P[col] for each row, in fp32. A (BLOCK,) block would have to be brought into the rows' layout afterwards."""
+    """Loads P[col] once per row, in fp32: (ROWS, BLOCK). A (BLOCK,) block would need a conversion of its layout."""
     col = tl.broadcast_to(col, row.shape[0], col.shape[1])
     return tl.load(P + col, mask=col < E, other=0.0).to(tl.float32)
 
 
 @triton.jit
-def load_parameters(P, ROWS: tl.constexpr, E: tl.constexpr, BLOCK: tl.constexpr, CHUNKS: tl.constexpr):
-    """`load_parameter` of every chunk."""
-    chunks = ()
-    for i in tl.static_range(CHUNKS):
-        chunks += (load_parameter(P, tl.arange(0, ROWS)[:, None], columns(i, BLOCK), E),)
-    return chunks
+def load_parameters(P, ROWS: tl.constexpr, E: tl.constexpr, BLOCK: tl.constexpr, NUM_BLOCKS: tl.constexpr):
+    """Loads a parameter as `load_parameter` does, all column blocks."""
+    blocks = ()
+    for i in tl.static_range(NUM_BLOCKS):
+        blocks += (load_parameter(P, tl.arange(0, ROWS)[:, None], column_indices(i, BLOCK), E),)
+    return blocks
 
 
 @triton.jit
-def zeros(ROWS: tl.constexpr, BLOCK: tl.constexpr, CHUNKS: tl.constexpr):
-    chunks = ()
-    for _ in tl.static_range(CHUNKS):
-        chunks += (tl.zeros((ROWS, BLOCK), tl.float32),)
-    return chunks
+def zeros(ROWS: tl.constexpr, BLOCK: tl.constexpr, NUM_BLOCKS: tl.constexpr):
+    blocks = ()
+    for _ in tl.static_range(NUM_BLOCKS):
+        blocks += (tl.zeros((ROWS, BLOCK), tl.float32),)
+    return blocks
 
 
 @triton.jit
-def normalise(s, eps, E: tl.constexpr, BLOCK: tl.constexpr):
-    """Mean and rstd, (ROWS, 1), of rows in chunks of fp32, zero past E, and the chunks of s - mean, zero there too."""
-    total = s[0]
-    for i in tl.static_range(1, len(s)):
-        total += s[i]
-    mean = tl.sum(total, axis=1, keep_dims=True) / E
+def row_stats(s, eps, E: tl.constexpr, BLOCK: tl.constexpr):
+    """Returns mean and rstd (ROWS, 1) of the rows s, and s - mean. s and s - mean are fp32 blocks, zero from E on.
 
-    centred = ()
+    The sum of a row is rounded, so its mean is wrong by a few units in the last place. rstd would multiply this error:
+    it is 10^6 for a constant row at BERT's eps of 1e-12. So the mean of s - mean is added to the mean. This makes the
+    mean of a constant row exact, and costs 2.4 instructions per element (counted for sm_90, E = 768) and no bytes.
+    """
+    mean = _mean(s, E)
+    mean += _mean(_centre(s, mean, E, BLOCK), E)
+    centred = _centre(s, mean, E, BLOCK)
     square = tl.zeros_like(s[0])
     for i in tl.static_range(len(s)):
-        c = s[i] - mean
-        if E % BLOCK != 0:
-            c = tl.where(columns(i, BLOCK) < E, c, 0.0)
-        centred += (c,)
-        square += c * c
+        square += centred[i] * centred[i]
     rstd = tl.rsqrt(tl.sum(square, axis=1, keep_dims=True) / E + eps)
     return mean, rstd, centred
 
 
 @triton.jit
-def store_statistics(MEAN, RSTD, mean, rstd, row, N):
+def _mean(s, E: tl.constexpr):
+    total = s[0]
+    for i in tl.static_range(1, len(s)):
+        total += s[i]
+    return tl.sum(total, axis=1, keep_dims=True) / E
+
+
+@triton.jit
+def _centre(s, mean, E: tl.constexpr, BLOCK: tl.constexpr):
+    centred = ()
+    for i in tl.static_range(len(s)):
+        c = s[i] - mean
+        if (i + 1) * BLOCK > E:
+            c = tl.where(column_indices(i, BLOCK) < E, c, 0.0)
+        centred += (c,)
+    return centred
+
+
+@triton.jit
+def store_row_stats(MEAN, RSTD, mean, rstd, row, N):
     tl.store(MEAN + row, mean, mask=row < N)
     tl.store(RSTD + row, rstd, mask=row < N)
 
 
 @triton.jit
 def affine(xhat, GAMMA, BETA, row, col, E: tl.constexpr):
-    """xhat * gamma + beta of a chunk."""
+    """Returns xhat * gamma + beta of one column block."""
     y = xhat * load_parameter(GAMMA, row, col, E)
     if BETA is not None:
         y += load_parameter(BETA, row, col, E)
@@ -102,8 +123,8 @@ def affine(xhat, GAMMA, BETA, row, col, E: tl.constexpr):
 
 
 @triton.jit
-def means(dy, xhat, gamma, E: tl.constexpr):
-    """mean(g) and mean(g * xhat), (ROWS, 1), of g = dy * gamma: what the derivative takes from the rest of a row."""
+def gradient_means(dy, xhat, gamma, E: tl.constexpr):
+    """Returns mean(g) and mean(g * xhat), (ROWS, 1), with g = dy * gamma: the two row sums of the derivative."""
     total = tl.zeros_like(dy[0])
     product = total
     for i in tl.static_range(len(dy)):
@@ -113,12 +134,12 @@ def means(dy, xhat, gamma, E: tl.constexpr):
 
 
 @triton.jit
-def store_partial(PARTIALS, i: tl.constexpr, chunks, E: tl.constexpr):
-    """PARTIALS[i, program] = the sum over rows of a program's chunks; PARTIALS is (sums, programs, E)."""
+def store_partial(PARTIALS, i: tl.constexpr, blocks, E: tl.constexpr):
+    """Writes PARTIALS[i, program] = the sum over the program's rows; PARTIALS is (sums, programs, E)."""
     at = PARTIALS + (i * tl.num_programs(0) + tl.program_id(0)) * E
-    for c in tl.static_range(len(chunks)):
-        col = c * chunks[c].shape[1] + tl.arange(0, chunks[c].shape[1])
-        tl.store(at + col, tl.sum(chunks[c], axis=0), mask=col < E)
+    for c in tl.static_range(len(blocks)):
+        col = c * blocks[c].shape[1] + tl.arange(0, blocks[c].shape[1])
+        tl.store(at + col, tl.sum(blocks[c], axis=0), mask=col < E)
 
 
 @triton.jit(do_not_specialize=["P"])
@@ -142,7 +163,7 @@ def _sum_partials(
 
 
 def sum_partials(partials: Tensor, *outs: Tensor | None) -> None:
-    """outs[i] (E,) = the sum over programs of partials[i]; partials is fp32 (1 to 3, programs, E)."""
+    """Writes outs[i] (E,) = the sum of partials[i] over programs; partials is fp32 (1 to 3, programs, E)."""
     sums, programs, columns = partials.shape
     outs += (None,) * (3 - len(outs))
     grid = (triton.cdiv(columns, 16), sums)
@@ -150,24 +171,26 @@ def sum_partials(partials: Tensor, *outs: Tensor | None) -> None:
 
 
 def launch_rows(kernel, x: Tensor, *arguments, **constants) -> None:
-    """`kernel` with a program for each ROWS rows of x (N, E), whose dtype and shape its tiles are for."""
+    """Launches `kernel` with one program per ROWS rows of x (N, E), and the tile for the shape of x."""
     n, columns = x.shape
 
     def run(tile):
         kernel[(triton.cdiv(n, tile["ROWS"]),)](*arguments, **constants, **tile)
 
-    others = (tiling(columns, warps) for warps in (1, 2, 8))
-    autotune.launch(run, tiling(columns, warps=4), lambda: (_shape_class(kernel, x, arguments, constants), others))
+    candidates = (row_tile(columns, warps) for warps in (1, 2, 8))
+    autotune.launch(
+        run, row_tile(columns, warps=4), lambda: (_shape_class(kernel, x, arguments, constants), candidates)
+    )
 
 
 def launch_loop(kernel, x: Tensor, programs: int, *arguments, **constants) -> None:
-    """`kernel` with programs that go from tile to tile of x (N, E)."""
+    """Launches `kernel` with `programs` programs, each of which loops over tiles of rows of x (N, E)."""
 
     def run(tile):
         kernel[(programs,)](*arguments, **constants, **tile)
 
-    others = (loop_tiling(x, warps) for warps in (1, 4, 8))
-    autotune.launch(run, loop_tiling(x, warps=2), lambda: (_shape_class(kernel, x, arguments, constants), others))
+    candidates = (loop_tile(x, warps) for warps in (1, 4, 8))
+    autotune.launch(run, loop_tile(x, warps=2), lambda: (_shape_class(kernel, x, arguments, constants), candidates))
 
 
 def _shape_class(kernel, x: Tensor, arguments, constants) -> tuple:
@@ -176,27 +199,31 @@ def _shape_class(kernel, x: Tensor, arguments, constants) -> tuple:
     return name, x.dtype, triton.next_power_of_2(x.shape[0]), x.shape[1], absent, *constants.values()
 
 
-def tiling(columns: int, warps: int) -> autotune.Tile:
-    """The constants of a program of at least `warps` warps that holds whole rows of `columns` elements."""
-    if columns > LONGEST:
-        raise ValueError(f"the Triton kernels take rows of at most {LONGEST} elements, got {columns}")
-    block = max(16, min(WARP, triton.next_power_of_2(columns)), triton.next_power_of_2(triton.cdiv(columns, CHUNKS)))
-    warps = max(warps, block // WARP)
+def row_tile(columns: int, warps: int) -> autotune.Tile:
+    """Returns the tile of a program of at least `warps` warps that holds whole rows of `columns` elements."""
+    if columns > MAX_COLUMNS:
+        raise ValueError(f"the Triton kernels take rows of at most {MAX_COLUMNS} elements, got {columns}")
+    block = max(
+        16,
+        min(COLUMNS_PER_WARP, triton.next_power_of_2(columns)),
+        triton.next_power_of_2(triton.cdiv(columns, MAX_BLOCKS)),
+    )
+    warps = max(warps, block // COLUMNS_PER_WARP)
     return {
         "E": columns,
         "BLOCK": block,
-        "CHUNKS": triton.cdiv(columns, block),
-        "ROWS": warps * WARP // block,
+        "NUM_BLOCKS": triton.cdiv(columns, block),
+        "ROWS": warps * COLUMNS_PER_WARP // block,
         "num_warps": warps,
     }
 
 
-def loop_tiling(x: Tensor, warps: int) -> autotune.Tile:
-    """`tiling` of a backward of x (N, E), whose programs go from tile to tile, and the tiles loaded or at work at once.
+def loop_tile(x: Tensor, warps: int) -> autotune.Tile:
+    """Returns the tile of a kernel that loops over rows of x (N, E), with STAGES, its number of pipeline stages.
 
-    Under way beside the tile at work: two, or one where that is as many bytes. The longest rows' 512 threads have 128
-    registers each, into which addresses of tiles to come no longer fit.
+    3 stages load two tiles ahead. Rows of twice as many bytes (fp32, or more than 4096 columns) load one tile ahead.
+    The longest rows load none ahead: each of their 512 threads has 128 registers, too few for more addresses.
     """
-    tile = tiling(x.shape[1], warps)
+    tile = row_tile(x.shape[1], warps)
     longest = tile["num_warps"] == 16
     return tile | {"STAGES": 1 if longest else 3 if x.element_size() == 2 and x.shape[1] <= 4096 else 2}

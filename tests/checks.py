@@ -1,12 +1,16 @@
-"""The rule by which an op is right, and the cases that it must be right in.
+"""The accuracy rule of all ops, and the (backend, dtype, device) cases in which it is tested.
 
-The yardstick is the naive computation in plain torch ops and the same dtype, against float64 on the same
-(rounded) inputs: of the output and of every gradient, the largest and the root-mean-square error may be at
-most twice the yardstick's. What is stored in the dtype of the activations may also have at most twice the error of
-the float32 computation rounded once. (What an op keeps in float32 beside half-precision activations, such as
-the gradient of a float32 gamma, cannot: it is computed from activations that were rounded when they were stored.
-For the same reason a `naive` may be told what its op stores on the way in the dtype of the activations.)
-The floor is half a unit in the last place of the largest value, which one rounding may cost.
+`naive` is the computation in plain torch ops. Errors are differences from `naive` in float64 on the same (rounded)
+inputs. The rule bounds the largest and the RMS error, of the output and of every gradient:
+
+    error <= 2 * error of naive in the same dtype               + floor
+    error <= 2 * error of naive in float32, rounded to the dtype + floor     (results in the activations' dtype only)
+
+The floor is half a unit in the last place: eps / 2 times the largest value, or the RMS.
+
+The second bound does not hold for float32 results beside half-precision activations, such as the gradient of a float32
+gamma: they are computed from stored activations, which were rounded. For the same reason some `naive` functions round
+the intermediate results that their op stores in the activations' dtype.
 """
 
 from __future__ import annotations
@@ -14,6 +18,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import pytest
 import torch
@@ -38,7 +43,7 @@ class Case:
 
 
 def cases(op: str, *, float64: bool = False) -> list:
-    """The (backend, dtype, device) that the op's SPEC names, those on a GPU marked `gpu`."""
+    """Returns a parameter per (backend, dtype, device) that the op's SPEC names; those on a GPU are marked `gpu`."""
     found = []
     for backend, limits in SPECS[op].limits.items():
         for dtype in limits.dtypes:
@@ -59,14 +64,15 @@ def kernel_cases(op: str) -> list:
 
 
 def _runs_on_cpu(backend: str, dtype: torch.dtype) -> bool:
-    """Kernels run on CPU tensors where there is no GPU; Triton's interpreter computes bfloat16 wrongly."""
+    """Whether a backend is tested on CPU tensors. Kernels are if there is no GPU, except Triton's in bfloat16: its
+    interpreter computes bfloat16 wrongly."""
     if backend in PLAIN:
         return True
     return not torch.cuda.is_available() and not (backend == "triton" and dtype == torch.bfloat16)
 
 
 def inputs(device: str, dtype: torch.dtype, **shapes: tuple[int, ...]) -> dict[str, Tensor]:
-    """Normal values of the given shapes, exactly representable in `dtype`; a generator of their own."""
+    """Returns normally distributed tensors of the given shapes, the same in every call."""
     generator = torch.Generator().manual_seed(1234)
     values = {name: torch.randn(shape, generator=generator, dtype=torch.float64) for name, shape in shapes.items()}
     return {name: value.to(dtype).to(device) for name, value in values.items()}
@@ -80,9 +86,10 @@ def evaluate(
     *,
     may_wait: bool = True,
 ) -> dict[str, Tensor]:
-    """Outputs and gradients of `function`, whose tensors are cast to `dtype`, those named in `wide` to float32.
+    """Returns the outputs and gradients of `function`. Its tensors are cast to `dtype`, but those named in `wide` to
+    float32, unless `dtype` is float64.
 
-    Unless it `may_wait`, making the host wait for a GPU is an error.
+    With may_wait=False, a synchronization with the GPU is an error.
     """
 
     def cast(name: str, x: Tensor) -> Tensor:
@@ -94,7 +101,7 @@ def evaluate(
     outs = out if isinstance(out, tuple) else (out,)
     generator = torch.Generator().manual_seed(4321)
     douts = [torch.randn(o.shape, generator=generator, dtype=torch.float64) for o in outs]
-    # Rounded as the coarsest dtype of the comparison would have it, so that all see the same gradient.
+    # Rounded to bfloat16, the coarsest dtype, so that evaluations in all dtypes get the same gradients.
     douts = [d.to(torch.bfloat16).to(o.dtype).to(o.device) for d, o in zip(douts, outs, strict=True)]
     with _waiting(may_wait):
         gradients = torch.autograd.grad(outs, list(arguments.values()), douts)
@@ -123,7 +130,7 @@ def assert_accurate(
     *,
     wide: tuple[str, ...] = (),
 ) -> None:
-    """Hold `op` to the rule above; `wide` names the parameters that `op` (not the yardstick) takes in float32."""
+    """Asserts the rule above. `wide` names the tensors that `op` takes in float32; the yardstick takes none."""
     actual = evaluate(op, tensors, dtype, wide, may_wait=False)
     exact = evaluate(naive, tensors, torch.float64)
     yardstick = evaluate(naive, tensors, dtype)
@@ -139,25 +146,46 @@ def _assert_close(name: str, actual: Tensor, yardstick: Tensor, exact: Tensor, w
     if exact.numel() == 0:
         return
     assert torch.isfinite(actual).all(), f"{name}: not finite"
-    assert torch.isfinite(yardstick).all(), f"{name}: these inputs are no test, for {what} overflows"
+    assert torch.isfinite(yardstick).all(), f"{name}: these inputs test nothing, because {what} overflows"
     ulp = torch.finfo(yardstick.dtype).eps / 2
     error, allowed = actual.double() - exact, yardstick.double() - exact
     norms = {"largest": lambda t: t.abs().max().item(), "rms": lambda t: t.square().mean().sqrt().item()}
     for kind, norm in norms.items():
         bound = 2 * norm(allowed) + ulp * norm(exact)
-        assert norm(error) <= bound, f"{name}: {kind} error {norm(error):.3g} is over {bound:.3g}: {what}"
+        assert norm(error) <= bound, f"{name}: {kind} error {norm(error):.3g} is over {bound:.3g}, set by {what}"
 
 
 def assert_repeats(op: Op, tensors: dict[str, Tensor], dtype: torch.dtype) -> None:
-    """Forward and backward run twice, and compiled without graph breaks, give the same bits."""
+    """Asserts that forward and backward give the same bits when run again, and when compiled without graph breaks."""
     first = evaluate(op, tensors, dtype)
     for again in (op, torch.compile(op, fullgraph=True, backend="aot_eager")):
         second = evaluate(again, tensors, dtype)
         assert all(torch.equal(first[name], second[name]) for name in first)
 
 
+def constant_rows(case: Case, columns: int) -> Tensor:
+    """Returns 61 rows, each constant, with values from -3 to 3. Their variance is 0, so rstd is 1 / sqrt(eps)."""
+    return torch.linspace(-3, 3, 61, device=case.device).to(case.dtype)[:, None].expand(61, columns)
+
+
+def assert_normalises_constant_rows(op: Op, naive: Op, tensors: dict[str, Tensor], case: Case) -> None:
+    """Asserts the rule above for constant rows with eps = 1e-12, where rstd = 10^6 magnifies any error of the mean.
+
+    rstd magnifies the gradients, too: gamma is scaled so that they fit in float16. In float16 torch stores rstd in
+    float16, where 10^6 overflows, so the yardstick is only the float32 computation, rounded once.
+    """
+
+    def in_float32(**tensors: Tensor) -> Tensor:
+        dtype = tensors["gamma"].dtype
+        wide = {name: x if dtype == torch.float64 else x.float() for name, x in tensors.items()}
+        return naive(**wide, eps=1e-12).to(dtype)
+
+    tensors = tensors | {"gamma": tensors["gamma"] / 1024}
+    assert_accurate(partial(op, eps=1e-12), in_float32, tensors, case.dtype)
+
+
 def assert_takes_any_size(op: Callable[..., Tensor], case: Case, shape: tuple[int, ...]) -> None:
-    """`op` of x and of a vector that it needs, without rows or with one: gradients of their shapes, and finite."""
+    """Asserts that `op(x, vector)` takes an x of any shape, also an empty one, and gives finite gradients."""
     x = torch.randn(shape, dtype=case.dtype, device=case.device).requires_grad_()
     vector = torch.ones(shape[-1], dtype=case.dtype, device=case.device).requires_grad_()
     op(x, vector, backend=case.backend).sum().backward()
@@ -166,14 +194,14 @@ def assert_takes_any_size(op: Callable[..., Tensor], case: Case, shape: tuple[in
 
 
 def assert_takes_strides(op: Callable[..., Tensor], case: Case) -> None:
-    """`op` of rows that lie apart and begin anywhere is `op` of their copy."""
+    """Asserts that `op` gives the same for unaligned rows with gaps between them as for a contiguous copy."""
     x = torch.randn(6, 3, 65, dtype=case.dtype, device=case.device)[:, 1, 1:]
     vector = torch.ones(64, dtype=case.dtype, device=case.device)
     assert torch.equal(op(x, vector, backend=case.backend), op(x.clone(), vector, backend=case.backend))
 
 
 def assert_differentiable_once(op: Callable[..., Tensor], tensors: dict[str, Tensor]) -> None:
-    """A second derivative raises: without a rule it would be silently wrong."""
+    """Asserts that a second derivative raises instead of being silently wrong."""
     leaves = {name: x.detach().clone().requires_grad_() for name, x in tensors.items()}
     first = next(iter(leaves.values()))
     (gradient,) = torch.autograd.grad(op(**leaves).square().sum(), first, create_graph=True)
@@ -182,5 +210,5 @@ def assert_differentiable_once(op: Callable[..., Tensor], tensors: dict[str, Ten
 
 
 def assert_passes_opcheck(op: str, *arguments: object) -> None:
-    """torch.library.opcheck: schema, fake and derivative agree with what runs, and compile."""
+    """Asserts torch.library.opcheck: the schema, the fake implementation and the derivative agree with the op."""
     torch.library.opcheck(getattr(torch.ops.fastlm, op).default, arguments, rtol=0, atol=0)

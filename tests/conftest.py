@@ -1,8 +1,8 @@
-"""Chooses where the kernels run and which tests run.
+"""Chooses where kernels run and which tests run.
 
-Kernels run on the GPU where there is one, else in Triton's interpreter and on the emulator. Tests come in two tiers:
-`make test` runs the fast ones, `make test-all` (pytest --all) also those marked `slow`. A slow test has a fast twin: a
-faster parameter of the same test, or the test that `@pytest.mark.slow(twin="test_...")` names.
+Kernels run on the GPU if there is one, otherwise in Triton's interpreter and on the emulator. Tests come in two tiers:
+`make test` runs the fast ones, `make test-all` (pytest --all) also those marked `slow`. Each slow test has a fast twin:
+either the same test with a faster parameter, or the test that `@pytest.mark.slow(twin="test_...")` names.
 """
 
 from __future__ import annotations
@@ -15,22 +15,23 @@ import pytest
 import torch
 from hypothesis import settings
 
-EMULATED = Path(__file__).parent.parent / "build" / "emulated"
+ROOT = Path(__file__).parent.parent
+SLOW_TESTS = "slow tests are deselected: make test-all (pytest --all) runs them"
+
+# Tests import benchmarks/ from here. Last on the path, so that kernels/ does not hide the PyPI package of that name.
+sys.path.append(str(ROOT))
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel is decorated, so before any import of fastlm.kernels
     os.environ["FASTLM_EMULATE"] = "1"
-    sys.path.insert(0, str(EMULATED))
+    sys.path.insert(0, str(ROOT / "build" / "emulated"))
 
-# Two cores, and results that do not depend on how work is split among them.
+# A fixed number of threads, so that the order of sums does not depend on the machine's number of cores.
 torch.set_num_threads(min(2, os.cpu_count() or 1))
 
-# The same examples every time, so that a failure is the doing of what was changed, and as long as each takes.
+# The same examples in every run, so that a failure comes from a change of the code. No time limit per example.
 settings.register_profile("fastlm", deadline=None, derandomize=True)
 settings.load_profile("fastlm")
-
-
-SLOW_TESTS = "slow tests are deselected: make test-all (pytest --all) runs them"
 
 
 def pytest_addoption(parser) -> None:
@@ -41,13 +42,13 @@ def pytest_report_header(config) -> list[str]:
     tier = [] if _runs_slow_tests(config) else [f"fastlm: {SLOW_TESTS}"]
     if torch.cuda.is_available():
         device = torch.cuda.get_device_name()
-        return [f"fastlm: kernels run on {device}; cases on the CPU run the reference only", *tier]
+        return [f"fastlm: kernels run on {device}; on the CPU only the reference runs", *tier]
     where = "Triton runs in its interpreter, CUDA C++ on the emulator"
     return [f"fastlm: no CUDA device: {where}; gpu tests are deselected", *tier]
 
 
 def pytest_runtest_setup(item) -> None:
-    torch.manual_seed(0)  # what a test draws does not depend on the tests before it
+    torch.manual_seed(0)  # random numbers do not depend on earlier tests
 
 
 def pytest_collection_modifyitems(config, items) -> None:
@@ -76,7 +77,7 @@ def _deselect(config, items, mark: str) -> None:
 
 
 def _check_twin(item) -> None:
-    """Ends the run where a test is slow with all its parameters, and names no fast test that asserts the same."""
+    """Ends the run if a slow test has neither a fast parameter nor a twin."""
     of_parameters = item.callspec.marks if hasattr(item, "callspec") else []
     for mark in item.iter_markers("slow"):
         twin = mark.kwargs.get("twin", "")

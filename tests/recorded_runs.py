@@ -25,7 +25,7 @@ OPTIONS = {"accumulation": 1}
 
 
 def machine() -> dict[str, str]:
-    """What the last bits of a float32 run depend on, beside the code and the number of threads, which is one."""
+    """Returns the facts of the machine that the last bits of a float32 run on one thread depend on."""
     return {
         "torch": torch.__version__,
         "numpy": numpy.__version__,
@@ -41,7 +41,7 @@ def processor() -> str:
 
 
 def hashes(folder: Path) -> dict[str, str]:
-    """The SHA-256 of each trained parameter's bytes, its first 16 digits."""
+    """Returns the first 16 digits of the SHA-256 of each trained parameter's bytes."""
     weights = load_file(folder / "model" / "model.safetensors")
     return {name: hashlib.sha256(w.tobytes()).hexdigest()[:16] for name, w in sorted(weights.items())}
 
@@ -52,7 +52,7 @@ def record(model: str, folder: Path, text: Path) -> dict:
     return {
         "numerics": NUMERICS,
         "machine": machine(),
-        "recipe": recipe.to_json(),
+        "recipe": recipe.with_options({"data": ()}).to_json(),
         "updates": losses(folder),
         "weights": hashes(folder),
     }

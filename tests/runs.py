@@ -1,4 +1,4 @@
-"""Tiny runs of pretraining on a few pages, for the tests of fastlm.train and of the command line."""
+"""Tiny runs of pretraining on a few pages, for the tests of fastlm.train and the command line."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fastlm.tasks import causal_lm
 from fastlm.train import loop, trainer
 
 STEPS = 12
-# Dropout, parts and (BERT) two lengths: all that a resumed run has to find again.
+# Dropout, micro-batches and, for BERT, two lengths: a resumed run has to continue all of these.
 OPTIONS = {
     "gpt1_tiny": {"accumulation": 2},
     "bert_tiny": {"accumulation": 2, "phases": ((0.5, 24), (0.5, 32))},
@@ -25,7 +25,7 @@ TIMES = ("seconds", "tokens_per_second")
 
 @pytest.fixture(scope="session")
 def text(tmp_path_factory) -> Path:
-    """The beginnings of ten chapters, a .jsonl of 30 KB."""
+    """Returns a .jsonl of 30 KB with the beginnings of ten chapters."""
     return write_text(tmp_path_factory.mktemp("text"))
 
 
@@ -37,7 +37,7 @@ def write_text(folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def one_thread():
-    """The order of sums, and so the last bits, depend on the number of threads."""
+    """Fixes the number of threads, on which the order of sums, and so the last bits, depend."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -56,12 +56,12 @@ def configuration(text: Path, model: str = "gpt1_tiny", **options) -> Recipe:
 def run(recipe: Recipe, folder: Path, notes: list[str] | None = None) -> dict:
     notify = (notes if notes is not None else []).append
     record = {"record": recipe.to_json(), "name": recipe.name}
-    with patch.object(causal_lm, "WRITTEN", 5):
+    with patch.object(causal_lm, "NEW_TOKENS", 5):
         return loop.train(recipe.task(), recipe.train, recipe.placement, folder, **record, notify=notify)
 
 
 def losses(folder: Path) -> list[dict]:
-    """metrics.jsonl without what a clock says."""
+    """Returns the records of metrics.jsonl without the entries that depend on a clock."""
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [{name: value for name, value in record.items() if name not in TIMES} for record in records]
 
@@ -71,7 +71,7 @@ def weights(folder: Path) -> bytes:
 
 
 def before_update(monkeypatch, number: int, act) -> None:
-    """Calls `act` as update `number` (from 0) begins."""
+    """Calls `act` at the start of update `number` (from 0)."""
     update = trainer.Trainer.update
 
     def updated(self, step):

@@ -1,4 +1,4 @@
-"""AdamW over many tensors, with clipping, in every backend and dtype of the table."""
+"""adamw: AdamW over many tensors with clipping, in every backend and dtype that its SPEC names."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import fastlm
 OP = "adamw"
 SHAPES = [(3,), (1,), (100, 77), (8192,), (9000, 5), (0,), (65,), (2, 3, 4)]
 HYPER = {"betas": (0.9, 0.99), "eps": 1e-6}
-NORM_ERROR = 60960**0.5 * 2**-24  # what rounding costs a float32 sum of all elements, one after another
+NORM_ERROR = 60960**0.5 * 2**-24  # the rounding error of a float32 sum of all 60960 elements, a random walk
 
 
 def tensors(dtype: torch.dtype, device: str, shapes=SHAPES) -> tuple[list[Tensor], ...]:
@@ -24,12 +24,12 @@ def tensors(dtype: torch.dtype, device: str, shapes=SHAPES) -> tuple[list[Tensor
     return parameters, gradients, first, second
 
 
-def widened(lists: tuple[list[Tensor], ...]) -> tuple[list[Tensor], ...]:
+def in_float64(lists: tuple[list[Tensor], ...]) -> tuple[list[Tensor], ...]:
     return tuple([x.double() for x in xs] for xs in lists)
 
 
-def numbers(parameters: list[Tensor], **others: float | list) -> dict[str, Tensor]:
-    """Rates, decays and `others` as adamw takes them beside the parameters."""
+def device_values(parameters: list[Tensor], **others: float | list) -> dict[str, Tensor]:
+    """Returns rates, decays and `others` as tensors, the form in which adamw takes them."""
     wide = torch.float64 if parameters[0].dtype == torch.float64 else torch.float32
     rates = [1e-2 * (1 + i % 2) for i in range(len(parameters))]
     decays = [0.1 * (i % 3) for i in range(len(parameters))]
@@ -38,20 +38,20 @@ def numbers(parameters: list[Tensor], **others: float | list) -> dict[str, Tenso
 
 
 def update(lists: tuple[list[Tensor], ...], backend: str = "auto", **others: float | list) -> Tensor:
-    """adamw with `numbers`."""
-    return fastlm.adamw(*lists, **numbers(lists[0], **others), **HYPER, backend=backend)
+    """Calls adamw with `device_values`."""
+    return fastlm.adamw(*lists, **device_values(lists[0], **others), **HYPER, backend=backend)
 
 
 @pytest.mark.parametrize("case", cases(OP))
 @pytest.mark.parametrize("max_norm", [3.0, 1e9], ids=["clipped", "unclipped"])
 @pytest.mark.parametrize("corrected", [False, True], ids=["uncorrected", "corrected"])
 def test_accuracy(case, max_norm, corrected):
-    """Against float64 within the float32 reference's own error, twice, and one rounding of the parameters."""
+    """Errors against float64 are at most twice those of the float32 reference, plus one rounding to the dtype."""
     options = {"max_norm": max_norm, "scale": 0.5}
     if corrected:
         options["corrections"] = [(0.3 / i, 0.2 / i) for i in range(1, len(SHAPES) + 1)]
     actual = tensors(case.dtype, case.device)
-    exact, yardstick = widened(actual), tuple([x.float() for x in xs] for xs in actual)
+    exact, yardstick = in_float64(actual), tuple([x.float() for x in xs] for xs in actual)
     norm = update(actual, case.backend, **options)
     exact_norm = update(exact, "reference", **options)
     update(yardstick, "reference", **options)
@@ -74,12 +74,12 @@ def test_repeats(case):
 
 @pytest.mark.parametrize("case", cases(OP))
 def test_dtypes_may_differ_and_tensors_lie_anywhere(case):
-    """A half-precision matrix beside a float32 bias that begins in the middle of 16 bytes."""
+    """A half-precision matrix together with a float32 bias that is not aligned to 16 bytes."""
     buffer = torch.randn(40, device=case.device)
     parameters = [torch.randn(5, 8, device=case.device).to(case.dtype), buffer[3:20]]
     gradients = [torch.randn_like(p) for p in parameters]
     moments = [[torch.zeros_like(p, dtype=torch.float32) for p in parameters] for _ in range(2)]
-    exact = widened((parameters, gradients, *moments))
+    exact = in_float64((parameters, gradients, *moments))
     outside = buffer[[0, 1, 2, 20, 21]].clone()
     update((parameters, gradients, *moments), case.backend)
     update(exact, "reference")
@@ -92,7 +92,7 @@ def test_dtypes_may_differ_and_tensors_lie_anywhere(case):
 def test_more_tensors_than_a_launch_takes(case):
     shapes = [(2,)] * 487
     actual = tensors(case.dtype, case.device, shapes)
-    exact = widened(actual)
+    exact = in_float64(actual)
     norm = update(actual, case.backend, max_norm=1.0)
     assert abs(norm.item() / update(exact, "reference", max_norm=1.0).item() - 1) <= NORM_ERROR
     for a, b in zip(actual[0], exact[0], strict=True):
@@ -115,7 +115,7 @@ def test_shapes_come_out_of_meta_tensors():
 
 
 def test_is_torchs_adamw():
-    parameters, gradients, *_ = widened(tensors(torch.float32, "cpu"))
+    parameters, gradients, *_ = in_float64(tensors(torch.float32, "cpu"))
     moments = [[torch.zeros_like(p) for p in parameters] for _ in range(2)]
     leaves = [torch.nn.Parameter(p.clone()) for p in parameters]
     optimizer = torch.optim.AdamW(leaves, lr=1e-2, weight_decay=0.1, **HYPER)
@@ -132,15 +132,15 @@ def test_is_torchs_adamw():
 
 
 @pytest.mark.parametrize("case", cases(OP))
-def test_ranks_that_add_up_their_squares_make_the_update_of_one(case):
-    """Two ranks with half of the parameters each clip by the norm of all."""
+def test_sharded_ranks_make_the_same_update_as_one(case):
+    """Two ranks, each with half of the parameters, clip by the norm of all: their squares are summed in between."""
     whole, halves = tensors(case.dtype, case.device), tensors(case.dtype, case.device)
     options = {"corrections": [(0.3, 0.2)] * len(SHAPES), "max_norm": 3.0, "scale": 0.5}
     norm = update(whole, case.backend, **options)
     ranks = [tuple(xs[rank::2] for xs in halves) for rank in range(2)]
     squares = sum(fastlm.gradient_squares(rank[1], backend=case.backend).sum() for rank in ranks)
     for start, rank in enumerate(ranks):
-        given = numbers(halves[0], **options)
+        given = device_values(halves[0], **options)
         given |= {name: given[name][start::2].contiguous() for name in ("rates", "decays", "corrections")}
         reduced = fastlm.adamw(*rank, **given, **HYPER, squares=squares.view(1), backend=case.backend)
         assert abs(reduced.item() / norm.item() - 1) <= NORM_ERROR
@@ -150,7 +150,7 @@ def test_ranks_that_add_up_their_squares_make_the_update_of_one(case):
 
 
 @pytest.mark.parametrize("case", cases(OP))
-def test_without_optional_numbers_nothing_is_scaled_clipped_or_corrected(case):
+def test_optional_values_default_to_no_effect(case):
     first, second = tensors(case.dtype, case.device), tensors(case.dtype, case.device)
     neutral = {"scale": 1.0, "max_norm": float("inf"), "corrections": [(1.0, 1.0)] * len(SHAPES)}
     norm = update(first, case.backend)
@@ -180,19 +180,19 @@ def test_the_default_backend_serves_it(backend):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("backend", ["reference", "cuda", "triton"])
-def test_a_captured_update_is_replayed_with_other_numbers(backend):
-    """A CUDA graph reads rates, decays, corrections, max_norm and scale anew at each replay."""
+def test_a_captured_update_is_replayed_with_other_values(backend):
+    """Each replay of a CUDA graph reads the current rates, decays, corrections, max_norm and scale."""
     first = {"max_norm": 3.0, "scale": 0.5, "corrections": [(0.3, 0.2)] * len(SHAPES)}
     second = {"max_norm": 1.0, "scale": 2.0, "corrections": [(0.5, 0.4)] * len(SHAPES), "rates": [3e-2] * len(SHAPES)}
     captured, expected = tensors(torch.float32, "cuda"), tensors(torch.float32, "cuda")
-    given = numbers(captured[0], **first)
+    given = device_values(captured[0], **first)
     warm_up = tensors(torch.float32, "cuda")
     fastlm.adamw(*warm_up, **given, **HYPER, backend=backend)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         norm = fastlm.adamw(*captured, **given, **HYPER, backend=backend)
     for step in (first, second):
-        for name, x in numbers(captured[0], **step).items():
+        for name, x in device_values(captured[0], **step).items():
             given[name].copy_(x)
         graph.replay()
         assert torch.equal(norm, update(expected, backend, **step))
@@ -230,14 +230,14 @@ P = [torch.zeros(3), torch.zeros(2, 2)]
 )
 def test_bad_arguments(arguments, error, sentence):
     lists = {name: P for name in ("parameters", "gradients", "first_moments", "second_moments")}
-    good = lists | numbers(P) | HYPER
+    good = lists | device_values(P) | HYPER
     with pytest.raises(error, match=sentence):
         fastlm.adamw(**(good | arguments))
 
 
-def test_float64_is_for_the_reference():
+def test_only_the_reference_takes_float64():
     with pytest.raises(RuntimeError, match="adamw: backend 'triton' cannot serve this call: it takes .* not float64"):
-        update(widened(tensors(torch.float32, "cpu")), "triton")
+        update(in_float64(tensors(torch.float32, "cpu")), "triton")
 
 
 def test_gradients_are_needed():

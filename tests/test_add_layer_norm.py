@@ -1,9 +1,10 @@
-"""LN(residual + dropout(x + bias)) in every backend and dtype of the table."""
+"""add_layer_norm: LN(residual + dropout(x + bias)), in every backend and dtype that its SPEC names."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import torch
@@ -12,9 +13,11 @@ from checks import (
     Case,
     assert_accurate,
     assert_differentiable_once,
+    assert_normalises_constant_rows,
     assert_passes_opcheck,
     assert_repeats,
     cases,
+    constant_rows,
     evaluate,
     inputs,
 )
@@ -30,11 +33,11 @@ OP = "add_layer_norm"
 SHAPES = [(37, 768), (5, 1024), (3, 1000), (64, 16), (17, 100), (9, 7), (1, 3), (2, 8192), (33, 2), (8, 48)]
 
 
-def naive(x, residual, gamma, beta=None, bias=None, mask=None, keep=256):
+def naive(x, residual, gamma, beta=None, bias=None, mask=None, keep=256, eps=1e-5):
     h = x if bias is None else x + bias
     h = h if mask is None else h * mask.to(x.dtype) * (256 / keep)
     s = residual + h
-    return F.layer_norm(s, s.shape[-1:], gamma, beta, 1e-5), s
+    return F.layer_norm(s, s.shape[-1:], gamma, beta, eps), s
 
 
 def tensors(case: Case, rows: int, columns: int) -> dict[str, torch.Tensor]:
@@ -75,7 +78,7 @@ def test_accuracy_with_float32_parameters(case):
 @pytest.mark.parametrize("without", [("bias",), ("beta",), ("bias", "beta")], ids=str)
 @pytest.mark.parametrize("p", [0.0, 0.1])
 def test_accuracy_without_optional_arguments(case, without, p):
-    """Nor is the sum returned, so that no gradient comes through it."""
+    """The sum is not returned either, so no gradient comes from it."""
     seed = torch.tensor([3], device=case.device)
     keep = keep_count(p)
     mask = row_mask(seed, 19, 100, keep) if p else None
@@ -95,14 +98,24 @@ def test_any_shape(case, rows, columns, p):
 
 
 @pytest.mark.parametrize("case", cases(OP))
-def test_mask_is_the_common_one(case):
+def test_constant_rows(case):
+    x = constant_rows(case, 768)
+    t = {name: x for name, x in tensors(case, 1, 768).items() if name != "bias"} | {"x": x, "residual": 0.5 * x.flip(0)}
+    op = partial(fastlm.add_layer_norm, backend=case.backend)
+    assert_normalises_constant_rows(op, lambda **t: naive(**t)[0], t, case)
+
+
+@pytest.mark.parametrize("case", cases(OP))
+@pytest.mark.parametrize("first", [None, 2**32 - 5, 2**40 + 1])
+def test_forward_uses_the_mask_of_all_backends(case, first):
     rows, columns, keep = 21, 333, keep_count(0.3)
     seed = torch.tensor([2**62 + 7], device=case.device)
     x = torch.ones(rows, columns, dtype=case.dtype, device=case.device)
     gamma = torch.ones(columns, device=case.device)
-    options = {"dropout_p": 0.3, "seed": seed, "return_sum": True, "backend": case.backend}
+    first = None if first is None else torch.tensor([first], device=case.device)
+    options = {"dropout_p": 0.3, "seed": seed, "first_row": first, "return_sum": True, "backend": case.backend}
     _, s = fastlm.add_layer_norm(x, torch.zeros_like(x), gamma, **options)
-    assert torch.equal(s != 0, row_mask(seed, rows, columns, keep))
+    assert torch.equal(s != 0, row_mask(seed, rows, columns, keep, first))
     assert torch.equal(s[s != 0], torch.full_like(s[s != 0], 256 / keep))
 
 
@@ -115,7 +128,7 @@ def test_repeats_and_compiles(case):
 
 @pytest.mark.parametrize("case", cases(OP))
 def test_optional_arguments_and_their_gradients(case):
-    """No bias, no beta, the sum unused or used alone, and inputs that want no gradient."""
+    """Without bias and beta, with a gradient only from the sum or only from y, and with inputs that need none."""
     t = tensors(case, 6, 40)
     gamma = t["gamma"].clone().requires_grad_()
     x = t["x"].clone().requires_grad_()
@@ -124,7 +137,7 @@ def test_optional_arguments_and_their_gradients(case):
     assert torch.equal(gx, torch.ones_like(gx))
     (ggamma,) = torch.autograd.grad(y.float().sum(), gamma)
     expected = F.layer_norm(t["x"].double() + t["residual"].double(), (40,)).sum(0)
-    # xhat comes from the stored sum, rounded at 2 units in the last place of its values, which are under 8.
+    # xhat is computed from the stored sum; its values are under 8 and have been rounded.
     assert (ggamma.double() - expected).abs().max() <= 6 * 8 * torch.finfo(case.dtype).eps
 
 
@@ -142,10 +155,9 @@ def test_empty_and_single(case, shape):
 
 @pytest.mark.parametrize("case", cases(OP))
 def test_one_column(case):
-    """A row of one element is its own mean: y is beta, and the gradients but beta's are 0.
+    """A row of one element equals its mean, so y is beta, and all gradients except beta's are 0 up to rounding.
 
-    Short of that, rstd is 1 / sqrt(1e-5) = 316 and multiplies what (s - mean) keeps of the rounding of s, which is
-    under 8, in float32.
+    That rounding is (s - mean), with |s| < 8 in float32, times rstd = 1 / sqrt(1e-5) = 316.
     """
     result = evaluate(
         lambda **t: fastlm.add_layer_norm(**t, backend=case.backend), tensors(case, 33, 1), case.dtype, ("gamma",)
@@ -168,7 +180,7 @@ def test_strided_and_unaligned(case):
 
 @pytest.mark.parametrize("case", cases(OP))
 def test_unaligned_rows(case):
-    """Contiguous rows that begin one element off the alignment of a vector load, gradients included."""
+    """Contiguous rows, and gradients, that begin one element after an address aligned to 16 bytes."""
     flat = torch.randn(4, 8 + 6 * 64, dtype=case.dtype, device=case.device)
 
     def run(x, residual, dy, dsum):
@@ -196,7 +208,7 @@ def test_cuda_graph_draws_fresh_masks(case):
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
-        step(draw_seeds(1, "cuda"))  # compiles, which a capture cannot
+        step(draw_seeds(1, "cuda"))  # compiles, which is impossible during a capture
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
@@ -214,11 +226,12 @@ def test_cuda_graph_draws_fresh_masks(case):
 def test_opcheck(case):
     t = {name: x.requires_grad_() for name, x in tensors(case, 4, 24).items()}
     seed = torch.tensor([5], device=case.device)
-    rest = (t["bias"], t["gamma"], t["beta"], seed, 230, 1e-5, True, False, case.backend)
+    rest = (t["bias"], t["gamma"], t["beta"], seed, seed, 230, 1e-5, True, False, case.backend)
     assert_passes_opcheck(OP, t["x"], t["residual"], *rest)
 
 
-def invertible(case: Case, rows: int, columns: int) -> dict[str, torch.Tensor]:
+def tensors_for_keep_sum_false(case: Case, rows: int, columns: int) -> dict[str, torch.Tensor]:
+    """Returns `tensors` with every gamma far from 0, since xhat = (y - beta) / gamma."""
     t = tensors(case, rows, columns)
     return t | {"gamma": 1 + 0.5 * t["gamma"].tanh()}  # in [0.5, 1.5]
 
@@ -226,35 +239,36 @@ def invertible(case: Case, rows: int, columns: int) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("case", cases(OP))
 @pytest.mark.parametrize("without", [(), ("beta", "bias")], ids=str)
 def test_gradients_from_the_output(case, without):
-    """As from the sum, but for the rounding of y, which xhat = (y - beta) / gamma has divided by gamma: u in all.
+    """With keep_sum=False the gradients are the same up to the rounding of y, because xhat = (y - beta) / gamma.
 
-    From ds = rstd (g - mean(g) - xhat mean(g xhat)) an error of u in xhat makes one of at most
-    rstd u (|mean(g xhat)| + max |xhat| mean |g|). u is taken as 2 eps |y / gamma|, four times one rounding, for
-    float32's own arithmetic.
+    Let u bound the error of xhat. Here u = 2 eps max |y / gamma|: four times the rounding of y, which leaves room for
+    float32 arithmetic. Since ds = rstd (g - mean(g) - xhat mean(g xhat)), the error of ds is at most
+
+        rstd u (|mean(g xhat)| + max |xhat| mean |g|)
     """
     rows, columns, eps = 9, 300, torch.finfo(case.dtype).eps
-    t = {name: x for name, x in invertible(case, rows, columns).items() if name not in without}
+    t = {name: x for name, x in tensors_for_keep_sum_false(case, rows, columns).items() if name not in without}
     options = {"dropout_p": 0.1, "seed": torch.tensor([7], device=case.device), "backend": case.backend}
-    kept = evaluate(lambda **t: fastlm.add_layer_norm(**t, **options), t, case.dtype)
-    made = evaluate(lambda **t: fastlm.add_layer_norm(**t, **options, keep_sum=False), t, case.dtype, may_wait=False)
-    assert torch.equal(kept["out0"], made["out0"])
+    from_sum = evaluate(lambda **t: fastlm.add_layer_norm(**t, **options), t, case.dtype)
+    from_y = evaluate(lambda **t: fastlm.add_layer_norm(**t, **options, keep_sum=False), t, case.dtype, may_wait=False)
+    assert torch.equal(from_sum["out0"], from_y["out0"])
     if "beta" in t:
-        assert torch.equal(kept["dbeta"], made["dbeta"])
-    # Of the normal values that went in, none is over 6, dropout's scale of 256 / 230 included; rstd is about 2/3.
-    u = 2 * eps * (kept["out0"].double() / t["gamma"].double()).abs().max().item()
+        assert torch.equal(from_sum["dbeta"], from_y["dbeta"])
+    # All inputs are under 6, also after dropout's scale of 256 / 230. rstd is about 2/3.
+    u = 2 * eps * (from_sum["out0"].double() / t["gamma"].double()).abs().max().item()
     xhat, g = 6, 6 * 1.5
-    ds = 1 * u * 2 * xhat * g + eps * kept["dresidual"].double().abs().max().item()
+    ds = 1 * u * 2 * xhat * g + eps * from_sum["dresidual"].double().abs().max().item()
     bounds = {"dx": 2 * ds, "dresidual": ds, "dbias": 2 * rows * ds, "dgamma": rows * 6 * u + eps * rows * xhat * 6}
     for name, bound in bounds.items():
-        if name in made:
-            assert (made[name].double() - kept[name].double()).abs().max() <= bound, name
-    assert not torch.equal(kept["dresidual"], made["dresidual"])  # or it was not y that was read
+        if name in from_y:
+            assert (from_y[name].double() - from_sum[name].double()).abs().max() <= bound, name
+    assert not torch.equal(from_sum["dresidual"], from_y["dresidual"])  # otherwise the backward did not read y
 
 
 @pytest.mark.parametrize("case", cases(OP))
 def test_sum_is_not_kept(case):
-    """For the backward, of all that has rows, y alone."""
-    t = {name: x.requires_grad_() for name, x in invertible(case, 6, 40).items()}
+    """With keep_sum=False the only (rows, columns) tensor saved for the backward is y."""
+    t = {name: x.requires_grad_() for name, x in tensors_for_keep_sum_false(case, 6, 40).items()}
     saved = []
     with torch.autograd.graph.saved_tensors_hooks(lambda x: saved.append(x) or x, lambda x: x):
         y = fastlm.add_layer_norm(**t, keep_sum=False, backend=case.backend)
@@ -263,9 +277,9 @@ def test_sum_is_not_kept(case):
 
 @pytest.mark.parametrize("case", cases(OP))
 def test_opcheck_from_the_output(case):
-    t = {name: x.requires_grad_() for name, x in invertible(case, 4, 24).items()}
+    t = {name: x.requires_grad_() for name, x in tensors_for_keep_sum_false(case, 4, 24).items()}
     seed = torch.tensor([5], device=case.device)
-    rest = (t["bias"], t["gamma"], t["beta"], seed, 230, 1e-5, False, True, case.backend)
+    rest = (t["bias"], t["gamma"], t["beta"], seed, seed, 230, 1e-5, False, True, case.backend)
     assert_passes_opcheck(OP, t["x"], t["residual"], *rest)
 
 
@@ -276,7 +290,7 @@ def test_small_gammas_are_refused_from_the_output(backend):
     x, gamma = torch.randn(2, 8), torch.ones(8)
     gamma[3] = 0.015
     options = {"keep_sum": False, "backend": backend}
-    fastlm.add_layer_norm(x, x, gamma, **options)  # no gradient is wanted
+    fastlm.add_layer_norm(x, x, gamma, **options)  # accepted: no gradient is needed
     with pytest.raises(ValueError, match=r"every \|gamma\| to be at least 0.015625 .* got gamma\[3\] = 0.015"):
         fastlm.add_layer_norm(x, x, gamma.requires_grad_(), **options)
     with pytest.raises(ValueError, match=r"got gamma\[0\] = 1"):
@@ -285,7 +299,7 @@ def test_small_gammas_are_refused_from_the_output(backend):
 
 @pytest.mark.gpu
 def test_small_gammas_fail_on_the_device():
-    """In a process of its own: the assertion ends the CUDA context."""
+    """Runs in another process, because a failed device assertion ends the CUDA context."""
     code = """
 import torch, fastlm
 x = torch.randn(2, 8, device="cuda")
@@ -297,7 +311,7 @@ torch.cuda.synchronize()
     assert "device-side assert" in runs[1].stderr
 
 
-def test_float64_is_the_references_alone():
+def test_only_the_reference_takes_float64():
     x = torch.randn(3, 8, dtype=torch.float64)
     gamma = torch.ones(8, dtype=torch.float64)
     assert fastlm.add_layer_norm(x, x, gamma).dtype == torch.float64
@@ -326,6 +340,11 @@ X = torch.zeros(3, 8)
         ({"dropout_p": 0.001}, ValueError, "rounds to 0: give 0, or a value from"),
         ({"dropout_p": 0.1}, ValueError, "needs a seed"),
         ({"dropout_p": 0.1, "seed": torch.tensor([1.0])}, TypeError, "seed must hold one int64, got float32"),
+        (
+            {"dropout_p": 0.1, "seed": torch.tensor([1]), "first_row": 3},
+            TypeError,
+            "first_row must be .* int64, got int",
+        ),
         ({"eps": -1.0}, ValueError, "eps must be at least 0"),
         ({"return_sum": True, "keep_sum": False}, ValueError, "give it or keep_sum=False, not both"),
         ({"backend": "tirton"}, ValueError, "backend must be one of auto, reference, triton, cuda"),

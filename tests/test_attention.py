@@ -1,4 +1,4 @@
-"""Self-attention, from q, k, v and from a packed projection, in every backend and dtype of the table."""
+"""attention and attention_packed in every backend and dtype that their SPECs name."""
 
 from __future__ import annotations
 
@@ -30,10 +30,12 @@ FUSED_CASES = [case for case in cases("attention") if case.values[0].backend != 
 
 
 def naive(q, k, v, causal=False, lengths=None, mask=None, keep=256, stored=None):
-    """Attention in plain torch ops, its gradient by the formula of Dao et al. 2022 (section 3.1 and appendix B.2).
+    """Computes attention in plain torch ops. Its gradient follows Dao et al. 2022 (section 3.1 and appendix B.2):
 
-    That takes rowsum(do * o) for the gradient of each row's log-sum-exp, of the o that the forward left in the
-    dtype `stored`: where few keys share a row, this rounding is most of the error of ds = p * (dp - rowsum(do * o)).
+        ds = p * (dp - delta),    delta = rowsum(do * o)
+
+    The ops compute delta from the o that the forward stored in the dtype `stored`. If a row has few keys, this rounding
+    of o is most of the error of ds, so `naive` rounds o, too.
     """
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     sequence = q.shape[2]
@@ -50,8 +52,8 @@ def naive(q, k, v, causal=False, lengths=None, mask=None, keep=256, stored=None)
         p = p * valid[:, None, None, :] * valid[:, None, :, None]
     p = p if mask is None else p * mask.to(p.dtype) * (256 / keep)
     o = p @ v
-    left = o.detach() if stored is None or o.dtype == torch.float64 else o.detach().to(stored).to(o.dtype)
-    return (o - left * (lse - lse.detach())).transpose(1, 2)
+    stored_o = o.detach() if stored is None or o.dtype == torch.float64 else o.detach().to(stored).to(o.dtype)
+    return (o - stored_o * (lse - lse.detach())).transpose(1, 2)  # the value of o; the gradient of lse is -delta
 
 
 def tensors(case: Case, batch: int, sequence: int, heads: int, dim: int) -> dict[str, torch.Tensor]:
@@ -90,8 +92,8 @@ def test_accuracy_with_lengths(case, causal):
 
 @pytest.mark.parametrize("case", cases("attention"))
 @pytest.mark.parametrize("dim", [1, 7, 40, 120])
-def test_accuracy_with_other_heads(case, dim):
-    """Sizes between the powers of 2; those of which a row does not begin at a multiple of 16 bytes, or a refusal."""
+def test_accuracy_with_other_head_dims(case, dim):
+    """head_dims that are not powers of 2. Backends that need a multiple refuse the others."""
     multiple = SPECS["attention"].limits[case.backend].multiple
     if dim % multiple == 0:
         check(case, (2, 19, 2, dim), causal=True)
@@ -119,9 +121,9 @@ def test_any_shape(case, shape, causal, p):
 @pytest.mark.parametrize("case", cases("attention"))
 @pytest.mark.parametrize("p", [0.0, 0.5])
 def test_one_key(case, p):
-    """Of one key the probability is 1: o is v times the dropout's 0 or 2, and q and k have no gradient.
+    """With one key the probability is 1, so o is v times 0 or 2 (dropout), and the gradients of q and k are 0.
 
-    Short of that, ds is the difference of two sums of the same 64 products, do * v, each in an order of its own.
+    They are 0 up to rounding: ds is the difference of two sums of the same 64 products do * v, summed in two orders.
     """
     t = tensors(case, 3, 1, 4, 64)
     seed = torch.tensor([11], device=case.device)
@@ -139,31 +141,41 @@ def test_one_key(case, p):
     assert result["dk"].abs().max() <= bound * largest["q"]
 
 
+FIRST = (None, 2**32 // 3, 2**40 + 1)  # with 3 heads, first * heads of the second is 2^32 - 1
+
+
+def first_of(case: Case, first: int | None) -> torch.Tensor | None:
+    return None if first is None else torch.tensor([first], device=case.device)
+
+
 @pytest.mark.parametrize("case", cases("attention"))
-def test_mask_is_the_common_one(case):
-    """With equal scores each probability is 1 / S, so o @ (v = identity) shows what was kept, and its scale."""
+@pytest.mark.parametrize("first", FIRST)
+def test_forward_uses_the_mask_of_all_backends(case, first):
+    """With q = k = 0 each probability is 1 / S, and with v = identity o shows the mask and the scale."""
     sequence = 64
     q = torch.zeros(2, sequence, 3, 64, dtype=case.dtype, device=case.device)
     v = torch.eye(sequence, dtype=case.dtype, device=case.device)[None, :, None, :].expand(2, -1, 3, -1)
     seed = torch.tensor([2**50 + 3], device=case.device)
-    o = fastlm.attention(q, q, v, dropout_p=0.3, seed=seed, backend=case.backend)
-    mask = attention_mask(seed, 2, 3, sequence, sequence, keep_count(0.3))
+    first = first_of(case, first)
+    o = fastlm.attention(q, q, v, dropout_p=0.3, seed=seed, first_sequence=first, backend=case.backend)
+    mask = attention_mask(seed, 2, 3, sequence, sequence, keep_count(0.3), first)
     assert torch.equal(o.transpose(1, 2) != 0, mask)
     kept = o[o != 0].double()
     assert (kept * sequence * keep_count(0.3) / 256 - 1).abs().max() <= 2 * torch.finfo(case.dtype).eps
 
 
 @pytest.mark.parametrize("case", cases("attention"))
-@pytest.mark.parametrize("sequence", [64, 128])
-def test_mask_of_the_backward_is_the_common_one(case, sequence):
-    """With do = identity too, dv is what was kept of the probabilities, transposed."""
+@pytest.mark.parametrize(("sequence", "first"), [(64, None), (64, 2**31), (128, None), (128, 2**40 + 1)])
+def test_backward_uses_the_mask_of_all_backends(case, sequence, first):
+    """With q = k = 0 and do = identity, dv is the transposed matrix of probabilities after dropout."""
     q = torch.zeros(1, sequence, 2, sequence, dtype=case.dtype, device=case.device)
     seed = torch.tensor([2**50 + 3], device=case.device)
     v = torch.zeros_like(q).requires_grad_()
-    o = fastlm.attention(q, q, v, dropout_p=0.3, seed=seed, backend=case.backend)
+    first = first_of(case, first)
+    o = fastlm.attention(q, q, v, dropout_p=0.3, seed=seed, first_sequence=first, backend=case.backend)
     identity = torch.eye(sequence, dtype=case.dtype, device=case.device)[None, :, None, :].expand_as(o)
     (dv,) = torch.autograd.grad(o, v, identity)
-    mask = attention_mask(seed, 1, 2, sequence, sequence, keep_count(0.3))
+    mask = attention_mask(seed, 1, 2, sequence, sequence, keep_count(0.3), first)
     assert torch.equal(dv.permute(0, 2, 3, 1) != 0, mask)
 
 
@@ -204,7 +216,7 @@ def test_packed_rows_equal_padded_rows(case, lengths):
 
 @pytest.mark.parametrize("case", cases("attention"))
 def test_padding_has_no_effect(case):
-    """What stands past a sequence's length changes nothing, were it not a number at all."""
+    """Large values in padded rows do not change the output."""
     t = tensors(case, 2, 24, 2, 64)
     lengths = torch.tensor([11, 24], dtype=torch.int32, device=case.device)
     clean = fastlm.attention(**t, lengths=lengths, backend=case.backend)
@@ -214,7 +226,7 @@ def test_padding_has_no_effect(case):
 
 
 def outputs(case: Case, t: dict[str, torch.Tensor], do: torch.Tensor, **options) -> tuple[torch.Tensor, ...]:
-    """o, dq, dk, dv of q, k, v in `t`, with dropout."""
+    """Returns o, dq, dk and dv for the q, k and v in `t`, with dropout."""
     leaves = [x.clone().requires_grad_() for x in t.values()]
     seed = torch.tensor([7], device=case.device)
     o = fastlm.attention(*leaves, dropout_p=0.1, seed=seed, **options, backend=case.backend)
@@ -225,7 +237,7 @@ def outputs(case: Case, t: dict[str, torch.Tensor], do: torch.Tensor, **options)
 @pytest.mark.parametrize("causal", [False, True], ids=["bidirectional", "causal"])
 @pytest.mark.parametrize("sequence", [24, 150])
 def test_padding_may_be_anything(case, causal, sequence):
-    """What stands past a length shows in no result and no gradient, were it not a number."""
+    """NaN and infinity in padded rows change no output and no gradient."""
     t = tensors(case, 2, sequence, 1, 64)
     options = {"causal": causal, "lengths": torch.tensor([11, sequence], dtype=torch.int32, device=case.device)}
     do = tensors(case, 2, sequence, 1, 64)["q"]
@@ -241,7 +253,7 @@ def test_padding_may_be_anything(case, causal, sequence):
 @pytest.mark.parametrize("causal", [False, True], ids=["bidirectional", "causal"])
 @pytest.mark.parametrize("bad", [1, 3])
 def test_packed_sequences_do_not_reach_into_each_other(case, causal, bad):
-    """What stands in one sequence shows in no result and no gradient of the others, were it not a number."""
+    """NaN in one sequence changes no output and no gradient of the others."""
     offsets = [0, 19, 30, 30, 160]
     t = {name: x[0] for name, x in tensors(case, 1, offsets[-1], 1, 64).items()}
     cu_seqlens = torch.tensor(offsets, dtype=torch.int32, device=case.device)
@@ -261,22 +273,22 @@ def test_packed_sequences_do_not_reach_into_each_other(case, causal, bad):
 @pytest.mark.parametrize("case", FUSED_CASES)
 @pytest.mark.parametrize("lengths", [None, [23, 0]], ids=str)
 def test_log_sum_exp(case, lengths):
-    """What the op returns beside o, which callers may use: natural, and infinite where there is no query."""
+    """The op also returns the LSE: natural logarithms, and infinity for padded queries."""
     t = tensors(case, 2, 40, 2, 64)
     lengths = None if lengths is None else torch.tensor(lengths, dtype=torch.int32, device=case.device)
-    arguments = (*t.values(), lengths, None, 40, None, True, 0.125, 256)
+    arguments = (*t.values(), lengths, None, 40, None, None, True, 0.125, 256)
     _, lse = torch.ops.fastlm.attention(*arguments, case.backend)
-    _, expected = reference.attention_forward(*t.values(), lengths, None, True, 0.125, 256)
+    _, expected = reference.attention_forward(*t.values(), lengths, None, None, True, 0.125, 256)
     assert lse.dtype == torch.float32
     assert torch.equal(lse.isinf(), expected.isinf())
-    # The largest scores are under 8, whose sum of products has 64 roundings.
+    # Scores are under 8, and each is a sum of 64 rounded products.
     difference = (lse - expected)[~expected.isinf()]
     assert difference.numel() == 0 or difference.abs().max() <= 64 * 8 * torch.finfo(torch.float32).eps
 
 
 @pytest.mark.parametrize("case", kernel_cases("attention"))
 def test_packed_projection_is_not_copied(case, monkeypatch):
-    """The kernels read the projection where it lies, and write its one gradient."""
+    """The kernels read q, k and v in the projection's memory, and write dq, dk and dv into one gradient."""
     seen: dict[str, list[torch.Tensor]] = {}
     launchers = backends.launchers(case.backend, "attention")
 
@@ -299,20 +311,20 @@ def test_packed_projection_is_not_copied(case, monkeypatch):
 
 
 @pytest.mark.parametrize("causal", [False, True], ids=["bidirectional", "causal"])
-@pytest.mark.parametrize("units", ["WGMMA", "TCGEN05", "MMA"])
-def test_tiles_of_every_chip(units, causal, monkeypatch):
-    """On the chip at hand, if any, only its own tiles would run."""
+@pytest.mark.parametrize("unit", ["WGMMA", "TCGEN05", "MMA"])
+def test_tiles_of_every_chip(unit, causal, monkeypatch):
+    """Runs the tiles of every chip; on a GPU, other tests run only those of that GPU."""
     if torch.cuda.is_available():
         pytest.skip("tiles of other chips may not fit this one's shared memory: run in the interpreter")
     kernels = backends.launchers("triton", "attention")
-    monkeypatch.setattr(kernels, "_units", lambda q: getattr(kernels, units))
+    monkeypatch.setattr(kernels, "_matrix_unit", lambda q: getattr(kernels, unit))
     case = Case("triton", torch.float16, "cpu")
     check(case, (1, 140, 1, 64), causal=causal)
     check(case, (2, 20, 1, 128), causal=causal, lengths=[20, 3])
 
 
 def test_tf32_where_torch_allows_it(monkeypatch):
-    """A float32 product is IEEE, unless torch's own may be TF32."""
+    """Products of float32 are IEEE float32, or TF32 if torch allows TF32 for its own."""
     kernels = backends.launchers("triton", "attention")
     seen = []
 
@@ -328,13 +340,13 @@ def test_tf32_where_torch_allows_it(monkeypatch):
     try:
         for precision in ("high", "highest"):
             torch.set_float32_matmul_precision(precision)
-            kernels.attention_forward(q, q, q, None, None, 4, None, q, q[..., 0], False, 1.0, 256)
+            kernels.attention_forward(q, q, q, None, None, 4, None, None, q, q[..., 0], False, 1.0, 256)
     finally:
         torch.set_float32_matmul_precision(before)
     assert seen == ["tf32", "ieee"]
 
 
-def test_large_heads_are_the_references():
+def test_large_head_dims_are_served_by_the_reference():
     q, call = torch.zeros(1, 4, 1, 136), backends.Call("cuda", torch.float32, 136)
     with pytest.raises(RuntimeError, match="last dimension of at most 128, not 136"):
         backends.choose(SPECS["attention"], "triton", call)
@@ -348,8 +360,8 @@ def test_large_heads_are_the_references():
     [({"lengths": [-3, 99]}, {"lengths": [0, 6]}), ({"cu_seqlens": [-5, 9, 40]}, {"cu_seqlens": [0, 9, 12]})],
     ids=["lengths", "offsets"],
 )
-def test_what_no_host_looks_at_stays_inside_of_the_arrays(case, wrong, right):
-    """On a GPU lengths and offsets are not checked: those out of range are taken as the nearest in range."""
+def test_lengths_and_offsets_out_of_range_are_clamped(case, wrong, right):
+    """The host cannot check values on a GPU, so kernels clamp lengths and offsets to the valid range."""
 
     def run(lengths=None, cu_seqlens=None):
         sequences = [
@@ -357,7 +369,7 @@ def test_what_no_host_looks_at_stays_inside_of_the_arrays(case, wrong, right):
         ]
         rows = (2, 6) if cu_seqlens is None else (12,)
         t = inputs(case.device, case.dtype, **dict.fromkeys(("q", "k", "v", "do"), (*rows, 2, 16)))
-        options = (*sequences, 6 if cu_seqlens is None else 10, None, False, 0.25, 256, case.backend)
+        options = (*sequences, 6 if cu_seqlens is None else 10, None, None, False, 0.25, 256, case.backend)
         o, lse = torch.ops.fastlm.attention(t["q"], t["k"], t["v"], *options)
         return o, lse, *torch.ops.fastlm.attention_backward(t["do"], t["q"], t["k"], t["v"], o, lse, *options)
 
@@ -369,7 +381,7 @@ def test_more_sequences_than_a_grid_has():
     q = torch.zeros(65536, 1, 1, 8)
     kernels = backends.launchers("triton", "attention")
     with pytest.raises(ValueError, match="at most 65535 sequences, got 65536"):
-        kernels.attention_forward(q, q, q, None, None, 1, None, q, q[..., 0], False, 1.0, 256)
+        kernels.attention_forward(q, q, q, None, None, 1, None, None, q, q[..., 0], False, 1.0, 256)
 
 
 @pytest.mark.parametrize("case", cases("attention"))
@@ -378,7 +390,7 @@ def test_strided_inputs(case):
     contiguous = {name: x.contiguous() for name, x in t.items()}
     expected = fastlm.attention(**contiguous, backend=case.backend)
     assert torch.equal(fastlm.attention(**t, backend=case.backend), expected)
-    # q, k and v with strides of their own, one of them not aligned, and one expanded.
+    # Three different layouts: one is not aligned to 16 bytes, one is expanded.
     base = torch.cat([t["k"], t["k"]], -1)[..., 1:65].detach()
     mixed = {"q": t["q"], "k": base, "v": t["v"][:, :, :1].expand_as(base)}
     expected = fastlm.attention(*(x.contiguous() for x in mixed.values()), backend=case.backend)
@@ -407,12 +419,12 @@ def test_opcheck(case):
     t = [x.requires_grad_() for x in tensors(case, 2, 9, 2, 32).values()]
     seed = torch.tensor([7], device=case.device)
     lengths = torch.tensor([9, 4], dtype=torch.int32, device=case.device)
-    assert_passes_opcheck("attention", *t, lengths, None, 9, seed, False, 0.125, 230, case.backend)
+    assert_passes_opcheck("attention", *t, lengths, None, 9, seed, None, False, 0.125, 230, case.backend)
     qkv = torch.stack([x.detach() for x in t], 2).requires_grad_()
-    assert_passes_opcheck("attention_packed", qkv, lengths, None, 9, seed, True, 0.125, 230, case.backend)
+    assert_passes_opcheck("attention_packed", qkv, lengths, None, 9, seed, seed, True, 0.125, 230, case.backend)
     packed = qkv.detach().flatten(0, 1).requires_grad_()
     cu_seqlens = torch.tensor([0, 9, 18], dtype=torch.int32, device=case.device)
-    assert_passes_opcheck("attention_packed", packed, None, cu_seqlens, 9, seed, True, 0.125, 230, case.backend)
+    assert_passes_opcheck("attention_packed", packed, None, cu_seqlens, 9, seed, seed, True, 0.125, 230, case.backend)
 
 
 def test_second_derivative_raises():

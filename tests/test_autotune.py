@@ -1,4 +1,4 @@
-"""Opt-in tuning: it times each shape class once, keeps the fastest tile, and any tile is right."""
+"""FASTLM_AUTOTUNE=1: each shape class is timed once, the fastest tile is kept, and every tile gives right results."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from triton.runtime.errors import OutOfResources, PTXASError
 import fastlm
 from fastlm.kernels import autotune
 
-pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="tiles are chosen here by a clock of the test's own")
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="the tests replace the clock that chooses tiles")
 INTERPRETED = Case("triton", torch.float16, "cpu")
 
 
 @pytest.fixture
 def tuning(monkeypatch):
-    """Turns tuning on, with a clock by which the tile of index `fastest` is that, modulo how many there are."""
+    """Turns tuning on, with a fake clock that makes tile number `fastest` (modulo the number of tiles) the fastest."""
     state = SimpleNamespace(fastest=0, timed=[])
 
     def find_fastest(run, shape_class, tiles):
@@ -100,7 +100,7 @@ def test_what_the_chip_cannot_run_is_never_the_fastest(error):
     assert 0 <= autotune.milliseconds(lambda: None) < math.inf
 
 
-def test_a_capture_is_not_spoilt(monkeypatch):
+def test_tuning_during_a_graph_capture_raises(monkeypatch):
     monkeypatch.setenv("FASTLM_AUTOTUNE", "1")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")

@@ -1,4 +1,4 @@
-"""Which backend serves a call: `auto` finds one, an explicit request gets that one or an error that says why."""
+"""The choice of a backend: `auto` finds one; an explicit request gets that backend or an error with the reasons."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fastlm import backends
 from fastlm.backends import Call, Limits, Spec
 from fastlm.ops import SPECS
 
-# An op with a reference and a Triton kernel (kernels/toy.py).
+# An op that does not exist. It claims to have a reference, and a Triton kernel in kernels/toy.py.
 TOY = Spec(
     "toy",
     kernels="toy",
@@ -35,7 +35,8 @@ def choose(spec: Spec | str, request: str, dtype: torch.dtype, device: str, **mo
 
 @pytest.fixture
 def toy(monkeypatch):
-    """What is missing on a machine where everything else is installed."""
+    """Simulates a machine with everything installed, except the modules that a test adds to the returned dict, each
+    with its error."""
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     monkeypatch.delenv("FASTLM_EMULATE", raising=False)
     missing = {}
@@ -45,7 +46,7 @@ def toy(monkeypatch):
 
 @pytest.fixture
 def calls(monkeypatch):
-    """The names of the launchers called, in order."""
+    """Returns the list of "backend.launcher" names that are called, in order."""
     found, launchers = [], backends.launchers
 
     class Spy:
@@ -60,7 +61,7 @@ def calls(monkeypatch):
     return found
 
 
-def test_auto_takes_the_first_that_is_able(toy):
+def test_auto_takes_the_first_backend_that_can_serve_the_call(toy):
     assert choose(TOY, "auto", torch.float32, "cuda") == "triton"
     assert choose(TOY, "auto", torch.float64, "cuda") == "reference"
     assert choose(TOY, "auto", torch.float32, "cpu") == "reference"
@@ -178,7 +179,7 @@ def test_the_first_reason_is_what_no_machine_changes(toy):
     assert device.startswith("the tensors are on cpu, and Triton's kernels need a CUDA device")
 
 
-def test_a_plain_backend_computes_by_its_function_and_the_others_by_their_launchers(monkeypatch):
+def test_the_reference_is_called_directly_and_the_others_by_their_launchers(monkeypatch):
     def launch(launchers, x):
         return launchers, x
 

@@ -1,4 +1,4 @@
-"""A visit goes on past parts that fail, hang or are not there, and brings home what it has."""
+"""A visit continues after parts that fail, hang or cannot start, and always leaves a summary."""
 
 from __future__ import annotations
 
@@ -10,8 +10,6 @@ import time
 from pathlib import Path
 
 import pytest
-
-sys.path.append(str(Path(__file__).parent.parent))  # after all else: kernels/ must not hide the package of that name
 
 from benchmarks import visit as module
 from benchmarks.visit import ROOT, Part, visit

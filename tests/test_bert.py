@@ -38,7 +38,7 @@ def theirs_and_ours(activation: str = "gelu") -> tuple[transformers.BertForPreTr
 
 
 def batch(vocab_size: int, length: int = LENGTH, *, padded: bool = False) -> dict[str, Tensor]:
-    """What the loader gives, some of the predicted positions padding. Token 0 is left out: see the parity test."""
+    """Returns a batch as from the loader, with some predicted positions padded. No token is 0: see the parity test."""
     generator = torch.Generator().manual_seed(5)
 
     def draw(low: int, high: int, *shape: int) -> Tensor:
@@ -76,7 +76,7 @@ def valid_in(batch: dict[str, Tensor]) -> Tensor:
 def assert_agree(
     ours: BERT, theirs: transformers.BertForPreTraining, batch: dict[str, Tensor], output, expected
 ) -> None:
-    """Loss, hidden states and both heads' logits where they mean something, and every gradient."""
+    """Compares loss, hidden states and logits at valid positions, and every gradient."""
     valid, positions = valid_in(batch), batch["mlm_positions"]
     asked = batch["mlm_targets"] != -100
     rows = torch.arange(positions.shape[0])[:, None]
@@ -95,7 +95,7 @@ def assert_agree(
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
 @pytest.mark.parametrize("activation", ["gelu", "gelu_new"])
 def test_loss_logits_and_every_gradient_agree_with_transformers(activation, training, padded, monkeypatch):
-    # Tokens have no 0: theirs never trains the embedding of the padding token, the original code did.
+    # No token is 0: transformers never trains the embedding of the padding token; the original code did.
     theirs, ours = theirs_and_ours(activation)
     theirs.train(training), ours.train(training)
     seeds, data = seeds_for(ours.config.layers), batch(101, padded=padded)
@@ -121,7 +121,7 @@ REACTIONS = (
 
 
 def rxnfp() -> tuple[dict, dict[str, Tensor], dict[str, int]]:
-    """rxnfp's pretrained BERT (Schwaller et al. 2021), masked-LM and next-sentence heads and all; a pickle."""
+    """Returns rxnfp's pretrained BERT (Schwaller et al. 2021), a pickle, with both pretraining heads."""
     folder = installed("rxnfp", "models/transformers/bert_pretrained")
     vocabulary = {token: i for i, token in enumerate((folder / "vocab.txt").read_text().splitlines())}
     weights = torch.load(folder / "pytorch_model.bin", weights_only=True)
@@ -129,7 +129,7 @@ def rxnfp() -> tuple[dict, dict[str, Tensor], dict[str, int]]:
 
 
 def reactions(vocabulary: dict[str, int]) -> tuple[Tensor, Tensor]:
-    """Reactions in SMILES as padded token ids (B, S) and lengths (B,)."""
+    """Returns reactions in SMILES as padded token ids (B, S) and lengths (B,)."""
     pieces = [re.findall(r"\[[^\]]+\]|Br|Cl|>>|%\d\d|.", text) for text in REACTIONS]
     return padded([[vocabulary[token] for token in ("[CLS]", *piece, "[SEP]")] for piece in pieces])
 
@@ -169,7 +169,7 @@ def test_real_weights_fill_in_masked_atoms():
         masked = tokens.scatter(1, positions, vocabulary["[MASK]"])
         guesses = model.logits("mlm", model(masked).hidden, positions).argmax(-1)
         right, total = right + int((guesses == tokens.gather(1, positions)).sum()), total + len(positions)
-    assert right / total > 0.9, f"{right} of {total}"  # 113 of 121; an untrained model guesses 1 in 591
+    assert right / total > 0.9, f"{right} of {total}"  # measured: 113 of 121; an untrained model guesses 1 of 591
 
 
 SENTENCES = (
@@ -192,7 +192,7 @@ def test_a_real_encoder_on_real_sentences_agrees_with_transformers():
     output, expected = ours(tokens, None, lengths), theirs(tokens, attention_mask=valid.long())
     assert_same("hidden", output.hidden[valid], expected.last_hidden_state[valid])
     assert_same("pooled", ours.pooled(output.hidden), expected.pooler_output)
-    # Its purpose: the mean of a sentence's states is near that of a paraphrase, far from that of another subject.
+    # The encoder's purpose: a sentence's mean state is near that of a paraphrase, far from that of another subject.
     means = F.normalize((output.hidden * valid[..., None]).sum(1), dim=-1)
     likeness = means @ means.T
     assert likeness[0, 1] > 0.4 > 0.2 > likeness[0, 2]
@@ -315,7 +315,7 @@ def test_initialisation_is_normal_truncated_at_two_deviations():
     model = models.build(replace(TINY, hidden=128, layers=3))
     for name, p in model.named_parameters():
         if p.ndim == 2:
-            n, deviation = p.numel(), 0.02 * 0.8796  # of a standard normal cut at 2
+            n, deviation = p.numel(), 0.02 * 0.8796  # 0.8796: deviation of a standard normal truncated at 2
             assert p.abs().max() <= 0.04, name
             assert abs(p.std().item() / deviation - 1) < 5 / (2 * n) ** 0.5, name
             assert abs(p.mean().item()) < 5 * deviation / n**0.5, name
@@ -342,6 +342,19 @@ def test_what_is_past_a_length_is_not_looked_at():
     first, second = model(**data), model(**changed)
     assert torch.equal(first.hidden[valid], second.hidden[valid]) and torch.equal(first.loss, second.loss)
     assert not torch.equal(first.hidden[~valid], second.hidden[~valid])
+
+
+def test_the_parts_of_a_batch_drop_what_the_whole_would_drop():
+    model, data = models.build(replace(TINY, dropout=0.3)).train(), batch(TINY.vocab_size, padded=True)
+    seeds, inputs = seeds_for(TINY.layers), {name: data[name] for name in ("tokens", "segments", "lengths")}
+    whole = model(**inputs, seeds=seeds).hidden
+    for cut in range(1, BATCH):
+        for part, first in ((slice(0, cut), None), (slice(cut, None), torch.tensor([cut]))):
+            piece = {name: x[part] for name, x in inputs.items()}
+            hidden = model(**piece, seeds=seeds, first_sequence=first).hidden
+            torch.testing.assert_close(hidden, whole[part], rtol=1e-5, atol=1e-5)
+    elsewhere = model(**inputs, seeds=seeds, first_sequence=torch.tensor([1])).hidden
+    assert (elsewhere - whole).abs().max() > 0.1
 
 
 def test_losses_come_for_the_targets_that_are_given():
@@ -470,7 +483,7 @@ def test_bf16_on_the_gpu_is_the_same_model_and_never_waits():
         output.loss.backward()
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    # The masks are the same bits; bfloat16 keeps 8 bits, and 24 residual steps round to it.
+    # The masks are equal; bfloat16 has 8 bits, and 24 residual steps are rounded to it.
     assert abs(output.loss.item() - expected.loss.item()) < 0.02 * expected.loss.item()
     hidden = expected.hidden.detach()[valid]
     error = (output.hidden.float().cpu()[valid] - hidden).square().mean().sqrt()

@@ -1,4 +1,4 @@
-"""GELU(x + bias) in every backend and dtype of the table."""
+"""bias_gelu: GELU(x + bias), in every backend and dtype that its SPEC names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checkpoints: exact, atomic, checked before they are believed, and never pickled."""
+"""Checkpoints: exact, atomic, verified before they are loaded, and never pickled."""
 
 import json
 import os
@@ -22,7 +22,7 @@ RECIPE = {"lr": 1e-2, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.01}
 
 
 class Saved(nn.Module):
-    """What a model of fastlm has: save."""
+    """Has `save`, as fastlm's models."""
 
     def save(self, folder):
         folder.mkdir(parents=True)
@@ -31,14 +31,14 @@ class Saved(nn.Module):
 
 
 class Model(nn.Sequential, Saved):
-    """Two matrices and a layer norm."""
+    """A model of two matrices and a layer norm."""
 
     def __init__(self, width=3):
         super().__init__(nn.Linear(4, width), nn.LayerNorm(width), nn.Linear(width, 4, bias=False))
 
 
 class Heads(Saved):
-    """Reads ids of 0 to 10: a table, a layer that is used twice, a tied output, a buffer and two more heads."""
+    """A model of ids 0 to 10: an embedding, a layer used twice, a tied output, a buffer and two more heads."""
 
     def __init__(self, *, freeze=()):
         super().__init__()
@@ -64,7 +64,7 @@ def make(kind="adamw", seed=0, width=3):
 
 
 def train(model, optimizer, updates):
-    """Updates whose data comes from torch's generator, so that its state matters."""
+    """Makes updates on data from torch's generator, whose state a checkpoint must therefore restore."""
     losses = []
     for _ in range(updates):
         optimizer.zero_grad()
@@ -82,7 +82,7 @@ def make_heads(kind="adamw", seed=0, **options):
 
 
 def train_heads(model, optimizer, steps, late=4):
-    """Updates of which those from `late` on have a gradient for the late head."""
+    """Makes updates; only those from `late` on give the late head a gradient."""
     for step in steps:
         optimizer.zero_grad(set_to_none=True)
         model(torch.randint(11, (8,)), late=step >= late).backward()
@@ -142,7 +142,7 @@ def test_frozen_unused_late_and_shared_parameters_and_buffers_go_on_bit_for_bit(
 
 
 def test_state_that_the_optimizer_had_before_is_gone(tmp_path):
-    """Else a parameter without state in the checkpoint would go on with that of the updates before it was loaded."""
+    """Otherwise a parameter without state in the checkpoint would keep its state from before loading."""
     model, optimizer = make_heads()
     train_heads(model, optimizer, range(2))
     save(tmp_path, 2, model, optimizer)
@@ -232,7 +232,7 @@ def give_it_to_another_run(path):
 
 
 def pickle_it(path):
-    """A pickle in a safetensors file's place, with sums that agree: unpickling it would leave a trace."""
+    """Replaces a safetensors file by a pickle with the right checksum. Unpickling it would leave a trace."""
     file = path / "optimizer.safetensors"
     file.write_bytes(pickle.dumps(_Trace(path / "unpickled")))
     state = json.loads((path / "state.json").read_text())
@@ -276,7 +276,7 @@ def test_an_unusable_one_is_named_and_the_one_before_it_is_used(tmp_path, damage
     assert len(notes) == 1 and sentence in notes[0] and "step-00000002" in notes[0] and "\n" not in notes[0]
     assert train(other, other_optimizer, 1) == expected
     assert not list(tmp_path.rglob("unpickled"))
-    # It is out of the way, not gone, and the next ones are kept as ever.
+    # It is renamed, not deleted, and later checkpoints are kept as usual.
     assert (tmp_path / "step-00000002.unusable").is_dir()
     save(tmp_path, 2, other, other_optimizer)
     assert [p.name for p in find_checkpoints(tmp_path)] == ["step-00000001", "step-00000002"]

@@ -1,4 +1,4 @@
-"""The command line: what each command does, and that what a user can mend is one sentence and an exit code."""
+"""The command line: its commands, and errors of the user, which are one sentence and an exit code."""
 
 import signal
 import subprocess
@@ -20,11 +20,11 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.fixture(autouse=True)
 def brief(monkeypatch):
-    monkeypatch.setattr(causal_lm, "WRITTEN", 5)
+    monkeypatch.setattr(causal_lm, "NEW_TOKENS", 5)
 
 
 def main(capsys, *arguments):
-    """The exit code, stdout, and stderr without the progress bar."""
+    """Runs a command; returns the exit code, stdout, and stderr without the progress bar."""
     capsys.readouterr()
     try:
         code = cli.main([str(argument) for argument in arguments])
@@ -41,10 +41,10 @@ def options(text, folder, model="gpt1_tiny", **more):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, text):
-    """Run folders of a GPT-1 and a BERT."""
+    """Returns the run folders of a GPT-1 and a BERT."""
     folders = {}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(causal_lm, "WRITTEN", 5)
+        patch.setattr(causal_lm, "NEW_TOKENS", 5)
         for model in ("gpt1_tiny", "bert_tiny"):
             folders[model] = tmp_path_factory.mktemp(model) / "run"
             chosen = options(text, folders[model], model, steps=2, validation_fraction=0.2)
@@ -70,8 +70,8 @@ def test_an_interrupted_run_goes_on_with_what_it_was_given(tmp_path, text, capsy
         before_update(patch, 2, lambda: signal.raise_signal(signal.SIGINT))
         code, _, err = main(capsys, "pretrain", *options(text, folder, steps=5, learning_rate=3e-3))
     assert code == cli.INTERRUPTED
-    assert err[-1] == "fastlm: stopped and saved at step 3 of 5; give the same command again to go on"
-    code, out, _ = main(capsys, "pretrain", "--run", folder)  # what is not given is as it was
+    assert err[-1] == "fastlm: stopped and saved at step 3 of 5; give the same command again to resume"
+    code, out, _ = main(capsys, "pretrain", "--run", folder)  # options that are not given keep their values
     assert code == 0 and "resuming at step 3 of 5" in out
     assert losses(folder) == losses(whole) and weights(folder) == weights(whole)
 
@@ -198,7 +198,7 @@ def test_every_option_of_a_run_is_on_the_command_line():
     parser = cli._parser()
     given = parser.parse_args(["pretrain", "--data", "a.txt", "b.txt", "--batch-size", "8", "--phases", "64"])
     assert (given.data, given.batch_size, given.phases) == (("a.txt", "b.txt"), 8, ((1.0, 64),))
-    assert not hasattr(given, "steps")  # what is not given is the preset's
+    assert not hasattr(given, "steps")  # options that are not given have the preset's values
     sections = RECIPES["bert_base"].to_json()
     for name, value in {n: v for section in list(sections)[1:] for n, v in sections[section].items()}.items():
         if value is not None and name not in ("data", "phases"):

@@ -1,4 +1,4 @@
-"""The bytes that csrc/adamw.cu moves are those of its header."""
+"""csrc/adamw.cu moves the bytes that the comment at its top states."""
 
 from __future__ import annotations
 
@@ -23,6 +23,6 @@ def test_bytes(dtype, norm, update):
     _C_emulated.take_traffic()
     fastlm.adamw(parameters, gradients, *moments, **equal, **each_step, backend="cuda")
     traffic = _C_emulated.take_traffic()
-    # Beside the elements: each program's sum and the norm, written once.
+    # In addition to the elements, each CTA writes a partial sum, and one CTA writes the norm.
     assert traffic["read"] + traffic["written"] == (norm + update) * elements + 4 * (programs + 1)
     assert traffic["accesses"] == (norm + update) * elements // 16 + programs + 1

@@ -1,4 +1,4 @@
-"""The CUDA C++ kernels of csrc/attention: all their paths, the bytes they move, and what their launchers refuse."""
+"""The CUDA C++ kernels of csrc/attention: every code path, the bytes they move, and what their launchers refuse."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from test_attention import check
 import fastlm
 from fastlm import backends
 
-pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="the emulator, which counts bytes, is for the CPU")
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="the emulator counts bytes; it runs on the CPU")
 
 BF16 = Case("cuda", torch.bfloat16, "cpu")
 FP16 = Case("cuda", torch.float16, "cpu")
@@ -19,21 +19,21 @@ FP16 = Case("cuda", torch.float16, "cpu")
 @pytest.mark.parametrize(
     ("case", "shape", "options"),
     [
-        # One backward pass by four warps, and by eight where a block of four cannot hold the keys.
+        # The backward in one pass: CTAs of four warps, or of eight if four cannot hold all keys.
         (BF16, (2, 97, 1, 64), {"causal": True, "lengths": [97, 34]}),
         (BF16, (2, 168, 1, 64), {"lengths": [168, 70]}),
         (FP16, (1, 250, 1, 64), {"causal": True, "p": 0.0}),
         (FP16, (2, 129, 1, 32), {"causal": True}),
         (BF16, (1, 70, 2, 128), {"causal": True}),
         (FP16, (2, 128, 1, 128), {"lengths": [128, 60]}),
-        # Two passes, over queries and over keys.
+        # The backward in two passes, one over queries and one over keys.
         (BF16, (1, 272, 1, 64), {"causal": True}),
         (BF16, (2, 300, 1, 64), {"lengths": [290, 140]}),
         (FP16, (1, 264, 1, 64), {"p": 0.0}),
         (FP16, (2, 260, 1, 32), {"causal": True, "lengths": [260, 3]}),
         (BF16, (1, 150, 1, 128), {}),
         (FP16, (2, 140, 1, 128), {"causal": True, "lengths": [140, 0]}),
-        # Heads as wide as no kernel: columns of zeros.
+        # head_dims between the kernels' sizes, which are padded with columns of zeros.
         (BF16, (2, 40, 2, 8), {}),
         (FP16, (1, 270, 1, 40), {"causal": True}),
         (BF16, (1, 50, 2, 104), {}),
@@ -46,7 +46,7 @@ def test_every_path(case, shape, options):
 
 @pytest.mark.parametrize("causal", [False, True])
 def test_packed_rows_in_two_passes(causal):
-    """Sequences of a packed batch are what they are alone."""
+    """Each sequence of a packed batch has the results that it has alone."""
     lengths, longest = [5, 283, 0, 130], 283
     cu_seqlens = torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0).to(torch.int32)
     qkv = inputs("cpu", torch.bfloat16, qkv=(sum(lengths), 3, 1, 64))["qkv"].requires_grad_()
@@ -74,7 +74,8 @@ def traffic() -> dict[str, int]:
 
 
 @pytest.mark.parametrize(
-    # Rows of keys that each block of queries reads in the forward; of keys and of queries in the backward's two passes.
+    # seen: rows of keys that a head's CTAs read in the forward. backward: rows of keys and of queries that they read in
+    # the two passes of the backward; None if it has one pass.
     ("sequence", "causal", "seen", "backward"),
     [
         (128, False, 128, None),
@@ -126,7 +127,7 @@ def test_the_projection_is_read_and_its_gradient_written_in_place(monkeypatch):
 
 
 @pytest.mark.parametrize("kind", ["address", "stride"])
-def test_what_is_not_in_chunks_of_16_bytes_is_copied(kind):
+def test_tensors_not_aligned_to_16_bytes_are_copied(kind):
     whole = inputs("cpu", torch.bfloat16, q=(2, 19, 3, 64))["q"]
     odd = torch.empty(whole.numel() + 1, dtype=whole.dtype)[1:].view(whole.shape)
     if kind == "stride":
@@ -140,7 +141,7 @@ def test_what_is_not_in_chunks_of_16_bytes_is_copied(kind):
     assert torch.equal(*grads)
 
 
-def test_what_the_kernels_do_not_take_is_named():
+def test_unsupported_dtypes_and_head_dims_are_named():
     x = torch.zeros(1, 4, 2, 64)
     with pytest.raises(RuntimeError, match="it takes float16, bfloat16, not float32"):
         fastlm.attention(x, x, x, backend="cuda")
@@ -150,7 +151,7 @@ def test_what_the_kernels_do_not_take_is_named():
             fastlm.attention(x, x, x, backend="cuda")
 
 
-def test_a_launcher_checks_what_its_kernel_takes_for_granted():
+def test_launchers_check_what_kernels_assume():
     from _C_emulated import attention_forward
 
     x, lse = torch.zeros(2, 5, 3, 16, dtype=torch.float16), torch.zeros(2, 3, 5)
@@ -159,6 +160,7 @@ def test_a_launcher_checks_what_its_kernel_takes_for_granted():
     def launch(**changes):
         arguments = {
             "q": x, "k": x, "v": x, "lengths": None, "cu_seqlens": None, "max_seqlen": 5, "seed": None,
+            "first_sequence": None,
             "o": x.clone(), "lse": lse, "causal": False, "scale": 0.25, "keep": 256, "stream": 0,
         }  # fmt: skip
         return attention_forward(*(arguments | changes).values())

@@ -7,14 +7,14 @@ import torch
 
 from fastlm import backends
 
-pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="the emulator, which counts bytes, is for the CPU")
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="the emulator counts bytes; it runs on the CPU")
 
 N, E, RUN = 37, 768, 4
 DTYPES = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=["bf16", "fp32"])
 
 
 def launched(name: str, *arguments) -> dict[str, int]:
-    """The traffic of a launcher."""
+    """Launches a kernel and returns the bytes and accesses that the emulator counted."""
     from _C_emulated import take_traffic
 
     take_traffic()
@@ -27,7 +27,7 @@ def launched(name: str, *arguments) -> dict[str, int]:
 def test_bytes_of_the_forward(dtype, save_sum):
     word, y, s = (torch.randn(N, E, dtype=dtype) for _ in range(3))
     gamma, statistics, ids = torch.ones(E), torch.empty(N), torch.arange(N).flip(0)
-    tables = (ids, word, word, None, word[:2], ids % 2, gamma, None, torch.tensor([7]))
+    tables = (ids, word, word, None, word[:2], ids % 2, gamma, None, torch.tensor([7]), None)
     moved = launched(
         "embedding_layer_norm_forward", *tables, y, s if save_sum else None, statistics, statistics, N, 230, 1e-5
     )
@@ -43,11 +43,23 @@ def test_bytes_of_the_backward(dtype):
     gamma, dgamma, dbeta, seed, partials = torch.ones(E), torch.empty(E), torch.empty(E), torch.tensor([7]), 8
     room, array = torch.empty(2, partials, E), N * E * dtype.itemsize
     moved = launched(
-        "embedding_layer_norm_backward", dy, s, torch.zeros(N), torch.ones(N), gamma, seed, ds, dgamma, dbeta, 230, room
+        "embedding_layer_norm_backward",
+        dy,
+        s,
+        torch.zeros(N),
+        torch.ones(N),
+        gamma,
+        seed,
+        None,
+        ds,
+        dgamma,
+        dbeta,
+        230,
+        room,
     )
     assert moved["read"] == 2 * array + room.nbytes
     assert moved["written"] == array + room.nbytes + 8 * E
-    moved = launched("embedding_layer_norm_backward", dy, *[None] * 4, seed, ds, None, None, 230, None)
+    moved = launched("embedding_layer_norm_backward", dy, *[None] * 4, seed, None, ds, None, None, 230, None)
     assert moved == {"read": array, "written": array, "cached": moved["cached"], "accesses": 2 * array // 16}
 
 
@@ -55,7 +67,8 @@ def test_bytes_of_the_backward(dtype):
 @pytest.mark.parametrize("columns", [E, 99])
 @pytest.mark.parametrize("vocabulary", [5, 1025])
 def test_gradient_of_a_table(dtype, columns, vocabulary):
-    """Each element of ds is read once; a row of `vocabulary` is one warp's or a block's, of whole runs and of none."""
+    """Each element of ds is read once. A row of a small table is summed by one CTA, a row of a large one by one warp.
+    Some ids fill whole runs (RUN equal ids), some parts of runs, and some rows have no ids."""
     ids = torch.tensor([3] * 11 + [0] * 5 + [4, 1] + [vocabulary - 1] * 19)
     ds = torch.randn(N, columns).to(dtype)
     sorted_ids, order = torch.sort(ids.int(), stable=True)
@@ -76,6 +89,6 @@ def test_an_id_out_of_range_is_an_error_of_the_device():
     for id in (5, -1):
         with pytest.raises(RuntimeError, match="trap"):
             launched(
-                "embedding_layer_norm_forward", torch.tensor([id]), word, *[None] * 7, y,
+                "embedding_layer_norm_forward", torch.tensor([id]), word, *[None] * 8, y,
                 None, None, None, 1, 256, 1e-5,
             )  # fmt: skip

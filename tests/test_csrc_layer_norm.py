@@ -1,4 +1,4 @@
-"""The CUDA C++ kernels of csrc/layer_norm.cu move the bytes that the file's header says, and no more."""
+"""csrc/layer_norm.cu moves exactly the bytes that the comment at its top states."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 import fastlm
 from fastlm.ops._register import num_partials
 
-pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="the emulator, which counts bytes, is for the CPU")
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="the emulator counts bytes; it runs on the CPU")
 
 SHAPES = [(37, 768), (9, 1024), (5, 256), (3, 1536), (2, 8192)]
 
@@ -22,7 +22,7 @@ def traffic() -> dict[str, int]:
 def run(
     rows: int, columns: int, dtype: torch.dtype, *, p: float, gradients: bool = True, keep_sum: bool = True
 ) -> tuple[dict, dict]:
-    """The traffic of the forward and of the backward."""
+    """Returns the traffic of the forward and that of the backward."""
     x = torch.randn(rows, columns, dtype=dtype, requires_grad=gradients)
     residual = torch.randn(rows, columns, dtype=dtype)
     gamma, beta, bias = (torch.ones(columns, dtype=dtype, requires_grad=gradients) for _ in range(3))
@@ -66,14 +66,15 @@ def test_a_row_too_long_is_named():
         fastlm.add_layer_norm(x, x, torch.ones(8200), backend="cuda")
 
 
-def test_a_launcher_checks_what_its_kernel_takes_for_granted():
+def test_launchers_check_what_kernels_assume():
     from _C_emulated import add_layer_norm_forward
 
     x, vector, statistics = torch.zeros(3, 16), torch.zeros(16), torch.zeros(3)
 
     def launch(**changes):
         arguments = {
-            "x": x, "residual": x, "bias": None, "gamma": vector, "beta": None, "seed": None, "y": x.clone(),
+            "x": x, "residual": x, "bias": None, "gamma": vector, "beta": None, "seed": None, "first_row": None,
+            "y": x.clone(),
             "sum": None, "mean": statistics, "rstd": statistics, "keep": 256, "eps": 1e-5, "stream": 0,
         }  # fmt: skip
         return add_layer_norm_forward(*(arguments | changes).values())

@@ -1,4 +1,4 @@
-"""The bytes that csrc/linear_cross_entropy.cu moves are those of its header."""
+"""csrc/linear_cross_entropy.cu moves the bytes that the comment at its top states."""
 
 from __future__ import annotations
 
@@ -27,4 +27,4 @@ def test_a_row_is_read_once_where_it_fits(vocabulary, padded, dtype, reads, grad
     traffic = _C_emulated.take_traffic()
     row = padded * dtype.itemsize
     assert traffic["read"] == (rows - ignored) * row * (reads if gradient else 1)
-    assert traffic["written"] == rows * (row * gradient + 8)  # and a loss and an lse
+    assert traffic["written"] == rows * (row * gradient + 8)  # 8: a loss and an LSE

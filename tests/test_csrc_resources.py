@@ -1,4 +1,4 @@
-"""The CUDA C++ kernels as nvcc compiles them: nothing spills, and no kernel takes more than the committed budget.
+"""The CUDA C++ kernels, compiled by nvcc, spill no registers and stay within the committed budget (csrc.tsv).
 
 `make test` compiles them for one target, `make test-all` for all.
 """
@@ -13,12 +13,10 @@ from pathlib import Path
 
 import pytest
 
-sys.path.append(str(Path(__file__).parent.parent))  # after all else: kernels/ must not hide the package of that name
-
 from benchmarks.resources._csrc import BUDGET, library
 
 ROOT = Path(__file__).parent.parent
-REFRESH = "if it is worth it: python -m benchmarks.resources._csrc --budget"
+REFRESH = "to accept this as the new budget: python -m benchmarks.resources._csrc --budget"
 
 TARGETS = {"90a": {"90a"}, "all": {"80", "90a", "100", "120"}}
 
@@ -53,7 +51,7 @@ def test_the_budget_names_every_kernel(found, budget):
 
 
 def test_no_kernel_exceeds_its_budget(found, budget):
-    """The figures are of nvcc 13.0; another release may allocate a few registers more."""
+    """The budget is from nvcc 13.0; another release may allocate a few more registers."""
     over = []
     for usage in found:
         allowed = budget[usage["kernel"]]
@@ -63,12 +61,12 @@ def test_no_kernel_exceeds_its_budget(found, budget):
 
 
 def test_one_more_block_would_not_fit(found):
-    """The occupancy that is printed, by the limits that all these chips share: 65536 registers, 32 blocks, 64 warps."""
+    """The printed occupancy is the largest that the chips' limits allow: 65536 registers, 32 CTAs, 64 warps per SM."""
     for usage in (u for u in found if u["arch"] in ("80", "90a", "100")):
         block = usage["threads"] // 32
         assert usage["warps"] % block == 0
         assert usage["warps"] * 32 * usage["registers"] <= 65536
         more = usage["warps"] + block
-        # A warp's registers are allocated in steps of 256; no kernel here has much shared memory of fixed size.
+        # Registers are allocated in units of 256 per warp. No kernel here has much static shared memory.
         registers = more * -(-usage["registers"] * 32 // 256) * 256
         assert more > 64 or more // block > 32 or registers > 65536, usage

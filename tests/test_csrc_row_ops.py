@@ -1,4 +1,4 @@
-"""layer_norm and the GELU family in CUDA C++ move the bytes that their files' headers say, and no more."""
+"""layer_norm and the GELU ops in CUDA C++ move exactly the bytes that the comments at the top of their files state."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import torch
 import fastlm
 from fastlm.ops._register import num_partials
 
-pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="the emulator, which counts bytes, is for the CPU")
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="the emulator counts bytes; it runs on the CPU")
 
-# The op's vectors of parameters, and whether it keeps a row's mean and reciprocal deviation.
+# For each op: its parameters, which are vectors, and whether it stores each row's mean and rstd.
 OPS = {
     "layer_norm": (("gamma", "beta"), True),
     "gelu_layer_norm": (("gamma", "beta", "bias"), True),
@@ -33,7 +33,7 @@ def test_bytes(op, rows, columns, dtype):
     array, statistics = rows * columns * dtype.itemsize, 8 * rows * normalises
     sums = len(names) * columns * 4
     partials = sums * num_partials(rows, x.device)
-    if op == "bias_gelu":  # whose programs share the columns too
+    if op == "bias_gelu":  # its grid also splits the columns
         partials = sums * max(1, num_partials(rows, x.device) // math.ceil(columns / 256))
 
     take_traffic()

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from fastlm.data import DataError, corpus, novels, read_documents, sentences
 from fastlm.data.sentences import split_sentences
 
-# Texts that a pattern may try again and again, or that a reader may hold whole, of n characters.
+# Texts of n characters that could make a pattern backtrack, or make a reader hold all of the text.
 HARD = {
     "dots": lambda n: "." * n,
     "one word": lambda n: "a" * n,
@@ -61,7 +61,7 @@ def test_json_lines(tmp_path, packing):
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
 @pytest.mark.parametrize("kind", ["txt", "jsonl"])
 def test_line_ends_and_other_white_space(tmp_path, kind, end):
-    """Only lines that end in a newline (of any system) can be blank; form feeds and U+2028 are white space."""
+    """LF, CR LF and CR end a line; form feeds and U+2028 are only white space."""
     text = end.join(["one", "two", "\x0cthree\x0b\x0bfour\u2028\u2028five\x85\x1csix", "", "seven", " \t", "", "eight"])
     path = write(tmp_path / f"a.{kind}", text if kind == "txt" else json.dumps({"text": text}))
     assert list(read_documents(path, document="file")) == ["one two three four five six\nseven\neight"]
@@ -97,14 +97,16 @@ def test_blocks_are_cut_anywhere(tmp_path_factory, text, block):
 @pytest.mark.parametrize("kind", ["txt", "jsonl"])
 @pytest.mark.parametrize("name", HARD)
 def test_any_text_takes_linear_time(tmp_path, name, kind):
-    """Eight times the text may take three times eight times as long; a quadratic step would take 64 times."""
+    """Eight times the text may take up to 24 times as long; quadratic work would take 64 times as long."""
 
     def seconds(n: int) -> float:
         text = HARD[name](n)
         path = write(tmp_path / f"a.{kind}", text if kind == "txt" else json.dumps({"text": text}))
         start = time.process_time()
         assert all(
-            len(s) <= 1 + sentences.LONGEST for f in read_documents(path).streams() for s in sentences.sentences(f)
+            len(s) <= 1 + sentences.MAX_CHARACTERS
+            for f in read_documents(path).streams()
+            for s in sentences.sentences(f)
         )
         return time.process_time() - start
 
@@ -132,7 +134,7 @@ def test_files_in_order_and_read_again(tmp_path):
 
 def test_novels():
     documents = list(read_documents(novels()))
-    assert len(documents) == 55 + 48 + 31 + 24 + 61 + 50  # chapters of the six, as published
+    assert len(documents) == 55 + 48 + 31 + 24 + 61 + 50  # chapters of the six novels, as published
     assert documents[0].split("\n")[:4] == ["EMMA", "By Jane Austen", "VOLUME I", "CHAPTER I"]
     assert (
         documents[0]
@@ -247,7 +249,7 @@ def test_ideographic_sentences_end_without_white_space(sentences):
 
 
 def test_a_sentence_without_end_is_cut(monkeypatch):
-    monkeypatch.setattr(sentences, "LONGEST", 10)
+    monkeypatch.setattr(sentences, "MAX_CHARACTERS", 10)
     assert split_sentences("the rain fell and fell. No") == ["the rain", "fell and", "fell.", "No"]
     assert split_sentences("a" * 25 + ". No") == ["a" * 10, "a" * 10, "aaaaa.", "No"]
 

@@ -1,4 +1,4 @@
-"""BERT's sentence pairs and masks. Token i of the text is 5 + i, so that every batch tells where it came from."""
+"""BERT's sentence pairs and masks. Token i of the text is 5 + i, so that a batch shows which text it was made from."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ documents = st.lists(st.lists(st.integers(1, 30), min_size=1, max_size=12), min_
 
 
 class Pair(NamedTuple):
-    """One row of a batch, unmasked: A and B as tokens of the text."""
+    """Holds a row of a batch, with A and B unmasked."""
 
     a: np.ndarray
     b: np.ndarray
@@ -34,7 +34,7 @@ class Pair(NamedTuple):
 
 
 def pairs_of(batch: dict[str, torch.Tensor]) -> list[Pair]:
-    """Take each row apart, and check on the way all that holds for any row."""
+    """Takes each row apart, and asserts the layout that every row must have."""
     found = []
     names = ("tokens", "segments", "lengths", "mlm_positions", "mlm_targets", "next_sentence_labels")
     rows = zip(*(batch[name].numpy() for name in names), strict=True)
@@ -51,13 +51,15 @@ def pairs_of(batch: dict[str, torch.Tensor]) -> list[Pair]:
         assert (segments == [0] * (first_end + 1) + [1] * (length - 1 - first_end) + [0] * (len(whole) - length)).all()
         a, b = whole[1:first_end], whole[first_end + 1 : length - 1]
         for part in (a, b):
-            assert len(part) and (part == part[0] + np.arange(len(part))).all()  # a run of the text, not a special
+            assert (
+                len(part) and (part == part[0] + np.arange(len(part))).all()
+            )  # a span of the text, without special tokens
         found.append(Pair(a, b, int(label), positions[:count], tokens[positions[:count]], targets[:count]))
     return found
 
 
-def whole_sizes_elsewhere(corpus: InMemory, token: int) -> set[int]:
-    """The sizes of all runs of whole sentences in the documents that do not hold `token`."""
+def sizes_of_whole_sentences_in_other_documents(corpus: InMemory, token: int) -> set[int]:
+    """Returns the sizes of all runs of whole sentences in the documents that do not hold `token`."""
     sizes = set()
     for number in range(len(corpus.documents) - 1):
         if number != corpus.document_of(token):
@@ -106,8 +108,10 @@ def test_rows(documents, length, batch_size, seed, step):
             if pair.label == 0:
                 assert pair.b[0] == pair.a[-1] + 1
                 end = min(start for start in starts if start > pair.b[-1])
-                # A random B of so many tokens could not have been whole sentences either.
-                assert end == pair.b[-1] + 1 or end - pair.b[0] not in whole_sizes_elsewhere(corpus, pair.b[0])
+                # No other document has whole sentences of this size, so a random B would end inside a sentence too.
+                assert end == pair.b[-1] + 1 or end - pair.b[0] not in sizes_of_whole_sentences_in_other_documents(
+                    corpus, pair.b[0]
+                )
 
 
 def test_predictions_a_pair_are_the_originals():
@@ -116,7 +120,7 @@ def test_predictions_a_pair_are_the_originals():
 
 
 def test_no_text_is_left_out():
-    """A token is in A half of the time and in its own passage's B a quarter, but for truncation and shortening."""
+    """Without truncation and shortening, a token is in A in half of the epochs, in B with label 0 in a quarter."""
     generator = np.random.default_rng(0)
     corpus = InMemory(*[generator.integers(1, 9, 40).tolist() for _ in range(30)])
     pairs = SentencePairs(corpus, "train", 128, 1, 0)
@@ -139,7 +143,7 @@ def test_labels_are_a_fair_coin_and_new_each_epoch():
 
 
 def test_an_example_changes_from_epoch_to_epoch():
-    """A document of two sentences has one passage: what is left to chance is the label, a random B, and the masks."""
+    """A document of two sentences has one passage, so only the label, a random B and the masks are drawn."""
     corpus = InMemory([20, 20], [20, 20], [20, 20])
     pairs = SentencePairs(corpus, "train", 48, 1, 0)
     assert pairs.pairs == 3
@@ -156,7 +160,7 @@ def test_an_example_changes_from_epoch_to_epoch():
 @corpora.no_deadline
 @given(documents=documents, length=st.integers(5, 60), seed=st.integers(0, 99))
 def test_no_length_depends_on_the_label(documents, length, seed):
-    """The same draws but for the coin: the same A, and a B of the same size, from the passage or from elsewhere."""
+    """Only the coin differs between two sets of draws: A is the same, and B has the same size for either label."""
     pairs = SentencePairs(InMemory(*documents), "train", length, 8, seed)
     generator = np.random.default_rng(seed)
     items, draws = generator.integers(0, pairs.pairs, 64), generator.random((64, 5))
@@ -174,9 +178,9 @@ def test_no_length_depends_on_the_label(documents, length, seed):
 
 @pytest.mark.parametrize("length", [64, 128])
 def test_lengths_do_not_tell_the_label(length):
-    """Held-out accuracy of the best guess for each cell of (A's, B's, total length), fitted on the other pairs.
+    """Guesses labels from the lengths of A, of B and of both: fits on half of the pairs, measures on the others.
 
-    It was 58% when a random B ended at the first sentence's end past the tokens that it replaced.
+    The accuracy was 58% when a random B ended at the first sentence's end after the tokens that it replaced.
     """
     generator = np.random.default_rng(3)
     corpus = InMemory(*[generator.geometric(1 / 30, size).tolist() for size in generator.integers(2, 150, 300)])
@@ -196,7 +200,7 @@ def test_lengths_do_not_tell_the_label(length):
 
 
 def test_ends_do_not_tell_the_label():
-    """B ends at a sentence's end as often in pairs of either label, even where documents are few and short."""
+    """B ends at a sentence's end equally often for both labels, even with few and short documents."""
     generator = np.random.default_rng(4)
     corpus = InMemory(*[generator.integers(2, 40, size).tolist() for size in generator.integers(2, 8, 60)])
     pairs = SentencePairs(corpus, "train", 256, 1, 0)
@@ -209,7 +213,7 @@ def test_ends_do_not_tell_the_label():
 
 
 def test_a_long_document_among_short_ones_keeps_its_text():
-    """No other document can replace a B of more than 9 tokens: A takes what B cannot."""
+    """The other documents have at most 9 tokens, so B has at most 9, and A has the rest."""
     corpus = InMemory([3] * 200, [4, 5], [4, 4], [3, 3])
     pairs = SentencePairs(corpus, "train", 33, 1, 0)
     found = [pair for number in range(4) for pair in epoch(pairs, number) if corpus.document_of(pair.a[0]) == 0]
@@ -244,25 +248,27 @@ def test_a_tenth_is_shortened():
     found = [pair for number in range(20) for pair in epoch(SentencePairs(corpus, "train", 103, 1, 0), number)]
     lengths = np.array([len(p.a) + len(p.b) for p in found])
     short = lengths < 100
-    assert abs(short.mean() - 0.1) < 4 * (0.09 / len(lengths)) ** 0.5 + 0.002  # 2 to 100 tokens, so 1 of 99 is not
+    assert (
+        abs(short.mean() - 0.1) < 4 * (0.09 / len(lengths)) ** 0.5 + 0.002
+    )  # the length is drawn from 2 to 100, and 100 is not short
     assert abs(lengths[short].mean() - 50.5) < 4 * (99 / 12**0.5) / short.sum() ** 0.5
 
 
 def test_masks():
-    """80% [MASK], 10% a random token, 10% kept; every text position as often; all within four standard errors."""
+    """80% become [MASK], 10% a random token, 10% stay; all positions are equally frequent; within four errors."""
     corpus = InMemory(*[[25] * 40 for _ in range(10)])
     pairs = SentencePairs(corpus, "train", 53, 64, 0)
     found = [pair for step in range(60) for pair in pairs_of(pairs.batch(step))]
     inputs, targets = (np.concatenate([getattr(p, name) for p in found]) for name in ("inputs", "targets"))
     n = len(inputs)
     assert n > 25_000
-    drawn = (inputs != MASK) & (inputs != targets)  # and of 10,005 random tokens one is [MASK], one the target
+    drawn = (inputs != MASK) & (inputs != targets)  # of 10,005 possible random tokens, one is [MASK] and one the target
     for share, expected in ((inputs == MASK, 0.8), (inputs == targets, 0.1), (drawn, 0.1)):
         assert abs(share.mean() - expected) < 4 * (expected * (1 - expected) / n) ** 0.5 + 0.1 * 2 / 10_005
     random = inputs[drawn]
     assert random.min() >= 0 and random.max() < corpus.vocab_size
     assert abs(random.mean() - corpus.vocab_size / 2) < 4 * corpus.vocab_size / 12**0.5 / len(random) ** 0.5
-    full = [p for p in found if len(p.a) == len(p.b) == 25]  # positions 1 to 25 and 27 to 51, 8 of 50 each
+    full = [p for p in found if len(p.a) == len(p.b) == 25]  # 8 of the 50 positions 1 to 25 and 27 to 51 are predicted
     counts = np.bincount(np.concatenate([p.positions for p in full]), minlength=53)
     share = counts[[*range(1, 26), *range(27, 52)]] / len(full)
     assert np.abs(share - 0.16).max() < 4.5 * (0.16 * 0.84 / len(full)) ** 0.5

@@ -1,4 +1,4 @@
-"""Shards: what prepare writes, what open checks, and that nothing is left half done."""
+"""Shards: what prepare writes, what open checks, and that no unfinished folder stays."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastlm.data import DataError, Shards, prepare, shards
-from fastlm.data.sentences import LONGEST, split_sentences
+from fastlm.data.sentences import MAX_CHARACTERS, split_sentences
 
 
 @pytest.fixture(scope="module", params=["bpe", "wordpiece"])
@@ -26,7 +26,7 @@ def prepared(request, tmp_path_factory):
 
 
 def text(folder: Path, documents: list[str] | None = None) -> Path:
-    """A .jsonl of documents, in which a blank line ends a paragraph."""
+    """Writes a .jsonl of documents, in which a blank line ends a paragraph."""
     path = folder / "text.jsonl"
     documents = corpora.chapters() if documents is None else documents
     path.write_text("".join(json.dumps({"text": d.replace("\n", "\n\n")}) + "\n" for d in documents))
@@ -34,7 +34,7 @@ def text(folder: Path, documents: list[str] | None = None) -> Path:
 
 
 def documents_of(shards: Shards, split: str) -> list[list[int]]:
-    """The token ids of each document."""
+    """Returns the token ids of each document."""
     part = shards.split(split)
     bounds = part.sentences[part.documents]
     return [part.tokens[a:b].tolist() for a, b in pairwise(bounds)]
@@ -166,7 +166,7 @@ def test_other_contents_are_not_touched(tmp_path):
 
 @pytest.mark.parametrize("good", [0, 3, 6])
 def test_full_disk(tmp_path, monkeypatch, good):
-    """The disk fills up when so many of the seven files are on it."""
+    """The disk is full after `good` of the seven files."""
 
     def fsync(descriptor):
         nonlocal good
@@ -208,7 +208,7 @@ def copy(prepared, tmp_path):
 @pytest.mark.parametrize("kind", ["bpe", "wordpiece"])
 def test_unknown_text_is_counted_and_warned_of(tmp_path, kind):
     tokenizer = corpora.tokenizer(kind)
-    known, unknown = "It was late and she slept. ", "หมา 我。"  # the latter of 3 words, characters: 3 and 2
+    known, unknown = "It was late and she slept. ", "หมา 我。"  # the unknown text: words of 3 and 2 characters
     result = prepare(text(tmp_path, [known + unknown * 9] * 2 + [known]), tmp_path / "a", tokenizer)
     counts = [result.manifest["splits"][name] for name in shards.SPLITS]
     total = {key: sum(split[key] for split in counts) for key in counts[0]}
@@ -242,7 +242,7 @@ def test_text_that_changes_meanwhile(tmp_path, monkeypatch):
 
 
 def test_any_text_is_tokenised_in_batches_of_bounded_size(tmp_path, monkeypatch):
-    """Some of them take more than linear time or memory if they are taken whole."""
+    """Some of these texts would take more than linear time or memory as one piece."""
     tokenizer, sizes = corpora.tokenizer("bpe"), []
     encode = tokenizer.encode_corpus
 
@@ -255,7 +255,7 @@ def test_any_text_is_tokenised_in_batches_of_bounded_size(tmp_path, monkeypatch)
     lines = ["." * 300_000, "a" * 300_000, '"' * 100_000, "Mr. " * 50_000, "One. Two. " * 20_000, "It rained. End."]
     (tmp_path / "a.txt").write_text("\n".join(lines))
     result = prepare(tmp_path / "a.txt", tmp_path / "out", tokenizer, document="file")
-    longest = LONGEST + 1
+    longest = MAX_CHARACTERS + 1
     assert all(a <= shards._BATCH and b <= 100_000 + longest and c <= longest for a, b, c in sizes)
     counts = result.manifest["splits"]
     assert (

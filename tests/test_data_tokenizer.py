@@ -45,7 +45,7 @@ def test_entries(kind):
 
 @pytest.mark.parametrize("train", [train_bpe, train_wordpiece])
 def test_training_is_deterministic(train):
-    # The library alone numbers its first entries in the order of a hash table, which is new for each training.
+    # Without our care the library numbers its first entries in the order of a hash table, another in each training.
     first = train(corpora.chapters(3), 400)
     assert {train(corpora.chapters(3), 400).json for _ in range(5)} == {first.json}
     assert first.hash != train(corpora.chapters(3), 401).hash
@@ -120,7 +120,9 @@ def test_words_are_unknown_above_200_characters_as_in_berts_code():
     tokenizer = corpora.tokenizer("wordpiece")
     assert tokenizer.unknown not in tokenizer.encode("a" * 200)
     assert tokenizer.encode("a" * 201) == [tokenizer.unknown]
-    assert train_wordpiece(["blob" * 51 + " text"] * 9, 400).encode("blob")[1:]  # not learnt from, so in parts
+    assert train_wordpiece(["blob" * 51 + " text"] * 9, 400).encode("blob")[
+        1:
+    ]  # left out of training, so "blob" is several tokens
     assert len(train_wordpiece(["blob" * 50 + " text"] * 9, 400).encode("blob" * 50)) == 1
 
 
@@ -134,7 +136,7 @@ def test_words_are_unknown_above_200_characters_as_in_berts_code():
     ],
 )
 def test_scripts_beyond_latin_fit_a_small_vocabulary(train, text):
-    tokenizer = train([text], 512)  # an eighth of which does not hold ASCII
+    tokenizer = train([text], 512)  # ASCII alone needs more than an eighth of 512 entries
     assert tokenizer.count_unknown(text) == 0 and tokenizer.unknown not in tokenizer.encode(text)
 
 
@@ -196,7 +198,7 @@ def test_real_bert_vocabulary():
     assert (tokenizer.kind, tokenizer.vocab_size) == ("wordpiece", 30522)
     assert tokenizer.specials == {"[PAD]": 0, "[UNK]": 100, "[CLS]": 101, "[SEP]": 102, "[MASK]": 103}
     assert tokenizer.encode("Hello world!") == [7592, 2088, 999]
-    assert len(tokenizer.encode("word " * 700)) == 700  # the file asks for truncation and padding to 128
+    assert len(tokenizer.encode("word " * 700)) == 700  # the file sets truncation and padding to 128
     assert tokenizer.decode([101, 7592, 1010, 2088, 102, 0]) == "hello, world"
 
 
@@ -241,7 +243,7 @@ def test_rare_characters_do_not_fill_the_vocabulary():
     greek = "αβγδεζηθικλμνξοπρστυφχψω"
     documents = ["α" * 5 + " " + greek + " and english text" * 4000]
     assert 0 not in train_bpe(documents, 8 * 100).encode("α ωψ english")
-    small = train_bpe(documents, 8 * 70)  # room for two more than ASCII's 68
+    small = train_bpe(documents, 8 * 70)  # room for ASCII's 68 characters and two more
     assert small.encode("α")[0] != 0 and small.encode("ω")[0] == 0
 
 

@@ -1,4 +1,4 @@
-"""GPT-1's windows, and the random orders under them."""
+"""GPT-1's windows, and the random orders that they are read in."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fastlm.data.sampling import generator, generators, permute, shuffled
 
 
 def epoch(windows: Windows, number: int) -> np.ndarray:
-    """The tokens of each window of an epoch, with its last target: (windows, S + 1), in the order read."""
+    """Returns each window of an epoch with its last target, (windows, S + 1), in the order of reading."""
     first, end = number * windows.windows, (number + 1) * windows.windows
     steps = range(first // windows.batch_size, -(-end // windows.batch_size))
     batches = [windows.batch(step) for step in steps]
@@ -61,7 +61,9 @@ def test_epochs_and_seeds_differ():
     first, second, other = epoch(windows, 0), epoch(windows, 1), epoch(Windows(corpus, "train", 16, 8, seed=4), 0)
     for rows in (first, second, other):
         assert not np.array_equal(rows, np.sort(rows, axis=0))
-        assert abs(np.corrcoef(rows[:, 0], np.arange(len(rows)))[0, 1]) < 0.15  # 600 windows, so 0.04 by chance
+        assert (
+            abs(np.corrcoef(rows[:, 0], np.arange(len(rows)))[0, 1]) < 0.15
+        )  # chance gives about 0.04 for 600 windows
     orders = [np.argsort(rows[:, 0]) for rows in (first, second, other)]
     assert not np.array_equal(orders[0], orders[1]) and not np.array_equal(orders[0], orders[2])
     phases = {int(epoch(windows, number)[0, 0] - corpora.FIRST) % 16 for number in range(30)}
@@ -110,7 +112,7 @@ def test_permute_is_a_permutation(size, keys):
 
 
 def test_orders_are_random():
-    """Where each of 16 items goes in 5,000 epochs: 256 cells, chi-squared with 225 degrees of freedom."""
+    """Counts the positions of 16 items in 5,000 epochs: 256 cells, chi-squared with 225 degrees of freedom."""
     _, items = shuffled(0, 16 * 5000, 16, seed=0)
     counts = np.zeros((16, 16))
     np.add.at(counts, (np.tile(np.arange(16), 5000), items), 1)
@@ -134,6 +136,6 @@ def test_shuffled_depends_on_the_position_alone(start, count, size, seed):
 def test_one_moved_generator_is_many(seed, purpose, positions):
     for position, moved in zip(positions, generators(seed, purpose, positions), strict=True):
         made = generator(seed, purpose, position)
-        # Half a word of the stream, and half of a buffer, are left over for the next.
+        # These draws leave half a word and half a buffer unused, which must not reach the next stream.
         assert moved.integers(0, 99, 3, np.uint32).tolist() == made.integers(0, 99, 3, np.uint32).tolist()
         assert moved.random(5).tolist() == made.random(5).tolist() and moved.binomial(40, 0.5) == made.binomial(40, 0.5)

@@ -1,6 +1,8 @@
-"""dropout(LN(We[tokens] + Wp[positions] + Ws[segments])) in every backend and dtype of the table."""
+"""embedding_layer_norm: dropout(LN(We[tokens] + Wp[positions] + Ws[segments])), in every backend and dtype."""
 
 from __future__ import annotations
+
+from functools import partial
 
 import pytest
 import torch
@@ -9,9 +11,11 @@ from checks import (
     Case,
     assert_accurate,
     assert_differentiable_once,
+    assert_normalises_constant_rows,
     assert_passes_opcheck,
     assert_repeats,
     cases,
+    constant_rows,
     inputs,
 )
 from hypothesis import given, settings
@@ -37,11 +41,11 @@ def ids(case: Case, batch: int, sequence: int) -> tuple[torch.Tensor, torch.Tens
     return tokens.to(case.device), segments.to(case.device)
 
 
-def naive(tokens, segments, word, position=None, segment=None, gamma=None, beta=None, mask=None, keep=256):
+def naive(tokens, segments, word, position=None, segment=None, gamma=None, beta=None, mask=None, keep=256, eps=1e-5):
     s = F.embedding(tokens, word)
     s = s if position is None else s + position[: tokens.shape[1]]
     s = s if segment is None else s + F.embedding(segments, segment)
-    y = s if gamma is None else F.layer_norm(s, s.shape[-1:], gamma, beta, 1e-5)
+    y = s if gamma is None else F.layer_norm(s, s.shape[-1:], gamma, beta, eps)
     return y if mask is None else y * mask.to(y.dtype) * (256 / keep)
 
 
@@ -99,7 +103,7 @@ def test_position_ids(case):
 @pytest.mark.parametrize("case", cases(OP))
 @pytest.mark.parametrize("often", [3, 49], ids=str)
 def test_gradients_of_frequent_ids(case, often):
-    """A token in nearly all places, one position in all of a sequence's, and rows that stand nowhere."""
+    """One token nearly everywhere, one position for all tokens of a sequence, and table rows that are unused."""
     tokens, segments = ids(case, 5, 41)
     tokens = torch.where(tokens % 8 == 0, tokens, often)
     positions = torch.tensor([39, 0, 7, 7, 0], device=case.device)[:, None].expand(5, 41)
@@ -126,6 +130,14 @@ def test_empty(case):
 
 
 @pytest.mark.parametrize("case", cases(OP))
+def test_constant_rows(case):
+    tokens = torch.arange(61, device=case.device)[None]
+    t = tensors(case, 768, ("gamma", "beta")) | {"word": constant_rows(case, 768)}
+    op = partial(fastlm.embedding_layer_norm, tokens, backend=case.backend)
+    assert_normalises_constant_rows(op, partial(naive, tokens, None), t, case)
+
+
+@pytest.mark.parametrize("case", cases(OP))
 def test_repeats_and_compiles(case):
     tokens, segments = ids(case, 4, 30)
     seed = torch.tensor([5], device=case.device)
@@ -140,7 +152,7 @@ def test_opcheck(case):
     tokens, segments = ids(case, 2, 6)
     order = torch.arange(6, device=case.device).expand(2, 6).contiguous()
     seed = torch.tensor([5], device=case.device)
-    rest = (seed, 230, 1e-5, case.dtype)
+    rest = (seed, seed, 230, 1e-5, case.dtype)
     tables = (t["segment"], segments, t["gamma"], t["beta"], *rest)
     for position_ids in (order, None):
         assert_passes_opcheck(OP, tokens, t["word"], t["position"], position_ids, *tables, True, case.backend)

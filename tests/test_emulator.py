@@ -1,7 +1,7 @@
-"""The emulator: what it computes, and that it and the sanitizers catch a kernel's mistakes.
+"""The emulator computes what the hardware would, and together with the sanitizers catches mistakes in kernels.
 
-The programs are tests/native/*, built beside _C_emulated. A fault counts as caught only if the same kernel without it
-passes under the same sanitizer.
+The programs are those of tests/native/, built in build/emulated/. A fault counts as caught only if the same kernel
+without the fault passes under the same sanitizer.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import pytest
 
 BUILD = Path(__file__).parent.parent / "build" / "emulated"
 
-# Reports of a sanitizer, of the emulator, and of the program that compares results.
+# The kind of program that catches a fault, and what it prints.
 OVERRUN = ("asan", "AddressSanitizer: heap-buffer-overflow")
 BOUNDS = ("asan", "index 64 out of bounds")
 RACE = ("tsan", "ThreadSanitizer: data race")
@@ -35,20 +35,20 @@ FAULTS = {
     "missing_wait": NOT_A_NUMBER,
     "wait_for_too_few": NOT_A_NUMBER,
     "missing_barrier_after_wait": RACE,
-    "never_waits": ("plain", "thread 0 of block (0, 0, 0): returns without having waited for 1 cp_async"),
-    "mask_of_lanes_elsewhere": ("plain", "waits in shuffle for lanes ffffffff, of which 0000ffff came"),
+    "never_waits": ("plain", "thread 0 of block (0, 0, 0): returned without waiting for 1 cp_async"),
+    "mask_of_lanes_elsewhere": ("plain", "waits in shuffle for lanes ffffffff, of which 0000ffff arrived"),
     "mask_without_the_caller": ("plain", "the mask 0000ffff leaves out the lane that calls, 16"),
     "shuffle_from_outside_the_mask": ("plain", "lane 0 reads lane 16, which the mask 0000ffff leaves out"),
-    "barrier_count": ("plain", "64 of 96 threads came to barrier 1"),
+    "barrier_count": ("plain", "64 of 96 threads arrived at barrier 1"),
 }
 
 
 def built(program: str) -> Path:
-    """Builds a program, unless it is current, and returns its path."""
+    """Builds a program if it is not up to date, and returns its path."""
     cmake = shutil.which("cmake", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     command = [cmake, "--build", BUILD, "--target", program]
     with (BUILD / ".native.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # two builds at once link each other's half-written files
+        fcntl.flock(lock, fcntl.LOCK_EX)  # one build at a time: two would link each other's unfinished files
         build = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     assert build.returncode == 0, build.stdout
     return BUILD / "tests" / "native" / program
@@ -64,7 +64,7 @@ def test_what_it_computes(kind):
     assert result.returncode == 0, result.stderr
 
 
-# All three kinds of the other files of csrc/ take ten times as long to build and run as those of layer_norm.cu.
+# layer_norm takes a tenth of the time that the three kinds of each other program take to build and run.
 ALL_KERNELS = ["layer_norm", *(pytest.param(name, marks=pytest.mark.slow) for name in ("row_ops", "attention"))]
 
 

@@ -1,4 +1,4 @@
-"""The unigram and bigram models against their definitions, written out in loops."""
+"""The unigram and bigram models against their definitions, computed by loops."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fastlm.evaluate.ngrams import ngram_losses, ngram_scores
 
 
 class ByHand:
-    """p(b) and p(b | a) from counts in dictionaries."""
+    """Computes p(b) and p(b | a) from counts in dictionaries."""
 
     def __init__(self, train: list[int], vocab_size: int):
         self.train, self.vocab_size = train, vocab_size
@@ -71,7 +71,7 @@ def test_as_by_hand(train, text, slice_size):
 
 def test_probabilities_sum_to_one():
     generator = np.random.default_rng(0)
-    train = generator.integers(0, 9, 400) ** 2 // 9  # uneven, and some of the 12 entries never seen
+    train = generator.integers(0, 9, 400) ** 2 // 9  # uneven frequencies; some of the 12 entries never occur
     for a in range(12):
         losses = [ngram_losses(train, np.array([a]), np.array([b]), 12) for b in range(12)]
         for name in ("unigram", "bigram"):

@@ -1,4 +1,4 @@
-"""Files and folders that are written whole or not at all, whatever stops the writing."""
+"""Files and folders that are written atomically, whatever stops the writing."""
 
 import errno
 import os
@@ -56,7 +56,7 @@ def test_a_write_that_stops_half_way_leaves_the_old(tmp_path, write, stop):
 
 @pytest.mark.parametrize("write", [write_file, write_folder])
 def test_all_of_it_is_on_the_disk_before_its_name_is(tmp_path, write, monkeypatch):
-    """In the order of the calls: what was synced (a folder with a slash), and the renaming."""
+    """Records the calls in order: synced files and folders (with a slash), and renamings."""
     calls, fsync, replace = [], os.fsync, os.replace
 
     def noted(descriptor):
@@ -156,7 +156,7 @@ def test_what_is_shared_is_named_once_and_what_is_not_persistent_never():
 
 
 def test_it_imports_no_torch():
-    """The file itself, without the package around it."""
+    """Loads the file alone, without the package."""
     code = "import importlib.util, sys; spec = importlib.util.spec_from_file_location('files', sys.argv[1]); "
     code += "spec.loader.exec_module(importlib.util.module_from_spec(spec)); "
     code += "print(sorted({'torch', 'numpy', 'safetensors'} & set(sys.modules)))"

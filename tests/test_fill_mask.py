@@ -1,4 +1,4 @@
-"""The words that a BERT puts at the [MASK]s of a text, from a run folder, and its errors."""
+"""Filling the [MASK]s of a text by a BERT from a run folder, and the errors."""
 
 from dataclasses import replace
 
@@ -15,7 +15,7 @@ WORDS = tokenizer("wordpiece")
 
 @pytest.fixture(scope="module")
 def bert(tmp_path_factory):
-    """A run folder with a random BERT."""
+    """Returns a run folder with a random BERT."""
     return save(tmp_path_factory.mktemp("bert"), "bert_tiny", WORDS)
 
 

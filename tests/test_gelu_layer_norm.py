@@ -1,6 +1,8 @@
-"""LN(GELU(x + bias)) in every backend and dtype of the table."""
+"""gelu_layer_norm: LN(GELU(x + bias)), in every backend and dtype that its SPEC names."""
 
 from __future__ import annotations
+
+from functools import partial
 
 import pytest
 import torch
@@ -9,11 +11,13 @@ from checks import (
     Case,
     assert_accurate,
     assert_differentiable_once,
+    assert_normalises_constant_rows,
     assert_passes_opcheck,
     assert_repeats,
     assert_takes_any_size,
     assert_takes_strides,
     cases,
+    constant_rows,
     inputs,
 )
 from hypothesis import given, settings
@@ -28,9 +32,9 @@ def tensors(case: Case, rows: int, columns: int) -> dict[str, torch.Tensor]:
     return inputs(case.device, case.dtype, x=(rows, columns), gamma=(columns,), beta=(columns,), bias=(columns,))
 
 
-def naive(x, gamma, beta=None, bias=None, approximate="tanh"):
+def naive(x, gamma, beta=None, bias=None, approximate="tanh", eps=1e-5):
     activated = F.gelu(x if bias is None else x + bias, approximate=approximate)
-    return F.layer_norm(activated, x.shape[-1:], gamma, beta, 1e-5)
+    return F.layer_norm(activated, x.shape[-1:], gamma, beta, eps)
 
 
 def check(
@@ -68,6 +72,15 @@ def test_accuracy_without_optional_arguments(case, without):
 @settings(max_examples=6)
 def test_any_shape(case, rows, columns):
     check(case, rows, columns, "tanh")
+
+
+@pytest.mark.parametrize("case", cases(OP))
+@pytest.mark.parametrize("approximate", ["tanh", "none"])
+def test_constant_rows(case, approximate):
+    """GELU of a constant row is constant. There is no bias, which would change that."""
+    t = {name: x for name, x in tensors(case, 1, 768).items() if name != "bias"} | {"x": constant_rows(case, 768)}
+    op = partial(fastlm.gelu_layer_norm, approximate=approximate, backend=case.backend)
+    assert_normalises_constant_rows(op, partial(naive, approximate=approximate), t, case)
 
 
 @pytest.mark.parametrize("case", cases(OP))

@@ -14,7 +14,7 @@ PLAIN = {"temperature": 1.0, "top_k": None, "top_p": None}
 
 
 class Successor(nn.Module):
-    """Its likeliest next token is the last one plus 1; it records the lengths of the windows it is shown."""
+    """A model whose likeliest next token is the last one plus 1. Records the lengths of the windows that it sees."""
 
     def __init__(self, vocab_size=7, context=5, sharpness=3.0):
         super().__init__()
@@ -50,7 +50,7 @@ def test_top_p_keeps_the_smallest_set_that_reaches_p():
 
 
 def test_top_p_counts_what_top_k_left():
-    # Of the two that top-k leaves, the first has 0.5 / 0.8 = 0.625 of the probability.
+    # top_k leaves two tokens; the first has 0.5 / 0.8 = 0.625 of their probability.
     logits = torch.tensor([0.5, 0.3, 0.15, 0.05]).log().tolist()
     assert kept(logits, top_k=2, top_p=0.62) == [0]
     assert kept(logits, top_k=2, top_p=0.63) == [0, 1]

@@ -22,7 +22,7 @@ LENGTHS = torch.tensor([LENGTH, 12, 1], dtype=torch.int32)
 
 
 def theirs_and_ours() -> tuple[transformers.OpenAIGPTLMHeadModel, GPT1]:
-    """Three different dropout probabilities, so that none can stand for another."""
+    """Returns both models with three different dropout probabilities, so that a mix-up is found."""
     dropout = {"resid_pdrop": 0.1, "attn_pdrop": 0.2, "embd_pdrop": 0.3}
     config = transformers.OpenAIGPTConfig(vocab_size=101, n_positions=24, n_embd=32, n_layer=3, n_head=2, **dropout)
     theirs = transformers.OpenAIGPTLMHeadModel(config).double()
@@ -35,7 +35,7 @@ def theirs_and_ours() -> tuple[transformers.OpenAIGPTLMHeadModel, GPT1]:
 
 
 def batch(vocab_size: int, length: int = LENGTH, *, padded: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
-    """Tokens, and each one's successor as its target."""
+    """Returns tokens, and the successor of each as its target."""
     text = torch.randint(0, vocab_size, (BATCH, length + 1), generator=torch.Generator().manual_seed(3))
     valid = torch.arange(length) < (LENGTHS[:, None] if padded else length)
     return text[:, :-1], text[:, 1:].where(valid, -100)
@@ -59,7 +59,7 @@ def test_loss_logits_and_every_gradient_agree_with_transformers(training, padded
     valid = targets != -100
     with dropout_draws(seeds if training else seeds[:0], monkeypatch):
         logits = theirs(tokens, attention_mask=valid.long()).logits
-    # Theirs with `labels` computes the loss in float32, whatever the model's dtype: so it is computed here.
+    # Computed here, since transformers' loss is float32 for a model of any dtype.
     expected = F.cross_entropy(logits.flatten(0, 1), targets.flatten())
     expected.backward()
     output = ours(tokens, lengths=lengths, targets=targets, seeds=seeds)
@@ -138,7 +138,7 @@ def test_initialisation_is_normal_of_one_width_at_every_depth():
             n = p.numel()
             assert abs(p.std().item() / 0.02 - 1) < 5 / (2 * n) ** 0.5, name
             assert abs(p.mean().item()) < 5 * 0.02 / n**0.5, name
-            beyond = (p.abs() > 0.04).float().mean().item()  # of a normal distribution, 4.55%
+            beyond = (p.abs() > 0.04).float().mean().item()  # 4.55% for a normal distribution
             assert abs(beyond - 0.0455) < 5 * (0.0455 / n) ** 0.5, name
         elif name.endswith("bias"):
             assert not p.any(), name
@@ -210,7 +210,7 @@ def test_inductor_agrees():
     model, seeds = models.build(config).train(), seeds_for(config.layers)
     compiled = torch.compile(model, fullgraph=True, backend="inductor")
     for ours, theirs in compiled_and_eager(model, *batch(config.vocab_size), seeds, compiled):
-        # It fuses and reorders float32 arithmetic: a few roundings of 6e-8 of the largest value.
+        # Inductor fuses and reorders float32 arithmetic: a few roundings of 6e-8 of the largest value.
         assert (ours - theirs).abs().max() <= 3e-6 * theirs.abs().max()
 
 
@@ -306,7 +306,7 @@ def test_bf16_on_the_gpu_is_the_same_model_and_never_waits():
         loss.backward()
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    # The masks are the same bits; bfloat16 keeps 8 bits, and 24 residual steps round to it.
+    # The masks are equal; bfloat16 has 8 bits, and 24 residual steps are rounded to it.
     assert abs(loss.item() - expected.item()) < 0.02 * expected.item()
     error = (logits.float().cpu() - expected_logits).square().mean().sqrt()
     assert error < 0.05 * expected_logits.square().mean().sqrt()

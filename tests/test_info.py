@@ -1,5 +1,6 @@
 """`fastlm info` tells the truth about versions, devices and backends, in 100 columns."""
 
+import dataclasses
 import re
 from pathlib import Path
 
@@ -48,6 +49,14 @@ def test_each_reason_is_said_once(monkeypatch, switches):
         section = re.search(rf"Why not {name}: (.*?)(?= Why not|$)", said)[1]
         for reason in (reason for of, reason in reasons if of == name):
             assert section.count(f": {reason}") == 1, reason
+
+
+def test_an_op_is_listed_by_its_spec_alone(monkeypatch):
+    spec = dataclasses.replace(
+        SPECS["bias_gelu"], op="toy", limits={"reference": SPECS["bias_gelu"].limits["reference"]}
+    )
+    monkeypatch.setitem(SPECS, "toy", spec)
+    assert re.search(r"^toy +reference +reference +reference +reference$", info.info(), re.M)
 
 
 def test_a_group_of_calls_is_named_in_few_words():

@@ -1,6 +1,8 @@
-"""LN(x) in every backend and dtype of the table."""
+"""layer_norm: LN(x), in every backend and dtype that its SPEC names."""
 
 from __future__ import annotations
+
+from functools import partial
 
 import pytest
 import torch
@@ -9,11 +11,13 @@ from checks import (
     Case,
     assert_accurate,
     assert_differentiable_once,
+    assert_normalises_constant_rows,
     assert_passes_opcheck,
     assert_repeats,
     assert_takes_any_size,
     assert_takes_strides,
     cases,
+    constant_rows,
     inputs,
 )
 from hypothesis import given, settings
@@ -31,8 +35,8 @@ def tensors(case: Case, rows: int, columns: int) -> dict[str, torch.Tensor]:
     return inputs(case.device, case.dtype, x=(rows, columns), gamma=(columns,), beta=(columns,))
 
 
-def naive(x, gamma, beta=None):
-    return F.layer_norm(x, x.shape[-1:], gamma, beta, 1e-5)
+def naive(x, gamma, beta=None, eps=1e-5):
+    return F.layer_norm(x, x.shape[-1:], gamma, beta, eps)
 
 
 def check(case: Case, rows: int, columns: int, wide: tuple[str, ...] = (), without: tuple[str, ...] = ()) -> None:
@@ -60,6 +64,13 @@ def test_accuracy_without_beta(case):
 @settings(max_examples=6)
 def test_any_shape(case, rows, columns):
     check(case, rows, columns)
+
+
+@pytest.mark.parametrize("case", cases(OP))
+@pytest.mark.parametrize("columns", [768, 1000, 7])
+def test_constant_rows(case, columns):
+    t = tensors(case, 1, columns) | {"x": constant_rows(case, columns)}
+    assert_normalises_constant_rows(partial(fastlm.layer_norm, backend=case.backend), naive, t, case)
 
 
 @pytest.mark.parametrize("case", cases(OP))

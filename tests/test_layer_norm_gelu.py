@@ -1,6 +1,8 @@
-"""GELU(LN(x)) in every backend and dtype of the table."""
+"""layer_norm_gelu: GELU(LN(x)), in every backend and dtype that its SPEC names."""
 
 from __future__ import annotations
+
+from functools import partial
 
 import pytest
 import torch
@@ -9,11 +11,13 @@ from checks import (
     Case,
     assert_accurate,
     assert_differentiable_once,
+    assert_normalises_constant_rows,
     assert_passes_opcheck,
     assert_repeats,
     assert_takes_any_size,
     assert_takes_strides,
     cases,
+    constant_rows,
     inputs,
 )
 from hypothesis import given, settings
@@ -28,8 +32,8 @@ def tensors(case: Case, rows: int, columns: int) -> dict[str, torch.Tensor]:
     return inputs(case.device, case.dtype, x=(rows, columns), gamma=(columns,), beta=(columns,))
 
 
-def naive(x, gamma, beta=None, approximate="tanh"):
-    return F.gelu(F.layer_norm(x, x.shape[-1:], gamma, beta, 1e-5), approximate=approximate)
+def naive(x, gamma, beta=None, approximate="tanh", eps=1e-5):
+    return F.gelu(F.layer_norm(x, x.shape[-1:], gamma, beta, eps), approximate=approximate)
 
 
 def check(
@@ -66,6 +70,12 @@ def test_accuracy_without_beta(case):
 @settings(max_examples=6)
 def test_any_shape(case, rows, columns):
     check(case, rows, columns, "tanh")
+
+
+@pytest.mark.parametrize("case", cases(OP))
+def test_constant_rows(case):
+    t = tensors(case, 1, 768) | {"x": constant_rows(case, 768)}
+    assert_normalises_constant_rows(partial(fastlm.layer_norm_gelu, backend=case.backend), naive, t, case)
 
 
 @pytest.mark.parametrize("case", cases(OP))

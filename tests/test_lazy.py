@@ -1,4 +1,4 @@
-"""Importing fastlm, and what its command line needs for --help, imports no torch; names arrive when they are used."""
+"""Importing fastlm, or running its --help, imports no torch; public names are imported when first used."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ ROOT = Path(__file__).parent.parent
 
 
 def lazy_packages() -> list[str]:
-    """The packages whose `__init__.py` calls `attach`."""
+    """Returns the packages whose `__init__.py` calls `attach`."""
     sources = sorted((ROOT / "fastlm").rglob("__init__.py"))
     return [".".join(s.parent.relative_to(ROOT).parts) for s in sources if "= attach(" in s.read_text()]
 
 
 def imports_for_type_checkers(package: str) -> list[tuple[str, str]]:
-    """(module, name) of every import under `if TYPE_CHECKING:` in a package's `__init__.py`."""
+    """Returns (module, name) of every import under `if TYPE_CHECKING:` in a package's `__init__.py`."""
     tree = ast.parse(Path(importlib.import_module(package).__file__).read_text())
     blocks = [node for node in tree.body if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"]
     imports = [node for block in blocks for node in block.body if isinstance(node, ast.ImportFrom)]

@@ -1,4 +1,4 @@
-"""Softmax cross-entropy of x W^T in every backend and dtype of the table."""
+"""linear_cross_entropy: the softmax cross-entropy of x W^T + bias, in every backend and dtype that its SPEC names."""
 
 from __future__ import annotations
 
@@ -47,7 +47,8 @@ def targets_of(case: Case, rows: int, vocabulary: int) -> torch.Tensor:
 def naive(
     x, weight, targets, bias=None, row_weights=None, reduction="mean", label_smoothing=0.0, z_loss=0.0, stored=None
 ):
-    """Logits and their gradient are left in the dtype `stored`, as between the op's passes; float64 stays exact."""
+    """Computes the loss in plain torch ops. Logits and their gradient are rounded to `stored`, the dtype in which the
+    op stores them; in float64 nothing is rounded."""
     logits = F.linear(x, weight, bias)
     if logits.dtype != torch.float64:
         stored = stored or logits.dtype
@@ -101,9 +102,9 @@ def test_any_shape(case, rows, columns, vocabulary):
 
 @pytest.mark.parametrize("case", cases(OP))
 def test_one_element(case):
-    """Of one word the probability is 1; of two, p = sigmoid(difference), d loss = p - 1.
+    """With V = 1 the probability is 1. With V = 2 it is p = sigmoid(difference of the logits), and dloss = p - 1.
 
-    Four roundings to the dtype make a gradient: of the logits' gradient, the product, the scale and the result.
+    A gradient is rounded to the dtype four times: dlogits, their product, its scaling, and the result.
     """
     x, one = (torch.tensor([[value]], dtype=case.dtype, device=case.device) for value in (0.5, 1.0))
     target = torch.tensor([0], device=case.device)
@@ -129,7 +130,7 @@ def test_one_element(case):
 
 @pytest.mark.parametrize("case", cases(OP))
 def test_many_chunks(case, monkeypatch):
-    """Chunks of 4 rows: the last one short."""
+    """Chunks of 4 rows, and a last one of 3."""
     monkeypatch.setattr(module, "chunk_rows", lambda *_: 4)
     check(case, 11, 16, 50)
     check(case, 11, 16, 50, reduction="none", wide=("weight", "bias"))
@@ -145,7 +146,7 @@ def test_chunks_follow_from_the_shape():
 
 
 @pytest.mark.parametrize("case", cases(OP))
-def test_gradients_that_nobody_wants_are_not_made(case):
+def test_gradients_that_are_not_needed_are_not_computed(case):
     t = tensors(case, 5, 8, 11)
     targets = targets_of(case, 5, 11)
     for wanted in t:
@@ -176,7 +177,7 @@ def test_main_grad_accumulates(case, reduction):
 
 @pytest.mark.parametrize("case", cases(OP))
 def test_the_mean_scales_all_gradients_alike(case):
-    """By a factor that is not rounded to the activations' dtype, as CUDA would: 1 / 255 in bfloat16 is 0.4 % off."""
+    """The factor of "mean" is not rounded to the activations' dtype: in bfloat16, 1 / 255 would be 0.4 % off."""
     targets = torch.arange(255, device=case.device) % 50
     t = tensors(case, 255, 64, 50, bias=False)
     options = {"targets": targets, "backend": case.backend}
@@ -194,8 +195,8 @@ def test_the_mean_scales_all_gradients_alike(case):
 
 
 @pytest.mark.parametrize("case", cases(OP))
-def test_nothing_counts(case):
-    """All targets ignored, or no rows: the loss and the gradients are 0."""
+def test_no_targets_give_a_loss_of_0(case):
+    """If all targets are ignored, or there are no rows, the loss and all gradients are 0."""
     for rows in (4, 0):
         t = {name: x.requires_grad_() for name, x in tensors(case, rows, 8, 11).items()}
         targets = torch.full((rows,), -100, device=case.device)
@@ -208,7 +209,7 @@ def test_nothing_counts(case):
 @pytest.mark.parametrize("case", cases(OP))
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 def test_ignored_rows_may_be_anything(case, reduction):
-    """What stands in an ignored row, its weight and its gradient shows in no result, were it not a number."""
+    """NaN and infinity in ignored rows, in their weights and in their losses' gradients change no result."""
     targets = targets_of(case, 10, 70)
     ignored = targets == -100
     t = tensors(case, 10, 16, 70)
@@ -244,7 +245,7 @@ def test_leading_dimensions_and_strides(case):
 
 @pytest.mark.parametrize("case", cases(OP))
 def test_strided_rows(case):
-    """Every second row, target and weight, and gradients of the losses that are all one number in memory."""
+    """Every second row, target and row weight of larger tensors. The gradient of the losses is one expanded number."""
     t = tensors(case, 12, 8, 11)
     x = {"x": t["x"][::2].clone(), "targets": targets_of(case, 12, 11)[::2].clone()}
     weights = torch.rand(12, device=case.device)
@@ -261,7 +262,8 @@ def test_strided_rows(case):
 
 @pytest.mark.parametrize("case", [c for c in cases(OP) if c.values[0].backend != "reference"])
 def test_rows_in_place(case):
-    """Gradients are 0 in the padding, whatever was there, and in ignored rows; a target out of range shows."""
+    """cross_entropy_rows replaces logits by gradients. They are 0 in the padding (NaN before) and in ignored rows, and
+    NaN in rows whose target is out of range."""
     generator = torch.Generator().manual_seed(3)
     logits = torch.randn(4, 128, generator=generator).to(case.device, case.dtype)
     logits[:, 70:] = torch.nan
@@ -275,12 +277,12 @@ def test_rows_in_place(case):
     assert losses[3].isnan() and logits[3, :70].isnan().all()
     smoothed = -0.9 * expected[[0, 2], targets[[0, 2]]] - 0.1 * expected[[0, 2]].mean(-1)
     assert (losses[[0, 2]] - smoothed).abs().max() <= 4e-6
-    # The gradients of a row's loss sum to 0; a logit's is rounded at half a unit in the last place of at most 1.
+    # The gradients of a row sum to 0 up to rounding: each is at most 1, and rounded to the dtype.
     assert logits[[0, 2]].float().sum(-1).abs().max() <= 70 * torch.finfo(case.dtype).eps
 
 
-class Alive(TorchDispatchMode):
-    """Counts the bytes of the tensors that ops make, as long as they are alive."""
+class TensorMemory(TorchDispatchMode):
+    """Records the peak memory of the tensors that ops allocate, except `inputs`, and the size of the largest."""
 
     def __init__(self, *inputs: torch.Tensor):
         super().__init__()
@@ -301,31 +303,33 @@ class Alive(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("case", cases(OP))
-def test_logits_are_never_whole(case, monkeypatch):
-    """The memory at the peak is a chunk of logits, the gradients and the padded parameters."""
+def test_logits_of_only_one_chunk_exist(case, monkeypatch):
+    """The peak memory is one chunk of logits, the gradients and the padded parameters."""
     rows, columns, vocabulary, chunk = 64, 16, 1000, 8
     monkeypatch.setattr(module, "chunk_rows", lambda *_: chunk)
     t = tensors(case, rows, columns, vocabulary)
     arguments = (*t.values(), targets_of(case, rows, vocabulary), None, (-100, 0.1, 0.1), (True,) * 3, case.backend)
     size, padded = t["x"].element_size(), 1024
     kept = padded * (columns + 1) * (size + 4) + rows * columns * size + 2 * 4 * rows
-    passing = 4 * padded + 1024  # a chunk's part of dbias; targets, and what else is of a chunk's rows
-    bound = kept + passing + chunk * padded * size
+    temporary = 4 * padded + 1024  # a chunk's part of dbias; its targets and other vectors
+    bound = kept + temporary + chunk * padded * size
     if case.device == "cpu":
         if size < 4:
-            bound += 4 * chunk * (padded + columns)  # no product of mixed widths: the factors in float32
-        with Alive(*(x for x in arguments if isinstance(x, torch.Tensor))) as memory:
+            bound += (
+                4 * chunk * (padded + columns)
+            )  # a CPU has no product of half into float32: both factors are copied
+        with TensorMemory(*(x for x in arguments if isinstance(x, torch.Tensor))) as memory:
             module._over_chunks(*arguments)
         peak = memory.peak
         assert memory.largest < rows * vocabulary * size
     else:
-        module._over_chunks(*arguments)  # what the matrix library allocates once
+        module._over_chunks(*arguments)  # the first call allocates cuBLAS's workspace
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         module._over_chunks(*arguments)
         peak = torch.cuda.max_memory_allocated() - before
         bound += 20 * 512  # allocations are rounded up
-    if case.backend != "reference":  # which takes several float32 copies of the chunk
+    if case.backend != "reference":  # the reference makes several float32 copies of the chunk
         assert peak <= bound
         assert bound < kept + rows * vocabulary * size
 

@@ -1,4 +1,4 @@
-"""The record of a run's updates: what a resumed run verifies and keeps, in memory that does not grow with the run."""
+"""metrics.jsonl and the loss curve: what a resumed run checks and keeps, in bounded memory."""
 
 import contextlib
 import json
@@ -52,7 +52,7 @@ def test_a_resumed_run_has_the_last_records_and_the_curve_of_one_that_goes_on(tm
 @pytest.mark.parametrize("count", [1, 7, 8, 9, 16, 17, 100])
 def test_bins_are_what_their_values_are(count):
     values = [record["loss"] for record in records(count)]
-    series = Series(most=8)
+    series = Series(max_bins=8)
     for step, value in enumerate(values, start=1):
         series.add(step, value)
     assert len(series.bins) <= 8 and sum(b.count for b in series.bins) == count
@@ -66,15 +66,15 @@ def test_bins_are_what_their_values_are(count):
         start += b.count
 
 
-@pytest.mark.parametrize("most", [0, 1, 7])
-def test_bins_that_cannot_be_halved(most):
-    with pytest.raises(ValueError, match=f"most: an even number of at least 2 expected, got {most}"):
-        Series(most)
+@pytest.mark.parametrize("bins", [0, 1, 7])
+def test_bins_that_cannot_be_halved(bins):
+    with pytest.raises(ValueError, match=f"max_bins: an even number of at least 2 expected, got {bins}"):
+        Series(bins)
 
 
 @contextlib.contextmanager
 def memory_below(limit):
-    """Nothing allocated within it may take more bytes at once."""
+    """Asserts that allocations in the `with` block never hold more bytes at once."""
     tracemalloc.start()
     try:
         yield
@@ -93,7 +93,7 @@ def test_a_file_is_read_in_little_memory(tmp_path):
 
 
 def test_a_million_updates_are_kept_in_little_memory():
-    """Traced at the end only, for tracing takes three times as long; 100,000 records alone would take 20 MB."""
+    """Traces memory only at the end, since tracing triples the time; 100,000 records alone would take 20 MB."""
     curve = Curve()
 
     def add(steps):

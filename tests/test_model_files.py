@@ -1,4 +1,4 @@
-"""A model's folder: what is not one gets a sentence, and what was there before survives a failed write."""
+"""A model's folder: errors for damaged and foreign files, and old content that survives a failed write."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_a_pickle_is_never_loaded(folder, zipped):
 
 
 def test_a_file_that_only_begins_like_a_pickle_is_loaded(tmp_path):
-    """The first byte of a safetensors file is the low byte of its header's length: 0x80 for one file in 32."""
+    """A safetensors file begins with the low byte of its header's length, which is 0x80 in one of 32 files."""
     path = tmp_path / "model.safetensors"
     for length in range(300):
         save_file({"x" * (length + 1): torch.ones(1)}, path)
@@ -153,7 +153,7 @@ except OSError as error:
 
 
 def test_a_full_disk_is_an_os_error_and_leaves_what_was_there(folder):
-    """The limit on a file's size stands for a full disk: the write fails half-way, as it does there."""
+    """A limit on the size of files acts as a full disk: a write fails half-way."""
     before = {p.name: p.read_bytes() for p in folder.iterdir()}
     run = subprocess.run([sys.executable, "-c", FULL_DISK, str(folder)], capture_output=True, text=True, timeout=60)
     assert run.stdout == f"OSError: [Errno 27] File too large: '{folder / files.WEIGHTS}'\n", run.stderr
@@ -162,7 +162,7 @@ def test_a_full_disk_is_an_os_error_and_leaves_what_was_there(folder):
 
 @pytest.mark.parametrize("synced", [0, 1, 2, 3])
 def test_a_write_that_stops_half_way_leaves_whole_files(folder, synced, monkeypatch):
-    """It stops before the weights, their name, the configuration or its name are on the disk."""
+    """Interrupts before the weights, their name, the configuration or its name are on the disk."""
     before = {p.name: p.read_bytes() for p in folder.iterdir()}
     calls = []
 
@@ -185,10 +185,10 @@ def test_a_write_that_stops_half_way_leaves_whole_files(folder, synced, monkeypa
 
 
 class Shared(GPT1):
-    """A GPT-1 whose blocks are one, with a table that is no parameter."""
+    """GPT-1 with one shared block, a shared parameter, and a buffer."""
 
-    def __init__(self, config, backend="auto"):
-        super().__init__(config, backend)
+    def __init__(self, config, heads=None, **options):
+        super().__init__(config, heads, **options)
         self.blocks[1] = self.blocks[0]
         self.lm_bias = torch.nn.Parameter(torch.zeros(config.hidden))
         self.other_bias = self.lm_bias

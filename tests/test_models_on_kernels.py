@@ -1,8 +1,8 @@
-"""Whole models trained on the kernels: the losses are those of the reference, step by step, and the first gradients.
+"""Whole models trained on the kernels and on the reference: the losses of each step and the first gradients agree.
 
-Weights, batches and dropout seeds are the same, so the masks are the same bits, and the losses may differ by rounding
-alone, which each update passes on; other masks make 3e-3 or more. Adam levels out the sizes of gradients, so those of
-the first step are compared too: of the float32 ones a tenth that is missing anywhere makes 8e-6 of the norm of all.
+Weights, batches and dropout seeds are the same, so the masks are equal, and the losses differ only by rounding, which
+each update carries on. Other masks would change a loss by 3e-3 or more. Adam hides the size of gradients, so the
+gradients of the first step are compared too: in float32, a tenth missing from any one changes 8e-6 of their norm.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from fastlm import models
 from fastlm.train.optim import build_optimizer, clip_and_step
 
 STEPS, BATCH, LENGTH, PREDICTED, VOCABULARY = 20, 2, 9, 3, 96
-# Of the losses, which go from 5 to 1, and of a parameter's first gradient, relative to the norm of all: at least
-# three times what rounding was seen to make. Other masks would pass bfloat16's bound of the losses, not float16's.
+# Bounds of the losses, which go from 5 to 1, and of a parameter's first gradient relative to the norm of all gradients:
+# at least three times the measured rounding. Wrong masks would pass the loss bound of bfloat16, but not of float16.
 BOUNDS = {torch.float32: (5e-6, 1e-6), torch.float16: (2e-3, 1e-3), torch.bfloat16: (1.6e-2, 8e-3)}
 
 
@@ -48,13 +48,16 @@ BATCHES = {"gpt1_tiny": causal_batch, "bert_tiny": masked_batch}
 
 
 def train(name: str, case: Case, steps: int) -> tuple[Tensor, dict[str, Tensor]]:
-    """Updates on one batch: the losses (steps,) and the first gradients; autocast makes activations half."""
+    """Trains on one batch; returns the losses (steps,) and the first gradients. Half precision comes from autocast."""
     torch.manual_seed(0)
     model: nn.Module = models.build(replace(models.PRESETS[name], vocab_size=VOCABULARY), backend=case.backend)
     model.to(case.device).train()
     batch = {key: x.to(case.device) for key, x in BATCHES[name](torch.Generator().manual_seed(1)).items()}
     corrected = name.startswith("gpt1")
-    recipe = {"bias_correction": corrected, "lr": 1e-3 if corrected else 3e-4}  # uncorrected first steps are 3 times lr
+    recipe = {
+        "bias_correction": corrected,
+        "lr": 1e-3 if corrected else 3e-4,
+    }  # without correction the first steps are 3 lr
     recipe |= {"betas": (0.9, 0.999), "eps": 1e-6, "weight_decay": 0.01}
     optimizer = build_optimizer([(model.parameters(), 1.0)], **recipe, backend=case.backend)
     losses, gradients = [], {}

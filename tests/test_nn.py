@@ -1,4 +1,4 @@
-"""The modules: what they compute, in torch's own modules and float64; their seeds, names and representations."""
+"""The modules against torch's own modules in float64; their seeds, names and representations."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ def test_dropout_is_in_training_alone_with_the_seed_given_or_one_of_its_own(name
     drawn, state = draw_seeds(1), torch.get_rng_state()
     torch.manual_seed(0)
     assert torch.equal(module(*inputs), module(*inputs, seed=drawn))
-    assert torch.equal(torch.get_rng_state(), state)  # one draw, and none where the seed is given
+    assert torch.equal(torch.get_rng_state(), state)  # one draw, and none if the seed is given
     module.eval()
     assert torch.equal(module(*inputs, seed=first), module(*inputs))
     assert torch.equal(torch.get_rng_state(), state)

@@ -57,7 +57,7 @@ def test_decay_is_on_every_matrix_and_nothing_else():
 
 
 def by_formula(model, *, bias_correction, lr, betas, eps, weight_decay, steps):
-    """Both papers' Adam, one element at a time in Python's floats."""
+    """Computes both papers' Adam, one element at a time, in Python floats."""
     weights = {}
     for name, p in model.named_parameters():
         decay = weight_decay if p.ndim == 2 else 0.0
@@ -92,7 +92,7 @@ def test_five_updates_agree_with_the_formula(recipe):
 
 
 def test_uncorrected_adam_is_not_bias_corrected():
-    # After one step m = (1 - beta1) g and v = (1 - beta2) g^2: the move is 0.1 / sqrt(0.001) = 3.16 rates.
+    # After one step m = (1 - beta1) g and v = (1 - beta2) g^2: the step is 0.1 / sqrt(0.001) = 3.16 times the rate.
     weight = nn.Parameter(torch.zeros(3))
     weight.grad = torch.tensor([1.0, -2.0, 5.0])
     UncorrectedAdam([weight], lr=1e-4, weight_decay=0.0).step()
@@ -116,7 +116,7 @@ def test_uncorrected_adam_skips_parameters_without_gradient_and_takes_a_closure(
 
 @pytest.mark.parametrize("strided", [False, True])
 def test_uncorrected_adam_is_the_same_in_slices_that_fit_the_cache(strided):
-    """A matrix of more than one slice per thread, bit for bit the ops on the whole of it."""
+    """Updates a matrix of more than one slice per thread: the bits are those of the ops on the whole matrix."""
     torch.manual_seed(0)
     rows = 65536 * torch.get_num_threads() // 100
     start = torch.randn(211, rows).t() if strided else torch.randn(rows, 211)
@@ -140,7 +140,7 @@ def test_an_optimizer_needs_something_to_train():
 @pytest.mark.parametrize("backend", ["reference", "triton", "cuda"])
 @pytest.mark.parametrize("bias_correction", [True, False])
 def test_each_part_has_a_rate_of_its_own(backend, bias_correction):
-    """A head at the run's rate and a body at a tenth of it, with a frozen parameter, is two optimizers."""
+    """A head at the run's rate and a body at a tenth of it learn as with two optimizers; one parameter is frozen."""
     recipe = {**GPT1, "bias_correction": bias_correction}
     model, other = make().float(), make().float()
     for m in (model, other):
@@ -184,7 +184,7 @@ def test_parts_without_parameters_make_no_group():
 )
 @pytest.mark.parametrize("by_default", [False, True])
 def test_the_optimizer_obeys_the_backend(backend, expected, by_default):
-    """Whether it is named, or the default of the calls that name none."""
+    """Both a named backend and the global default are obeyed."""
     parts = [(make().float().parameters(), 1.0)]
     if by_default:
         with fastlm.use_backend(backend):
@@ -237,7 +237,7 @@ def test_clipping_shows_a_gradient_that_is_not_finite():
 @pytest.mark.parametrize("recipe", [GPT1, BERT], ids=["gpt1", "bert"])
 @pytest.mark.parametrize("backend", ["reference", "triton", "cuda"])
 def test_an_infinite_max_norm_clips_nothing(recipe, backend):
-    """The update is that of the optimizer alone, and the norm is reported."""
+    """The update is that of the optimizer without clipping, and the norm is returned."""
 
     def build(model):
         return build_optimizer([(model.parameters(), 1.0)], **recipe, backend=backend)
@@ -272,7 +272,7 @@ def test_clipping_without_gradients_is_an_error():
 @pytest.mark.parametrize("bias_correction", [True, False])
 @pytest.mark.parametrize("backend", ["reference", "triton", "cuda"])
 def test_fused_adam_makes_the_same_updates_and_the_same_state(bias_correction, backend):
-    """Three clipped updates beside those of torch's AdamW or UncorrectedAdam, and a fourth from the others' state."""
+    """Compares three clipped updates with torch's AdamW or UncorrectedAdam, and a fourth one from their state."""
     options = {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-6}
     model, other = make().float(), make().float()
     fused = FusedAdam(groups_of(model, 0.01), **options, bias_correction=bias_correction, backend=backend)
@@ -294,7 +294,7 @@ def test_fused_adam_makes_the_same_updates_and_the_same_state(bias_correction, b
     assert bias_corrected(fused) == bias_corrected(expected) == bias_correction
 
 
-WITH_GRADIENT = {  # the updates in which a parameter has a gradient
+WITH_GRADIENT = {  # by parameter: the updates in which it has a gradient
     "embedding.weight": {0, 1, 2, 3, 4, 5},
     "linear.weight": {3, 4, 5},
     "linear.bias": {0, 2, 5},
@@ -317,7 +317,7 @@ def set_some_gradients(model, step):
     [("reference", torch.float64, 1e-12), ("triton", torch.float32, 1e-5), ("cuda", torch.float32, 1e-5)],
 )
 def test_each_parameter_is_corrected_by_its_own_number_of_updates(backend, dtype, tolerance, resumed):
-    """Late, missing and intermittent gradients, against torch's AdamW in float64."""
+    """Gradients come late, never and at times; compares with torch's AdamW in float64."""
     options = {"lr": 1e-2, "betas": (0.9, 0.99), "eps": 1e-8}
     model, other = make().to(dtype), make()
     before = {name: p.detach().clone() for name, p in other.named_parameters()}
@@ -363,7 +363,7 @@ def test_each_group_has_its_own_rate_and_decay():
 
 @pytest.mark.parametrize("backend", ["reference", "triton", "cuda"])
 def test_an_update_reads_its_numbers_where_it_read_those_before(backend):
-    """As a captured CUDA graph needs it: `prepare` writes each step's numbers to the same memory."""
+    """`prepare` writes the scalars of each step to the same memory, as a captured CUDA graph needs it."""
     options = {"lr": 1e-2, "betas": (0.9, 0.99), "eps": 1e-8, "bias_correction": True, "backend": backend}
     model, other = make().float(), make().float()
     whole, parts = (FusedAdam(groups_of(m, 0.1), **options) for m in (model, other))
@@ -374,7 +374,7 @@ def test_an_update_reads_its_numbers_where_it_read_those_before(backend):
             set_rate(optimizer, rate)
         norm = whole.step(max_norm=1.0 / (1 + step))
         parts.prepare(max_norm=1.0 / (1 + step))
-        places.add(parts._numbers.data_ptr())
+        places.add(parts._scalars.data_ptr())
         assert torch.equal(parts.update(), norm)
     assert len(places) == 1
     assert all(torch.equal(p, q) for p, q in zip(model.parameters(), other.parameters(), strict=True))

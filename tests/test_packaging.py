@@ -1,4 +1,4 @@
-"""Wheels, the sdist and editable installs, each used in an environment of its own, outside the checkout.
+"""Wheels, the sdist and editable installs, each used in its own environment, outside the checkout.
 
 The environments hold the package's core requirements and nothing else, linked from the one that runs the tests.
 The fast tests compile a csrc/ of one kernel and few bindings, the slow ones all of csrc/.
@@ -29,7 +29,7 @@ LEFT_OUT = (".*", "build", "dist", "runs", "*.egg-info", "*.so", "__pycache__")
 
 needs_nvcc = pytest.mark.skipif(NVCC is None, reason="no nvcc: a wheel with fastlm._C cannot be built here")
 
-# fastlm._C without its launchers: what a build does is the same, in a tenth of the time.
+# fastlm._C without its launchers builds in the same way, in a tenth of the time.
 SMALL_BINDINGS = """
 #include <pybind11/pybind11.h>
 PYBIND11_MODULE(_C, m) { m.attr("architectures") = FASTLM_ARCHITECTURES; }
@@ -91,7 +91,7 @@ def pip(*arguments: object) -> list[object]:
 
 @dataclass(frozen=True)
 class Environment:
-    """A virtual environment with torch, numpy and what they require; no pip."""
+    """Makes a virtual environment with torch, numpy and their requirements, without pip."""
 
     folder: Path
 
@@ -115,7 +115,7 @@ class Environment:
         return next(self.folder.glob("lib/python*/site-packages"))
 
     def smoke_test(self, cwd: Path) -> list[Path]:
-        """Import, run an op and a gradient; returns where fastlm and fastlm.kernels lie."""
+        """Imports fastlm, runs an op and its gradient; returns the paths of fastlm and fastlm.kernels."""
         return [Path(line) for line in checked([self.python, "-c", SMOKE_TEST], cwd).splitlines()]
 
     def info(self, cwd: Path) -> str:
@@ -123,9 +123,9 @@ class Environment:
 
 
 def required(*names: str) -> set[str]:
-    """The distributions that these require, and they themselves."""
+    """Returns these distributions and all that they require."""
     found: set[tuple[str, str]] = set()
-    waiting = [(name, "") for name in names]  # with an extra; "" is what every install has
+    waiting = [(name, "") for name in names]  # (name, extra); "" stands for no extra
     while waiting:
         name, extra = waiting.pop()
         if (name, extra) in found:
@@ -139,14 +139,14 @@ def required(*names: str) -> set[str]:
 
 @pytest.fixture(scope="module")
 def isolation(tmp_path_factory) -> list[str]:
-    """pip's options for the builds: isolated, except where no package index can be reached."""
+    """Returns pip's options for builds: isolated, unless no package index can be reached."""
     probe = pip("install", "--dry-run", "--ignore-installed", "--no-deps", "--retries", 0, "--timeout", 15, "pybind11")
     return [] if run(probe, tmp_path_factory.mktemp("probe")).returncode == 0 else ["--no-build-isolation"]
 
 
 @pytest.fixture(scope="module", params=["small", pytest.param("whole", marks=pytest.mark.slow)])
 def checkout(request, tmp_path_factory) -> Path:
-    """A copy of the working tree, without what it ignores; "small" has a csrc/ that compiles in seconds."""
+    """Returns a copy of the working tree without ignored files; "small" has a csrc/ that compiles in seconds."""
     copy = tmp_path_factory.mktemp("checkout") / "fastlm"
     shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(*LEFT_OUT))
     if request.param == "small":
@@ -277,7 +277,7 @@ def driver(tmp_path) -> Callable[[Sequence[tuple[int, int]]], dict[str, object]]
 
 
 def targets(machine: Mapping[str, object], command: str) -> str:
-    """What a command of setup.py would compile for on this machine, or why nothing."""
+    """Returns the targets that a command of setup.py would compile for on this machine, or why there are none."""
     ask = (
         "import runpy, sys; setup = runpy.run_path('setup.py'); "
         "print(setup['why_without_extension']() or ' '.join(setup['targets']()))"
@@ -294,7 +294,7 @@ def test_a_build_in_place_says_which_file_of_how_many_is_compiled(checkout, comp
     said = checked(build, checkout, **compiled)
     sources = len([*checkout.glob("csrc/*.cu"), *checkout.glob("csrc/attention/*.cu")]) + 1
     assert f"fastlm: compiling csrc/ with {NVCC} for 90a in {checkout}/build/cuda-" in said
-    for step in range(1, sources + 2):  # the last one links
+    for step in range(1, sources + 2):  # the last step links
         assert f"fastlm: [{step} of {sources + 1}, " in said
     assert "no work to do" in checked(build, checkout, **compiled)
 

@@ -1,4 +1,4 @@
-"""What a run of pretraining records and reports, what it refuses, and how its plan is made."""
+"""A run of pretraining: its records and reports, the errors that refuse it, and its plan."""
 
 import gc
 import json
@@ -32,7 +32,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.fixture(scope="module", params=["gpt1_tiny", "bert_tiny"])
 def finished(request, tmp_path_factory, text, one_thread):
-    """A finished run of each model: recipe, folder and what `train` returned."""
+    """Returns a finished run per model: recipe, folder and the result of `train`."""
     folder = tmp_path_factory.mktemp("finished") / "run"
     config = configuration(text, request.param)
     return config, folder, run(config, folder)
@@ -77,7 +77,7 @@ def test_metrics_have_a_line_an_update(finished):
 
 
 def held_out(config, folder):
-    """The trained model, its shards, and the batches of the held-out text."""
+    """Returns the trained model, its shards, and the batches of the held-out text."""
     model, tokenizer = load_trained(folder, "cpu")
     shards = data.Shards.open(folder / "data", tokenizer)
     kind = data.Windows if config.name == "gpt1_tiny" else data.SentencePairs
@@ -180,7 +180,7 @@ def test_training_lowers_the_loss(tmp_path, text):
     assert scores["gpt1_tiny"]["loss"] < losses(tmp_path)[0]["loss"] - 0.5
 
 
-# What is refused ------------------------------------------------------------------------------------------------
+# Errors ---------------------------------------------------------------------------------------------------------
 
 
 def test_two_processes_may_not_train_in_one_folder(tmp_path, text):
@@ -223,13 +223,13 @@ def test_a_start_on_corrected_data_makes_its_tokenizer_and_shards_anew(tmp_path,
     data_file.write_bytes(text.read_bytes())
     run(configuration(data_file), folder, notes)
     run(configuration(text), tmp_path / "fresh")
-    assert notes[0] == f"{folder} has data that was made from other files or options; it is made anew"
+    assert notes[0] == f"{folder} has data that was made from other files or options; it is made again"
     assert losses(folder) == losses(tmp_path / "fresh")
 
 
 @pytest.fixture
 def prepared(tmp_path, text, monkeypatch):
-    """A copy of the text, and a run folder with its tokenizer and shards, stopped before the first update."""
+    """Returns a copy of the text, and a run folder with its tokenizer and shards, stopped before the first update."""
     data_file, folder = tmp_path / "text.jsonl", tmp_path / "run"
     data_file.write_bytes(text.read_bytes())
 
@@ -244,7 +244,7 @@ def prepared(tmp_path, text, monkeypatch):
 
 
 def made_anew(config, folder):
-    """Whether opening the folder removes its tokenizer and shards, and says so."""
+    """Returns whether opening the folder removes its tokenizer and shards; asserts that a message says so."""
     notes, opened = [], TrainingFolder(folder)
     opened.open(config.task(), config.to_json(), notes.append)
     opened.close()
@@ -255,7 +255,7 @@ def made_anew(config, folder):
 
 def test_a_tokenizer_and_shards_of_the_same_data_are_kept(prepared):
     data_file, folder = prepared
-    os.utime(data_file, (0, 0))  # another time is not other text
+    os.utime(data_file, (0, 0))  # a new modification time, but the same text
     assert not made_anew(configuration(data_file), folder)
 
 
@@ -382,7 +382,7 @@ def test_a_trained_model_is_loaded_also_while_it_trains(tmp_path, text, monkeypa
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_cuda_that_is_not_there(tmp_path, text):
-    with pytest.raises(DeviceError, match="device: cuda asked for"):
+    with pytest.raises(DeviceError, match="device: cuda was requested"):
         run(configuration(text, device="cuda"), tmp_path / "run")
 
 
@@ -393,7 +393,7 @@ PLAN = trainer.Plan(1, 0, "cpu", "auto", {})
 
 @pytest.fixture
 def clock(monkeypatch):
-    """The seconds of an update, by precision or sequence length."""
+    """Fakes the seconds of an update, by precision or sequence length."""
     seconds = {}
 
     def timed(task, config, placement, plan, length, least):

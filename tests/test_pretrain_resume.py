@@ -1,4 +1,4 @@
-"""A run that something interrupted and that is started again is, bit for bit, the run that nothing interrupted."""
+"""An interrupted and resumed run equals an uninterrupted one bit for bit."""
 
 import errno
 import json
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory, text):
-    """The folder of an uninterrupted run of each model, made when it is first asked for."""
+    """Returns the folder of an uninterrupted run of a model, made at its first use."""
     made = {}
 
     def folder(model):
@@ -131,7 +131,7 @@ def test_interrupted_after_the_last_update(tmp_path, text, whole, monkeypatch):
         patch.setattr("fastlm.train.loop._finish", lambda *arguments: stop())
         with pytest.raises(Stopped):
             run(configuration(text), tmp_path)
-    before_update(monkeypatch, 0, stop)  # none is left to make
+    before_update(monkeypatch, 0, stop)  # no update is left
     run(configuration(text), tmp_path)
     assert_same_run(tmp_path, whole("gpt1_tiny"))
 
@@ -156,7 +156,7 @@ def test_a_resumed_run_reads_no_batch_before_its_position(tmp_path, text, monkey
     monkeypatch.setattr(dataset, "__init__", named)
     monkeypatch.setattr(dataset, "batch", recorded)
     run(configuration(text, model), tmp_path)
-    # Two parts an update, and the checkpoint is of step 8.
+    # Two micro-batches per update; the checkpoint is of step 8.
     assert [step for split, step in asked if split == "train"] == list(range(16, 2 * STEPS))
 
 
@@ -166,7 +166,7 @@ def test_checkpoints_by_the_clock(tmp_path, text, whole, monkeypatch):
         run(configuration(text, checkpoint_every=1000, checkpoint_seconds=1e-9), tmp_path)
     assert [path.name for path in find_checkpoints(tmp_path / "checkpoints")] == ["step-00000002", "step-00000003"]
     monkeypatch.undo()
-    run(configuration(text), tmp_path)  # what changes no loss may be another in the resumed run
+    run(configuration(text), tmp_path)  # a resumed run may change options that change no loss
     assert_same_run(tmp_path, whole("gpt1_tiny"))
 
 
@@ -175,7 +175,7 @@ def test_checkpoints_by_the_clock(tmp_path, text, whole, monkeypatch):
 
 @pytest.fixture
 def interrupted_on_a_copy(tmp_path, text, monkeypatch):
-    """A copy of the text, and a run on it that has made six updates."""
+    """Returns a copy of the text, and a run on it that has made six updates."""
     data_file, folder = tmp_path / text.name, tmp_path / "run"
     data_file.write_bytes(text.read_bytes())
     with monkeypatch.context() as patch:
@@ -196,7 +196,7 @@ def test_a_run_goes_on_with_its_shards_when_its_data_changed(interrupted_on_a_co
     notes = []
     run(configuration(data_file), folder, notes)
     assert notes[0] == (
-        f"data: {data_file} {said}; the run goes on with the text that it began with, kept in {folder / 'data'}"
+        f"data: {data_file} {said}; the run continues with its original text, kept in {folder / 'data'}"
     )
     assert_same_run(folder, whole("gpt1_tiny"))
 
@@ -241,7 +241,7 @@ def test_a_run_of_other_numerics_is_refused(interrupted, text, version):
 
 @pytest.fixture
 def interrupted(tmp_path, text, monkeypatch):
-    """A run of GPT-1 with checkpoints of steps 4 and 8 and ten lines of metrics."""
+    """Returns a run of GPT-1 with checkpoints of steps 4 and 8, and ten lines of metrics."""
     with monkeypatch.context() as patch:
         before_update(patch, 10, stop)
         with pytest.raises(Stopped):
@@ -292,7 +292,7 @@ def test_a_tokenizer_and_shards_of_another_run_are_refused(interrupted, text, tm
     (interrupted / "tokenizer.json").write_bytes((other / "tokenizer.json").read_bytes())
     shutil.rmtree(interrupted / "data")
     shutil.copytree(other / "data", interrupted / "data")
-    with pytest.raises(RunError, match=r"holds other data than what the run began with"):
+    with pytest.raises(RunError, match=r"holds other data than the run began with"):
         run(configuration(text), interrupted)
 
 
@@ -316,7 +316,7 @@ def test_metrics_shorter_than_the_checkpoint_are_refused(interrupted, text):
 
 @pytest.fixture
 def full_disk():
-    """Files may grow to so many bytes and no further, which a process meets as it does a full disk."""
+    """Limits the size of files, which fails in the same way as a full disk."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
 
     def limit(size):
@@ -326,7 +326,7 @@ def full_disk():
     resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-# In the line of update 6, the optimizer's file of step 8, and the model's of step 4.
+# The disk is full in the metrics of update 6, in the optimizer's file of step 8, and in the model's of step 4.
 @pytest.mark.parametrize(("update", "size", "saved"), [(5, 1000, 4), (6, 600_000, 4), (3, 550_000, None)])
 def test_a_full_disk_keeps_what_is_there(tmp_path, text, whole, monkeypatch, full_disk, update, size, saved):
     kept = f"the run is saved up to step-0000000{saved}" if saved else "nothing was saved yet"
@@ -347,4 +347,4 @@ def test_another_error_of_the_disk_is_not_taken_for_a_full_one(tmp_path, text, m
     with pytest.raises(OSError, match="Input/output error"):
         run(configuration(text), tmp_path)
     recipe = configuration(text)
-    TrainingFolder(tmp_path).open(recipe.task(), recipe.to_json())  # and the lock is free
+    TrainingFolder(tmp_path).open(recipe.task(), recipe.to_json())  # the lock is free

@@ -1,4 +1,4 @@
-"""The README's examples run, and its table of backends is the one that is true."""
+"""The README's examples run, and its table of backends agrees with the SPECs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def test_examples_run(example):
 
 
 def test_table_of_backends():
-    """`python tests/test_readme.py` writes the table anew."""
+    """If this fails: `python tests/test_readme.py` writes the table."""
     assert _table_in_readme() == table()
 
 

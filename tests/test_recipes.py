@@ -1,4 +1,4 @@
-"""The recipes: the papers' values, their options and checks, and what a resumed run may change."""
+"""The recipes: the papers' values, their options and checks, and the options that a resumed run may change."""
 
 from dataclasses import replace
 
@@ -105,7 +105,7 @@ def test_json_and_back():
 
 
 def test_old_names_are_read():
-    """config.json of format 1 named its model, and its optimizer after a model."""
+    """config.json of format 1 had other names for models and optimizers."""
     old = {"model": "gpt1", "optimizer": "adamw", "steps": 5, "minutes": None, "epochs": None, "dropout": 0.2}
     assert from_record({"config": old}) == RECIPES["gpt1_full"].with_options({"steps": 5, "dropout": 0.2})
     uncorrected = from_record({"config": {"model": "gpt1_tiny", "optimizer": "bert"}})

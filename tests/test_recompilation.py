@@ -1,8 +1,8 @@
-"""A kernel is compiled once for all numbers of tokens.
+"""Each Triton kernel is compiled once for all numbers of tokens.
 
-Triton compiles anew for arguments of another type or value it specialises on: those that are 1, and those divisible
-by 16. A process without the interpreter runs every op, forward and backward, at several numbers of tokens, and counts
-what Triton would compile; nothing is compiled or launched, so no GPU is needed.
+Triton compiles a kernel again if an argument's type changes, or a property that it specialises on: being 1, or being
+divisible by 16. Another process, without the interpreter, runs every op forward and backward at several numbers of
+tokens and counts the kernels that Triton would compile. Nothing is compiled or launched, so no GPU is needed.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from fastlm import backends
 from fastlm.ops import SPECS
 
 ROOT = Path(__file__).parent.parent
-TOKENS = (48, 1, 17, 64, 300)  # 1, odd, divisible by 16, and more than there are programs
+TOKENS = (48, 1, 17, 64, 300)  # among them 1, an odd number, multiples of 16, and more than a grid has programs
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,7 @@ def test_every_op_is_called():
 
 
 def test_other_widths_are_compiled(compilations):
-    """What counts is counted: the forward, the backward and the sum of its programs' parts, each for one width."""
+    """Checks the counting: each width needs three kernels, the forward, the backward and the sum of its partials."""
     assert compilations["layer_norm of other widths"] == [3, 6, 9, 12, 15]
 
 
@@ -62,31 +62,33 @@ def _vector(size: int = 64) -> Tensor:
 
 
 def _seed(tokens: int) -> Tensor:
-    """Of the sites' seeds every second one is at a multiple of 16 bytes, which is no reason to compile anew either."""
+    """Returns a seed that is aligned to 16 bytes for even `tokens` only, as a view of one site among many may be."""
     return torch.tensor([1, 2])[tokens % 2 :][:1]
 
 
 def _add_layer_norm(tokens: int) -> Tensor:
-    dropout = {"dropout_p": 0.1, "seed": _seed(tokens)}
+    dropout = {"dropout_p": 0.1, "seed": _seed(tokens), "first_row": _seed(tokens)}
     return fastlm.add_layer_norm(_rows(tokens), _rows(tokens), _vector(), _vector(), bias=_vector(), **dropout)
 
 
 def _embedding_layer_norm(tokens: int) -> Tensor:
     ids = torch.arange(4 * tokens).view(tokens, 4) % 7
     parts = {"position": _rows(4), "segment": _rows(2), "segments": ids % 2}
-    norm = {"gamma": _vector(), "beta": _vector(), "dropout_p": 0.1, "seed": _seed(tokens)}
+    norm = {"gamma": _vector(), "beta": _vector(), "dropout_p": 0.1, "seed": _seed(tokens), "first_row": _seed(tokens)}
     return fastlm.embedding_layer_norm(ids, _rows(7), **parts, **norm)
 
 
 def _attention(batch: int, sequence: int) -> Tensor:
     q, k, v = (torch.randn(batch, sequence, 2, 64, dtype=torch.float16, requires_grad=True) for _ in range(3))
     lengths = torch.full((batch,), sequence, dtype=torch.int32)
-    return fastlm.attention(q, k, v, lengths=lengths, dropout_p=0.1, seed=_seed(batch + sequence))
+    dropout = {"dropout_p": 0.1, "seed": _seed(batch + sequence), "first_sequence": _seed(batch)}
+    return fastlm.attention(q, k, v, lengths=lengths, **dropout)
 
 
 def _attention_packed(batch: int, sequence: int) -> Tensor:
     qkv = torch.randn(batch, sequence, 3, 2, 64, dtype=torch.float16, requires_grad=True)
-    return fastlm.attention_packed(qkv, causal=True, dropout_p=0.1, seed=_seed(batch + sequence))
+    dropout = {"dropout_p": 0.1, "seed": _seed(batch + sequence), "first_sequence": _seed(batch)}
+    return fastlm.attention_packed(qkv, causal=True, **dropout)
 
 
 def _linear_cross_entropy(tokens: int) -> Tensor:
@@ -94,7 +96,8 @@ def _linear_cross_entropy(tokens: int) -> Tensor:
 
 
 def _adamw(tokens: int) -> Tensor:
-    """An update of a parameter of any size. It has no derivative: the number returned has, for `main` asks for it."""
+    """Updates one parameter of this size. adamw has no derivative, so this returns a tensor on which `main` can call
+    backward()."""
     tensors = [[torch.zeros(size)] for size in (tokens,) * 4]
     numbers = {name: torch.full((1,), 0.1) for name in ("rates", "decays")}
     fastlm.adamw(*tensors, **numbers, betas=(0.9, 0.999), eps=1e-8, max_norm=torch.ones(()))
@@ -121,7 +124,7 @@ CALLS: dict[str, Callable[[int], Tensor]] = {
 
 
 def main() -> None:
-    """Print, as JSON, how many compilations each op has called for after each number of tokens."""
+    """Prints as JSON, for each call, how many compilations it has asked for after each number of tokens."""
     from triton import knobs
     from triton.runtime.driver import driver
 
@@ -131,13 +134,13 @@ def main() -> None:
 
     def note(*, key: str, fn, **_: object) -> bool:
         asked.add(f"{fn.name} {key}")
-        return True  # that is: there is no need to compile it
+        return True  # tells Triton not to compile
 
     counts: dict[str, list[int]] = {}
     with (
         mock.patch.object(knobs.runtime, "jit_cache_hook", note),
         mock.patch.object(driver, "_active", NoDevice(90)),
-        mock.patch.object(backends, "interpreted", lambda: True),  # kernels are not told of CPU tensors otherwise
+        mock.patch.object(backends, "interpreted", lambda: True),  # so that "triton" accepts CPU tensors
         backends.use_backend("triton"),
     ):
         for op, call in CALLS.items():

@@ -1,4 +1,4 @@
-"""The recorded runs of the tiny models are made again, undisturbed and killed: the same losses, the same weights."""
+"""The recorded runs of the tiny models are reproduced, with and without a kill: the same losses and weights."""
 
 import json
 
@@ -13,7 +13,7 @@ from fastlm.train.run import NUMERICS
 __all__ = ["one_thread", "text"]  # fixtures
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-# On another processor or with other libraries, twelve updates of float32 are rounded otherwise; bits bind one machine.
+# Other processors and libraries round twelve float32 updates otherwise, so equal bits are required on one machine only.
 RELATIVE = 1e-4
 
 
@@ -38,7 +38,7 @@ def assert_reproduced(folder, record):
 @pytest.mark.parametrize("model", MODELS)
 def test_a_recorded_run_is_reproduced(tmp_path, text, model):
     record = recorded(model)
-    recipe = recipes.from_record({"config": {**record["options"], "data": [str(text)]}})
+    recipe = recipes.from_record(record["recipe"]).with_options({"data": (str(text),)})
     assert recipe == configuration(text, model, **OPTIONS)
     run(recipe, tmp_path / "run")
     assert_reproduced(tmp_path / "run", record)

@@ -16,7 +16,7 @@ RESULT = {
     "steps": 970,
     "tokens": 993_280,
     "training_seconds": 181.2,
-    "figures": CausalLM.figure_names,
+    "figures": CausalLM.metric_names,
     "scores": {
         "unigram": {"loss": 6.2108, "perplexity": 498.1, "bits_per_byte": 2.1926},
         "gpt1_small": {"loss": 4.7472, "perplexity": 115.27, "bits_per_byte": 1.6759},
@@ -41,7 +41,7 @@ def test_a_report_in_markdown():
 
 def test_a_figure_that_a_model_does_not_have_is_left_empty():
     scores = {"bigram": {"mlm_loss": 5.0}, "bert_small": {"mlm_loss": 4.5, "masked_accuracy": 0.253}}
-    lines = report.markdown({**RESULT, "figures": MaskedLM.figure_names, "scores": scores}).splitlines()
+    lines = report.markdown({**RESULT, "figures": MaskedLM.metric_names, "scores": scores}).splitlines()
     assert lines[2] == "| on the held-out text | masked loss | masked accuracy |"
     assert lines[4] == "| bigram               |       5.000 |                 |"
     assert lines[5] == "| bert_small           |       4.500 |           25.3% |"

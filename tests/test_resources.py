@@ -1,4 +1,4 @@
-"""Every Triton kernel, compiled for chips that need not be here: nothing spills, and shared memory suffices."""
+"""Triton's kernels, compiled for three GPU targets without a GPU, spill no registers and fit in shared memory."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ import pytest
 from fastlm.ops import SPECS
 
 ROOT = Path(__file__).parent.parent
-SHARED = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}  # bytes a block can have (CUDA programming guide, table 30)
+SHARED = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}  # maximum bytes per CTA (CUDA programming guide, table 30)
 FAST = {"bias_gelu": tuple(SHARED), "attention": (90,)}  # compiled by `make test`; `make test-all` compiles all
 
 TRITON_FILES = sorted({spec.kernels for spec in SPECS.values() if "triton" in spec.limits})
 
 
 def kernel_files(*stems: str) -> list:
-    """Returns parameters (stem, chips): what FAST compiles of these files, then each for all chips, marked slow."""
+    """Returns parameters (stem, chips): the files in FAST for the chips there, then every file for all chips, marked
+    slow."""
     fast = [pytest.param(stem, FAST[stem], id=f"{stem}-fast") for stem in stems if stem in FAST]
     return [*fast, *(pytest.param(stem, tuple(SHARED), id=stem, marks=pytest.mark.slow) for stem in stems)]
 
@@ -45,7 +46,7 @@ def test_attention_multiplies_with_the_chips_matrix_units(stem, chips):
 
 @functools.cache
 def compiled(stem: str, chips: tuple[int, ...]) -> list[dict]:
-    """In a process of its own: in this one the kernels may be interpreted."""
+    """Compiles the kernels of one file in another process: in this one Triton's interpreter may be on."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     command = [sys.executable, "-m", "benchmarks.resources", stem, "--json", "--arch", *map(str, chips)]
     run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)

@@ -1,4 +1,4 @@
-"""The schedules against the papers' sentences and independent formulas."""
+"""The schedules against the papers' descriptions and independent formulas."""
 
 import itertools
 import math

@@ -1,4 +1,4 @@
-"""What may know what: training and the command line name no model, inference knows no training, recipes no torch."""
+"""Who may know whom: training and the command line name no model, inference imports no train/, recipes no torch."""
 
 import ast
 import re
@@ -12,8 +12,8 @@ PACKAGE = Path(__file__).parent.parent / "fastlm"
 MODELS = re.compile(r"gpt|bert|electra|ernie|kagnet", re.IGNORECASE)
 
 
-def spoken(source: str) -> list[str]:
-    """The identifiers and strings of a module, but for docstrings and comments."""
+def names_and_strings(source: str) -> list[str]:
+    """Returns the identifiers and strings of a module, without docstrings and comments."""
     tree = ast.parse(source)
     docstrings = {
         id(node.body[0].value)
@@ -45,14 +45,19 @@ def sources(*folders: str) -> list[Path]:
 
 @pytest.mark.parametrize("path", [PACKAGE / "cli.py", *sources("train")], ids=lambda path: path.name)
 def test_no_model_is_named(path):
-    assert [word for word in spoken(path.read_text()) if MODELS.search(word)] == []
+    assert [word for word in names_and_strings(path.read_text()) if MODELS.search(word)] == []
 
 
 def test_a_name_would_be_seen():
     source = (
         '"""GPT-1 is fine."""\n# BERT too\ndef f():\n    "BERT."\n    return use_bert("GPT1"), x.bert, f"{a} gpt1"\n'
     )
-    assert sorted(word for word in spoken(source) if MODELS.search(word)) == [" gpt1", "GPT1", "bert", "use_bert"]
+    assert sorted(word for word in names_and_strings(source) if MODELS.search(word)) == [
+        " gpt1",
+        "GPT1",
+        "bert",
+        "use_bert",
+    ]
 
 
 @pytest.mark.parametrize("path", sources("inference", "models", "nn", "data", "ops"), ids=lambda path: path.name)

@@ -1,4 +1,4 @@
-"""A task of one's own: text classification, written here alone, on the task seam."""
+"""A user's own task: text classification, defined in this file only."""
 
 from pathlib import Path
 
@@ -23,7 +23,7 @@ CLASSES = 3
 
 
 class ClassHead(Head, nn.Linear):
-    """Classes of whole sequences, from the pooled state; labels (B,) int64."""
+    """Predicts the class of a sequence from its pooled state; labels (B,) int64."""
 
     targets = ("labels",)
     dropout_sites = 0
@@ -39,7 +39,7 @@ class ClassHead(Head, nn.Linear):
 
 
 class Examples:
-    """Sequences whose class is the commonest of three tokens; batch i is a function of (seed, i)."""
+    """Makes sequences whose class is the most frequent of three tokens; batch i is a function of (seed, i)."""
 
     batches_per_epoch = 4
 
@@ -57,7 +57,7 @@ class Examples:
 class Classification(Task):
     """Fine-tunes the trunk in `folder`, at a tenth of the head's rate."""
 
-    figure_names = {"accuracy": ("accuracy", ".1%")}  # noqa: RUF012
+    metric_names = {"accuracy": ("accuracy", ".1%")}  # noqa: RUF012
 
     def __init__(self, folder: Path, *, frozen: tuple[str, ...] = ()):
         self.folder, self.frozen = folder, frozen
@@ -96,7 +96,7 @@ class Classification(Task):
 
 @pytest.fixture(scope="module")
 def trunk(tmp_path_factory):
-    """A folder with a random encoder and its pretraining heads."""
+    """Returns a folder with a random encoder and its pretraining heads."""
     folder = tmp_path_factory.mktemp("trunk")
     torch.manual_seed(1)
     models.build(PRESETS["bert_tiny"]).save(folder)
@@ -148,7 +148,7 @@ def stop_at(monkeypatch, number):
 
 
 class WithUnusedHead(Classification):
-    """Has a second head, whose targets no batch holds: its parameters never have a gradient."""
+    """Has a second head whose targets are in no batch, so that its parameters never have a gradient."""
 
     def build(self, backend):
         return models.load(self.folder, {"classes": ClassHead(64), "spare": Spare(64)}, backend=backend)
@@ -159,7 +159,7 @@ class Spare(ClassHead):
 
 
 class Shared(Classification):
-    """Its two layers are one, called twice, with the dropout sites of two."""
+    """Has one layer that is called twice, with dropout sites for two."""
 
     def build(self, backend):
         model = super().build(backend)
@@ -195,5 +195,5 @@ def test_a_shared_layer_drops_something_else_at_each_call(trunk):
     batch = Examples(0, 12, 8).batch(0)
     seeds = torch.arange(7)
     same = seeds.clone()
-    same[4:] = seeds[1:4]  # the second call would draw what the first did
+    same[4:] = seeds[1:4]  # the second call then draws the masks of the first
     assert not torch.equal(model(**batch, seeds=seeds).hidden, model(**batch, seeds=same).hidden)

@@ -17,7 +17,7 @@ MODELS = ("gpt1_tiny", "bert_tiny")
 
 @pytest.fixture(scope="module")
 def make(tmp_path_factory, text):
-    """A trainer of a model, with the same tokenizer and shards each time."""
+    """Returns a function that makes trainers of a model, all on the same tokenizer and shards."""
     folders = {}
 
     def trainer(model, **options):
@@ -58,11 +58,15 @@ def test_updates_are_adam_on_clipped_gradients_of_the_mean_loss(make, model):
         torch.testing.assert_close(p, q, rtol=1e-4, atol=2e-5)
 
 
-def test_parts_of_a_batch_give_the_update_of_the_whole(make):
-    """GPT-1's batches are parts of one reading, whatever their size, so the same four windows are read."""
-    whole, parts = (make("gpt1_tiny", dropout=0.0, accumulation=n) for n in (1, 4))
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_parts_of_a_batch_give_the_update_of_the_whole(make, dropout):
+    """GPT-1's micro-batches hold the windows of the whole batch; with the same seeds they draw its dropout masks."""
+    whole, parts = (make("gpt1_tiny", dropout=dropout, accumulation=n) for n in (1, 4))
     for step in range(2):
-        a, b = whole.update(step), parts.update(step)
+        torch.manual_seed(step)  # the seeds of the dropout masks are drawn from torch's generator
+        a = whole.update(step)
+        torch.manual_seed(step)
+        b = parts.update(step)
         torch.testing.assert_close(a.values, b.values, rtol=1e-5, atol=1e-6)
         assert a.tokens == b.tokens
     for p, q in zip(whole.model.parameters(), parts.model.parameters(), strict=True):
@@ -90,7 +94,7 @@ def test_evaluation_is_without_dropout_and_draws_nothing(make, model):
 
 def test_dropout_differs_from_update_to_update(make):
     trainer = make("gpt1_tiny", learning_rate=1e-12, accumulation=1)
-    trainer._loader = _Loader(lambda part: trainer._load(0))  # the same batch again and again
+    trainer._loader = _Loader(lambda index: trainer._load(0))  # the same batch again and again
     values = {trainer.update(step).values[0].item() for step in range(3)}
     assert len(values) == 3
 

@@ -1,4 +1,4 @@
-"""The cases, one file an op, in the order in which they are run."""
+"""The cases, one file per op, in the order in which they run."""
 
 from __future__ import annotations
 
@@ -31,8 +31,10 @@ FILES = (
 
 
 def cases(grid: Grid, ops: list[str] | None = None) -> list[Case]:
-    """Those of some ops, or of all, the papers' shapes first and the ops in turn, so that a run that is cut short has
-    something of each. Raises ValueError for an op that there is not."""
+    """Returns the cases of `ops`, or of all ops. Raises ValueError if an op has no cases.
+
+    The papers' shapes come first, one case of each op in turn, so that a run that is cut short has measured every op.
+    """
     papers, every = (_in_turn(g) for g in (replace(grid, sweeps=False), grid))
     found = papers + [case for case in every if case not in papers]
     known = sorted({case.op for case in found})

@@ -1,4 +1,4 @@
-"""adamw: one update of all parameters of a model, clipped by the global norm; in float32, as autocast leaves them."""
+"""adamw: one update of all parameters of a model, clipped by the global norm. Parameters are float32 (autocast)."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class AdamW(Case):
         return torch.float32
 
     def shapes(self) -> list[tuple[int, ...]]:
-        """A transformer's parameters: embeddings, then each layer's matrices and vectors."""
+        """Returns the shapes of a transformer's parameters: embeddings, then each layer's matrices and vectors."""
         e = self.columns
         layer = [(3 * e, e), (3 * e,), (e, e), (e,), (e,), (e,), (4 * e, e), (4 * e,), (e, 4 * e), (e,), (e,), (e,)]
         return [(self.vocabulary, e), (512, e), *layer * self.layers]
@@ -48,14 +48,14 @@ class AdamW(Case):
         return each("p", 0.02) | each("g", 0.01) | each("m", 0.01) | second
 
     def lists(self, t: Inputs) -> tuple[list[Tensor], ...]:
-        """Parameters, gradients, first and second moments."""
+        """Returns four lists: parameters, gradients, first moments and second moments."""
         return tuple([t[f"{name}{i}"].detach() for i in range(len(self.shapes()))] for name in "pgmv")
 
     def output_shape(self, t: Inputs) -> tuple[int, ...]:
         return ()
 
     def results(self, run: Run, t: Inputs, grad: Tensor | None) -> Inputs:
-        """The gradients' norm, and what was updated in place."""
+        """Returns the gradients' norm, and the parameters and moments, which were updated in place."""
         return {"out": run(t)} | {name: x.detach() for name, x in t.items() if name[0] in "pmv"}
 
     def naive(self, t: Inputs, mask: Tensor | None) -> Tensor:
@@ -72,8 +72,8 @@ class AdamW(Case):
 
     def ours(self, t: Inputs, backend: str) -> Tensor:
         lists = self.lists(t)
-        numbers = _numbers(len(lists[0]), lists[0][0].dtype, lists[0][0].device)
-        return fastlm.adamw(*lists, **numbers, betas=BETAS, eps=EPS, backend=backend)
+        values = _device_values(len(lists[0]), lists[0][0].dtype, lists[0][0].device)
+        return fastlm.adamw(*lists, **values, betas=BETAS, eps=EPS, backend=backend)
 
     def peers(self) -> list[Peer]:
         return [
@@ -83,7 +83,7 @@ class AdamW(Case):
         ]
 
     def _torch(self, t: Inputs, **form: bool) -> Run:
-        """What torch.optim.AdamW and clip_grad_norm_ call."""
+        """Returns the calls that clip_grad_norm_ and torch.optim.AdamW make."""
         device = t["p0"].device
         steps = [torch.tensor(STEP - 1.0, device=device) for _ in self.shapes()]
 
@@ -103,14 +103,15 @@ class AdamW(Case):
 
 
 @functools.cache
-def _numbers(count: int, dtype: torch.dtype, device: torch.device) -> dict[str, Tensor]:
-    """What the optimizer writes to the device once per step, beside the two launches that are timed."""
+def _device_values(count: int, dtype: torch.dtype, device: torch.device) -> dict[str, Tensor]:
+    """Returns the rates, decays, corrections and max_norm as tensors. An optimizer writes them once per step, which is
+    not timed here."""
     given = {"rates": [LR] * count, "decays": [DECAY] * count, "corrections": [CORRECTIONS] * count}
     return {name: torch.tensor(x, dtype=dtype, device=device) for name, x in (given | {"max_norm": MAX_NORM}).items()}
 
 
 def cases(grid: Grid) -> Iterator[Case]:
-    """The papers' models; a layer of one on a CPU."""
+    """Yields the parameters of the papers' models; on a CPU, those of a model with one layer."""
     if grid.small or grid.tokens < 32768:
         yield AdamW("1 x 256, V 2048", layers=1, columns=256, vocabulary=2048)
         return

@@ -1,4 +1,4 @@
-"""attention and attention_packed: whole, padded and packed batches, with and without dropout."""
+"""attention and attention_packed: batches without padding, padded and packed, with and without dropout."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import fastlm
-from benchmarks.case import Case, Inputs, Peer, Run, Unavailable, dropped, package, randn
+from benchmarks.case import Case, Inputs, Peer, Run, Unavailable, apply_mask, package, randn
 from benchmarks.grid import Grid
 from benchmarks.lengths import lengths
 from fastlm.dropout import attention_mask
 from fastlm.ops._cost import Cost
 
 DIM = 64
-EXACT_SCORES = 2**26  # as many are computed in float64, which with all it takes to differentiate them is some GB
+MAX_EXACT_SCORES = 2**26  # computed in float64; with what autograd saves, they take a few GB
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Attention(Case):
     length: int = 0
     heads: int = 12
     causal: bool = False
-    form: str = "whole"  # or "padded" on the right, or "packed" rows without padding
+    form: str = "whole"  # "whole": no padding; "padded": on the right; "packed": sequences concatenated to (T, H, D)
 
     @property
     def shape(self) -> str:
@@ -80,23 +80,23 @@ class Attention(Case):
             sequences["max_seqlen"] = max(self.lengths())
         return {"causal": self.causal, "dropout_p": self.dropout_p, "seed": t["seed"], **sequences}
 
-    # What is right -------------------------------------------------------------------------------------------------
+    # Exact results -------------------------------------------------------------------------------------------------
 
     def naive(self, t: Inputs, mask: Tensor | None) -> Tensor:
         q, k, v = self.qkv(t)
         if self.form != "packed":
-            return self.weigh(t, self._attend(t, q, k, v, lambda p: dropped(p, mask, self.keep)))
+            return self.zero_padding(t, self._naive_attention(t, q, k, v, lambda p: apply_mask(p, mask, self.keep)))
         outputs, bounds = [], t["cu_seqlens"].tolist()
         for i, (start, end) in enumerate(itertools.pairwise(bounds)):
             rows, own = slice(start, end), None if mask is None else mask[i : i + 1, :, : end - start, : end - start]
             one = (x[None, rows] for x in (q, k, v))
-            outputs.append(self._attend(t, *one, lambda p, own=own: dropped(p, own, self.keep))[0])
+            outputs.append(self._naive_attention(t, *one, lambda p, own=own: apply_mask(p, own, self.keep))[0])
         return torch.cat(outputs)
 
     def eager(self, t: Inputs) -> Tensor:
-        return self._attend(t, *self.qkv(t), lambda p: F.dropout(p, self.dropout_p))
+        return self._naive_attention(t, *self.qkv(t), lambda p: F.dropout(p, self.dropout_p))
 
-    def _attend(self, t: Inputs, q: Tensor, k: Tensor, v: Tensor, drop: Callable[[Tensor], Tensor]) -> Tensor:
+    def _naive_attention(self, t: Inputs, q: Tensor, k: Tensor, v: Tensor, drop: Callable[[Tensor], Tensor]) -> Tensor:
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))
         scores = q @ k.transpose(-1, -2) / math.sqrt(DIM)
         if self.causal:
@@ -107,11 +107,11 @@ class Attention(Case):
         return (drop(scores.softmax(-1)) @ v).transpose(1, 2)
 
     def valid(self, t: Inputs) -> Tensor:
-        """(B, S), of a padded batch."""
+        """Returns a (B, S) mask of the positions of a padded batch that are not padding."""
         return torch.arange(self.length, device=t["lengths"].device) < t["lengths"][:, None]
 
-    def weigh(self, t: Inputs, grad: Tensor) -> Tensor:
-        return grad * self.valid(t)[:, :, None, None].to(grad.dtype) if self.form == "padded" else grad
+    def zero_padding(self, t: Inputs, out: Tensor) -> Tensor:
+        return out * self.valid(t)[:, :, None, None].to(out.dtype) if self.form == "padded" else out
 
     def mask(self, t: Inputs) -> Tensor | None:
         if not self.dropout_p:
@@ -121,18 +121,19 @@ class Attention(Case):
         return attention_mask(t["seed"], batch, self.heads, longest, longest, self.keep)
 
     def excerpt(self, t: Inputs) -> Inputs:
-        """The first sequences: no other has a part in their results."""
-        sequences = min(self.batch, max(1, EXACT_SCORES // (self.heads * self.length**2)))
+        """Returns the first sequences; the others have no influence on their results."""
+        sequences = min(self.batch, max(1, MAX_EXACT_SCORES // (self.heads * self.length**2)))
         cut = {"lengths": sequences, "cu_seqlens": sequences + 1}
         end = sum(self.lengths()[:sequences]) if self.form == "packed" else sequences
         return {name: x[: cut.get(name, end)] if name != "seed" else x for name, x in t.items()}
 
-    def excerpt_of(self, results: Inputs, part: Inputs) -> Inputs:
+    def excerpt_results(self, results: Inputs, part: Inputs) -> Inputs:
         rows = self.qkv(part)[0].shape[0]
         return {name: x[:rows] for name, x in results.items()}
 
     def probe(self, t: Inputs) -> Inputs:
-        """Scores of 0, and a value in column d for key d of the first DIM alone: o is 0 there where it was dropped."""
+        """Returns q = k = 0, so that all probabilities are equal, and v = the identity for the first DIM keys: column d
+        of o is 0 where key d was dropped."""
         q, k, v = self.qkv(t)
         position, _ = self._positions(t)
         values = F.one_hot(position, max(self.length, DIM))[..., :DIM].to(v.dtype)
@@ -149,7 +150,7 @@ class Attention(Case):
         return (out != 0)[seen[..., None, :].expand_as(out)]
 
     def _positions(self, t: Inputs) -> tuple[Tensor, Tensor]:
-        """Of every row, where it stands in its sequence and how long that is."""
+        """Returns each row's position in its sequence, and the sequence's length."""
         device = t["seed"].device
         each = torch.tensor(self.lengths(), device=device)
         if self.form != "packed":
@@ -158,20 +159,20 @@ class Attention(Case):
         start = t["cu_seqlens"][:-1].long().repeat_interleave(each)
         return position - start, each.repeat_interleave(each)
 
-    # What it costs --------------------------------------------------------------------------------------------------
+    # Cost -----------------------------------------------------------------------------------------------------------
 
     def pairs(self) -> int:
-        """(query, key) of all sequences that see each other, of one head."""
+        """Returns the number of scores per head: the (query, key) pairs that the mask leaves."""
         return sum(n * (n + 1) // 2 if self.causal else n * n for n in self.lengths())
 
     def cost(self, dtype: torch.dtype) -> Cost:
         return self.spec.cost(self.pairs(), sum(self.lengths()), self.heads, DIM, dtype.itemsize)
 
     def exponentials(self) -> tuple[int, int]:
-        """One a pair, and the backward computes them again."""
+        """One per score; the backward recomputes them."""
         return self.heads * self.pairs(), self.heads * self.pairs()
 
-    # Who else ---------------------------------------------------------------------------------------------------------
+    # Peers ------------------------------------------------------------------------------------------------------------
 
     def peers(self) -> list[Peer]:
         sdpa = {"sdpa-flash": SDPBackend.FLASH_ATTENTION, "sdpa-efficient": SDPBackend.EFFICIENT_ATTENTION}
@@ -227,7 +228,7 @@ class Attention(Case):
         return run
 
     def _visible(self, t: Inputs) -> Callable[..., Tensor]:
-        """The rule of a block mask: one of causal, padded and packed."""
+        """Returns FlexAttention's mask function: causal, padded or packed."""
         if self.causal:
             return lambda b, h, q, k: q >= k
         if self.form == "padded":
@@ -256,7 +257,8 @@ class Attention(Case):
 
 @dataclass(frozen=True)
 class AttentionPacked(Attention):
-    """From the projection (..., 3, H, D) to its one gradient; peers take its three views."""
+    """attention_packed reads the projection (..., 3, H, D) and returns one gradient of that shape; peers take its three
+    views."""
 
     op = "attention_packed"
 
@@ -274,7 +276,8 @@ class AttentionPacked(Attention):
 
 
 def cases(grid: Grid) -> Iterator[Case]:
-    """The papers' lengths with and without dropout, the models' own op, batches of real lengths, then other lengths."""
+    """Yields the papers' lengths with and without dropout, attention_packed (which the models use), padded and packed
+    batches of realistic lengths, then other lengths."""
 
     def case(kind: type[Attention], length: int, p: float, **options: Any) -> Case:
         batch = max(1, grid.tokens // length)

@@ -1,4 +1,4 @@
-"""bias_gelu: GELU(x + bias) of the MLP's first product."""
+"""bias_gelu: GELU(x + bias), where x is the output of the MLP's first product."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class BiasGELU(Rows):
 
 
 def cases(grid: Grid) -> Iterator[Case]:
-    """The MLPs of BASE and LARGE; both forms of GELU."""
+    """Yields the MLP widths of BERT-base and BERT-large, then others; the tanh form, at 3072 also the erf form."""
     for columns in grid.widths(papers=(3072, 4096), sweep=(2048, 8192)):
         for approximate in ("tanh",) if grid.small or columns != 3072 else ("tanh", "none"):
             label = f"{grid.tokens} x {columns}"

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import fastlm
-from benchmarks.case import Case, Inputs, dropped, randn
+from benchmarks.case import Case, Inputs, apply_mask, randn
 from benchmarks.grid import Grid
 from fastlm.dropout import row_mask
 from fastlm.ops._cost import Cost
@@ -24,7 +24,7 @@ class EmbeddingLayerNorm(Case):
     length: int = 0
     columns: int = 0
     vocabulary: int = 0
-    bert: bool = True  # with segments and layer norm, which GPT-1 has not
+    bert: bool = True  # True: with segments and layer norm; False: GPT-1, without both
 
     def parameters(self) -> dict[str, Any]:
         names = ("batch", "length", "columns", "vocabulary", "bert", "dropout_p")
@@ -44,7 +44,7 @@ class EmbeddingLayerNorm(Case):
     def output_shape(self, t: Inputs) -> tuple[int, ...]:
         return (self.batch, self.length, self.columns)
 
-    def _normalised(self, t: Inputs) -> Tensor:
+    def _before_dropout(self, t: Inputs) -> Tensor:
         s = F.embedding(t["tokens"], t["word"]) + t["position"][: self.length]
         if not self.bert:
             return s
@@ -52,10 +52,10 @@ class EmbeddingLayerNorm(Case):
         return F.layer_norm(s, s.shape[-1:], t["gamma"], t["beta"], 1e-12)
 
     def naive(self, t: Inputs, mask: Tensor | None) -> Tensor:
-        return dropped(self._normalised(t), mask, self.keep)
+        return apply_mask(self._before_dropout(t), mask, self.keep)
 
     def eager(self, t: Inputs) -> Tensor:
-        return F.dropout(self._normalised(t), self.dropout_p)
+        return F.dropout(self._before_dropout(t), self.dropout_p)
 
     def ours(self, t: Inputs, backend: str) -> Tensor:
         names = ("position", *(("segment", "segments", "gamma", "beta") if self.bert else ()))
@@ -69,7 +69,7 @@ class EmbeddingLayerNorm(Case):
         return mask.view(self.batch, self.length, self.columns)
 
     def probe(self, t: Inputs) -> Inputs:
-        """An output of ones, so that what was dropped is 0."""
+        """Returns inputs for which the output is 1 before dropout, so that dropped elements are 0."""
         constants = {"word": 1.0, "position": 0.0, "segment": 0.0, "gamma": 0.0, "beta": 1.0}
         return t | {name: torch.full_like(t[name], value) for name, value in constants.items() if name in t}
 
@@ -82,7 +82,7 @@ class EmbeddingLayerNorm(Case):
 
 
 def cases(grid: Grid) -> Iterator[Case]:
-    """BERT's at S = 128 and 512, BASE and LARGE, and GPT-1's."""
+    """Yields BERT-base and BERT-large at S = 512 and 128, then GPT-1."""
     for length in (128,) if grid.small else (512, 128):
         for columns in grid.widths(papers=(768, 1024), sweep=()):
             batch, vocabulary = grid.tokens // length, 2048 if grid.small else 30522

@@ -1,4 +1,4 @@
-"""gelu_layer_norm: LN(GELU(x + bias)) of the masked-LM head."""
+"""gelu_layer_norm: LN(GELU(x + bias)), as in BERT's masked-LM head."""
 
 from __future__ import annotations
 
@@ -35,6 +35,7 @@ class GELULayerNorm(Rows):
 
 
 def cases(grid: Grid) -> Iterator[Case]:
-    """The papers' widths, then others; rows are the predicted positions, which alone the masked-LM head sees."""
+    """Yields the papers' widths, then others. The masked-LM head runs only at the predicted positions, so these are the
+    rows."""
     for columns in grid.widths(papers=(768, 1024), sweep=(512, 2048, 4096)):
         yield GELULayerNorm(f"{grid.masked} x {columns}", rows=grid.masked, columns=columns)

@@ -1,4 +1,4 @@
-"""layer_norm and add_layer_norm."""
+"""layer_norm: LN(x), and add_layer_norm: LN(residual + dropout(x + bias))."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import fastlm
-from benchmarks.case import Case, Inputs, Peer, Run, dropped, package
+from benchmarks.case import Case, Inputs, Peer, Run, apply_mask, package
 from benchmarks.grid import Grid
 from benchmarks.rows import EPS, Rows
 from fastlm.dropout import row_mask
@@ -49,7 +49,7 @@ def _quack(t: Inputs) -> Run:
     class LayerNormOfQuack(torch.autograd.Function):
         @staticmethod
         def forward(ctx: Any, x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
-            gamma32, beta32 = gamma.float(), beta.float()  # it takes no other
+            gamma32, beta32 = gamma.float(), beta.float()  # QuACK takes no other dtype
             y, rstd, mean = module.layernorm_fwd(x, gamma32, beta32, EPS, return_rstd=True, return_mean=True)
             ctx.save_for_backward(x, gamma32, rstd, mean)
             return y
@@ -73,7 +73,7 @@ class AddLayerNorm(Rows):
         return pair | self.vectors(generator, "bias", "gamma", "beta") | {"seed": seed}
 
     def naive(self, t: Inputs, mask: Tensor | None) -> Tensor:
-        s = t["residual"] + dropped(t["x"] + t["bias"], mask, self.keep)
+        s = t["residual"] + apply_mask(t["x"] + t["bias"], mask, self.keep)
         return F.layer_norm(s, s.shape[-1:], t["gamma"], t["beta"], EPS)
 
     def eager(self, t: Inputs) -> Tensor:
@@ -89,7 +89,8 @@ class AddLayerNorm(Rows):
         return row_mask(t["seed"], self.rows, self.columns, self.keep) if self.dropout_p else None
 
     def probe(self, t: Inputs) -> Inputs:
-        """x of ones and nothing beside: a row is of two values, and what was kept lies above its mean."""
+        """Returns x = 1 and residual = bias = beta = 0: each row then has two values, and LN makes the kept one
+        positive."""
         zeros = {name: torch.zeros_like(t[name]) for name in ("residual", "bias", "beta")}
         return t | zeros | {name: torch.ones_like(t[name]) for name in ("x", "gamma")}
 
@@ -101,7 +102,7 @@ class AddLayerNorm(Rows):
 
 
 def cases(grid: Grid) -> Iterator[Case]:
-    """The post-LN step at the papers' widths with and without dropout; the norm alone; then other widths."""
+    """Yields the papers' widths, then others: add_layer_norm with and without dropout, then layer_norm."""
     for op in (AddLayerNorm, LayerNorm):
         for columns in grid.widths(papers=(768, 1024), sweep=(512, 2048, 4096)):
             for p in (0.1, 0.0) if op is AddLayerNorm else (0.0,):

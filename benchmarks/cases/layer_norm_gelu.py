@@ -34,6 +34,6 @@ class LayerNormGELU(Rows):
 
 
 def cases(grid: Grid) -> Iterator[Case]:
-    """The papers' widths, then others; rows are the predicted positions, which alone the masked-LM head sees."""
+    """Yields the papers' widths, then others. The rows are the positions that a masked LM predicts."""
     for columns in grid.widths(papers=(768, 1024), sweep=(512, 2048, 4096)):
         yield LayerNormGELU(f"{grid.masked} x {columns}", rows=grid.masked, columns=columns)

@@ -1,4 +1,4 @@
-"""linear_cross_entropy: both models' heads, then vocabularies and widths around them."""
+"""linear_cross_entropy: the LM heads of GPT-1 and BERT, then other vocabularies and widths."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from benchmarks.grid import Grid
 from fastlm.ops._cost import Cost
 from fastlm.ops.linear_cross_entropy import chunk_rows
 
-EXACT_ROWS = 4096  # at a time, for float64 logits of a large vocabulary would fill the memory
+EXACT_ROWS = 4096  # rows whose float64 logits are in memory at one time
 
 
 @dataclass(frozen=True)
 class LinearCrossEntropy(Case):
-    """Only forward and backward together: where the gradients are computed is each implementation's own matter."""
+    """Times only forward and backward together: some implementations compute the gradients in the forward."""
 
     op = "linear_cross_entropy"
     products = True
@@ -49,16 +49,16 @@ class LinearCrossEntropy(Case):
         return F.cross_entropy(F.linear(t["x"], t["weight"], t.get("bias")), t["targets"])
 
     def naive_results(self, t: Inputs, mask: Tensor | None, grad: Tensor | None) -> Inputs:
-        """`naive` in chunks of rows, whose sums are float64."""
+        """Returns the results of `naive`, computed in blocks of EXACT_ROWS rows and summed in float64."""
         wanted = leaves(t)
         total = {f"d{name}": torch.zeros_like(x, dtype=torch.float64) for name, x in wanted.items()}
         loss = torch.zeros((), dtype=torch.float64, device=t["x"].device)
         for start in range(0, self.rows, EXACT_ROWS):
-            chunk = slice(start, start + EXACT_ROWS)
-            part = self.naive(t | {"x": t["x"][chunk], "targets": t["targets"][chunk]}, mask)
-            part = part * (t["targets"][chunk].numel() / self.rows)
-            gradients = torch.autograd.grad(part, list(wanted.values()))
-            loss += part.detach()
+            block = slice(start, start + EXACT_ROWS)
+            block_loss = self.naive(t | {"x": t["x"][block], "targets": t["targets"][block]}, mask)
+            block_loss = block_loss * (t["targets"][block].numel() / self.rows)
+            gradients = torch.autograd.grad(block_loss, list(wanted.values()))
+            loss += block_loss.detach()
             for name, gradient in zip(wanted, gradients, strict=True):
                 total[f"d{name}"] += gradient
         return {"out": loss} | {name: x.to(t["x"].dtype) for name, x in total.items()}
@@ -70,9 +70,10 @@ class LinearCrossEntropy(Case):
         return self.spec.cost(self.rows, self.columns, self.vocabulary, dtype.itemsize)
 
     def parts(self, t: Inputs) -> dict[str, tuple[Callable[[], Any], float]]:
-        """A chunk's three products, one read and one write of its logits, and the sum of dW; how many chunks there are.
+        """Returns what every chunk of rows needs: three products (cuBLAS or MKL), one read and one write of the logits,
+        and the sum of dW.
 
-        The bound that is to be had with products of the library's: everything else would be free.
+        An implementation that takes its products from the library cannot be faster than their sum.
         """
         rows = chunk_rows(self.rows, self.vocabulary, "cpu" if t["x"].device.type == "cpu" else "cuda")
         x, w = t["x"].detach()[:rows], t["weight"].detach()
@@ -99,7 +100,7 @@ class LinearCrossEntropy(Case):
         return lambda t: function(t["x"], t["weight"], t["targets"], **options)
 
     def _cce_whole(self, t: Inputs) -> Run:
-        """With all of the gradient: by default it drops probabilities under 2^-12, which here are nearly all."""
+        """Returns cce with the whole gradient. By default it skips probabilities under 2^-12: here nearly all."""
         return self._cce(t, filter_eps=None)
 
     def _quack(self, t: Inputs) -> Run:
@@ -112,7 +113,7 @@ class LinearCrossEntropy(Case):
 def _torch(t: Inputs) -> Run:
     if not hasattr(F, "linear_cross_entropy"):
         raise Unavailable(f"torch {torch.__version__} has no linear_cross_entropy")
-    options = torch.nn.LinearCrossEntropyOptions()  # in chunks; without, it is the eager computation
+    options = torch.nn.LinearCrossEntropyOptions()  # in chunks; without options torch computes all logits at once
     bias = t.get("bias") is not None
     return lambda t: F.linear_cross_entropy(
         t["x"], t["weight"], t["targets"], linear_bias=t["bias"] if bias else None, options=options
@@ -125,7 +126,8 @@ def _liger(t: Inputs) -> Run:
 
 
 def cases(grid: Grid) -> Iterator[Case]:
-    """GPT-1's, also with V padded to a multiple of 64, BERT's on the masked rows; sweeps at a quarter of the rows."""
+    """Yields GPT-1's head (also with V padded to a multiple of 64) and BERT's, whose rows are the predicted positions.
+    Sweeps add other sizes, at a quarter of the rows."""
     if grid.small:
         yield LinearCrossEntropy("gpt1 512 x 256 x 4096", rows=512, columns=256, vocabulary=4096)
         return

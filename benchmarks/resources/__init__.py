@@ -1,11 +1,11 @@
-"""What each Triton kernel takes of a chip: registers, spills, shared memory. Nothing runs, and no GPU is needed.
+"""Lists the registers, spills and shared memory of each Triton kernel. Nothing runs, and no GPU is needed.
 
-A module of this package is named after the file of kernels/ whose launches it lists, and has
+`python -m benchmarks.resources [STEM ...]` compiles the kernels and prints a table, or with --json one JSON object per
+line. Each module here has the name of the file in kernels/ whose launches it lists, and defines
 
     def cases() -> Iterator[tuple[str, Callable[[], None]]]
 
-which yields, for each variant worth compiling, a name and a call of the launcher on tensors without data
-(`empty`). `python -m benchmarks.resources [STEM ...]` compiles them and prints a table; --json prints the same as JSON.
+which yields, for each variant to compile, its name and a call of the launcher on tensors without data (`empty`).
 """
 
 from __future__ import annotations
@@ -17,5 +17,5 @@ BF16, FP32 = torch.bfloat16, torch.float32
 
 
 def empty(*shape: int, dtype: torch.dtype = BF16) -> Tensor:
-    """A tensor of `shape` with no data behind it: what Triton specialises on is that it is aligned."""
+    """Returns a tensor without data, on the meta device. Its address is 0, which Triton sees as aligned to 16 bytes."""
     return torch.empty(shape, dtype=dtype, device="meta")

@@ -17,12 +17,12 @@ COLUMNS = ("kernel", "variant", "arch", "warps", "registers", "spills", "shared"
 
 
 def stems() -> list[str]:
-    """Returns the files of kernels/; this folder has a file of the same name for each, which lists its launches."""
+    """Returns the stems of the files in kernels/ with launchers; for each, this folder has a file of the same name."""
     return sorted({spec.kernels for spec in SPECS.values() if "triton" in spec.limits})
 
 
 def compiled(stem: str, chips: list[Chip]) -> Iterator[tuple[str, Usage]]:
-    """A file's kernels on each chip, each with the first variant that launches it."""
+    """Yields the kernels of one file on each chip, each with the first variant that launches it."""
     seen: set[str] = set()
     for variant, launch in importlib.import_module(f"benchmarks.resources.{stem}").cases():
         for chip in chips:
@@ -36,9 +36,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.resources", description=resources.__doc__.split("\n")[0]
     )
-    parser.add_argument("stems", nargs="*", metavar="STEM", help=f"of {', '.join(stems())} (default: all)")
+    parser.add_argument("stems", nargs="*", metavar="STEM", help=f"{', '.join(stems())} (default: all)")
     parser.add_argument("--arch", nargs="+", type=int, choices=[c.arch for c in CHIPS], help="default: all")
-    parser.add_argument("--json", action="store_true", help="a JSON object a line")
+    parser.add_argument("--json", action="store_true", help="print one JSON object per line")
     arguments = parser.parse_args()
     if unknown := set(arguments.stems) - set(stems()):
         parser.error(f"STEM must be one of {', '.join(stems())}, got {', '.join(sorted(unknown))}")

@@ -1,4 +1,4 @@
-"""Compiling a launcher's kernels for a chip instead of launching them."""
+"""Compiles a launcher's Triton kernels for a chip instead of launching them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ MATRIX_UNITS = ("tcgen05.mma", "wgmma.mma_async", "mma.sync")
 
 @dataclass(frozen=True)
 class Chip:
-    """A compute capability, and how many multiprocessors it comes with."""
+    """A compute capability (90 is 9.0), and the number of SMs of a GPU that has it."""
 
     arch: int
     multiprocessors: int
@@ -36,7 +36,7 @@ CHIPS = (Chip(80, 108), Chip(90, 132), Chip(100, 148))
 
 @dataclass(frozen=True)
 class Usage:
-    """What one kernel takes: registers and bytes of spilled ones a thread, bytes of shared memory a block."""
+    """The resources of one kernel: registers and spilled bytes per thread, bytes of shared memory per CTA."""
 
     kernel: str
     arch: int
@@ -44,11 +44,12 @@ class Usage:
     registers: int
     spills: int
     shared: int
-    matrix: str  # the instruction of its matrix products in PTX, "" where it has none
+    matrix: str  # the PTX instruction of its matrix products, "" if it has none
 
 
 def compile_for(chip: Chip, launch: Callable[[], None]) -> dict[str, Usage]:
-    """The kernels that `launch` would launch on `chip`, by their hashes, in order."""
+    """Returns the usage of each kernel that `launch` would launch on `chip`, in that order, keyed by the kernel's
+    hash."""
     kernels: list[Any] = []
     with _pretending(chip, kernels):
         launch()
@@ -57,7 +58,7 @@ def compile_for(chip: Chip, launch: Callable[[], None]) -> dict[str, Usage]:
 
 @contextlib.contextmanager
 def _pretending(chip: Chip, kernels: list[Any]) -> Iterator[None]:
-    """Let Triton and torch take `chip` for the current device; a launch compiles, and adds its kernel to `kernels`."""
+    """Makes Triton and torch see `chip` as the current device. A launch only compiles, and appends to `kernels`."""
     major, minor = divmod(chip.arch, 10)
     properties = SimpleNamespace(major=major, minor=minor, multi_processor_count=chip.multiprocessors)
     run = JITFunction.run
@@ -77,7 +78,8 @@ def _pretending(chip: Chip, kernels: list[Any]) -> Iterator[None]:
 
 
 class NoDevice:
-    """All that compiling asks of a driver. The chip's number serves as the device's: kernels are cached by it."""
+    """The part of Triton's driver that compilation uses. `arch` is also the device number, by which Triton caches
+    kernels."""
 
     def __init__(self, arch: int):
         self._arch = arch
@@ -107,7 +109,7 @@ def _usage(kernel: Any, chip: Chip) -> Usage:
 
 
 def _resources(cubin: bytes) -> dict[str, int]:
-    """Those of the one kernel in a cubin."""
+    """Returns the resources of the one kernel in a cubin, as `resources_in` does."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
@@ -116,5 +118,5 @@ def _resources(cubin: bytes) -> dict[str, int]:
 
 
 def resources_in(text: str) -> dict[str, int]:
-    """REG, STACK, LOCAL ... of one kernel in what cuobjdump prints of it."""
+    """Parses one kernel's line of cuobjdump's output into {"REG": 32, "STACK": 0, "LOCAL": 0, ...}."""
     return {name: int(value) for name, value in re.findall(r"\b([A-Z]+):(\d+)", text)}

@@ -1,10 +1,10 @@
-"""Lists what each CUDA C++ kernel of a compiled `fastlm._C` takes of each chip it was compiled for.
+"""Lists the resources of each CUDA C++ kernel in a compiled `fastlm._C`, for each target in it.
 
-python -m benchmarks.resources._csrc [LIBRARY] [--json | --budget]
+    python -m benchmarks.resources._csrc [LIBRARY] [--json | --budget]
 
-prints registers, spills, shared memory and the warps that fit on a multiprocessor. LIBRARY must hold PTX, where the
-threads of a block are read; by default it is what `make resources` compiles. --budget writes csrc.tsv beside this file,
-the figures that tests/test_csrc_resources.py lets no kernel exceed.
+prints registers, spills, shared memory and the warps that fit on an SM. LIBRARY must hold PTX, which states the threads
+per CTA; the default is the library that `make resources` compiles. --budget writes csrc.tsv beside this file;
+tests/test_csrc_resources.py fails if a kernel exceeds its line there.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ COMPILED = Path(__file__).parent.parent.parent / "build" / "nvcc"  # see the Mak
 
 @dataclass(frozen=True)
 class Multiprocessor:
-    """What its blocks share (CUDA programming guide, table of compute capabilities)."""
+    """The limits of one SM (CUDA programming guide, table of compute capabilities)."""
 
     warps: int
-    blocks: int
+    blocks: int  # CTAs
     shared: int  # bytes
     registers: int = 65536
 
@@ -44,19 +44,19 @@ MULTIPROCESSORS = {
 
 @dataclass(frozen=True)
 class Usage:
-    """Of a kernel on a chip: registers a thread and bytes of spilled ones, static shared memory a block in bytes."""
+    """The resources of one kernel on one target."""
 
     kernel: str
     arch: str
-    threads: int  # a block's
-    registers: int
-    spills: int
-    shared: int
+    threads: int  # per CTA
+    registers: int  # per thread
+    spills: int  # bytes per thread
+    shared: int  # bytes of static shared memory per CTA
 
     def warps(self) -> int:
-        """How many fit on a multiprocessor, dynamic shared memory aside."""
+        """Returns how many warps fit on an SM, without regard to dynamic shared memory."""
         chip, warps = MULTIPROCESSORS[self.arch], self.threads // 32
-        # A warp's registers are allocated 256 at a time; of shared memory the system takes 1 KiB a block.
+        # Registers are allocated in units of 256 per warp. The system reserves 1 KiB of shared memory per CTA.
         by_registers = chip.registers // (-(-self.registers * 32 // 256) * 256) // warps
         return warps * min(chip.blocks, chip.warps // warps, by_registers, chip.shared // (self.shared + 1024))
 
@@ -67,7 +67,7 @@ def library(targets: str) -> Path | None:
 
 
 def usages(compiled: Path) -> Iterator[Usage]:
-    """Yields the usage of all kernels in a library on all its chips, by the name that the source gives them."""
+    """Yields the usage of every kernel in a library on each of its targets."""
     threads = dict(re.findall(r"\.entry (\w+)\([^)]*\)\s*\.maxntid (\d+)", _dump("-ptx", compiled)))
     names = dict(zip(threads, _demangled(threads), strict=True))
     arch = ""
@@ -87,13 +87,13 @@ def _dump(option: str, compiled: Path) -> str:
 
 
 def _demangled(names: dict[str, str]) -> list[str]:
-    """As the source has them, after the file's: layer_norm.backward<bf16, RowShape<1, 3, true>>."""
+    """Returns readable names with the file's stem in front, such as layer_norm.backward<bf16, RowShape<1, 3, true>>."""
     filtered = subprocess.run(["c++filt"], input="\n".join(names), check=True, capture_output=True, text=True).stdout
     return [f"{_file(m)}.{_short(name)}" for m, name in zip(names, filtered.splitlines(), strict=True)]
 
 
 def _file(mangled: str) -> str:
-    """The stem of the file that a kernel in an anonymous namespace is from."""
+    """Returns the stem of the source file, which nvcc writes into the names of an anonymous namespace."""
     found = re.search(r"_GLOBAL__N__[0-9a-f]+_\d+_(\w+?)_cu_[0-9a-f]{8}", mangled)
     return found[1] if found else "csrc"
 
@@ -107,7 +107,7 @@ def _short(name: str) -> str:
 
 
 def table(found: list[Usage]) -> Iterator[str]:
-    """Lines of tab-separated values: a kernel, its threads and shared memory, and registers chip by chip."""
+    """Yields csrc.tsv line by line: a kernel, its threads per CTA, its shared memory, its registers on each target."""
     archs = sorted({usage.arch for usage in found}, key=lambda arch: int(re.match(r"\d+", arch)[0]))
     yield "\t".join(["kernel", "threads", "shared", *archs])
     for kernel in sorted({usage.kernel for usage in found}):
@@ -119,7 +119,7 @@ def table(found: list[Usage]) -> Iterator[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.resources._csrc", description=__doc__.split("\n")[0])
     parser.add_argument("library", nargs="?", type=Path, default=library("all"), metavar="LIBRARY", help="a `_C.*.so`")
-    parser.add_argument("--json", action="store_true", help="a JSON object a line")
+    parser.add_argument("--json", action="store_true", help="print one JSON object per line")
     parser.add_argument("--budget", action="store_true", help=f"write {BUDGET.name}")
     arguments = parser.parse_args()
     if arguments.library is None:

@@ -1,4 +1,4 @@
-"""Launches of kernels/adamw.py: 150 tensors, the parameters of BERT-base, and a few that begin anywhere."""
+"""Launches of kernels/adamw.py: 150 tensors (about the number in BERT-base) and 5, aligned to 16 bytes or not."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PROGRAMS = 4 * 132
 
 def cases() -> Iterator[tuple[str, Callable[[], None]]]:
     for tensors, aligned, optional in itertools.product((150, 5), (True, False), (True, False)):
-        name = f"{tensors} {'aligned' if aligned else 'anywhere'} {'corrected, clipped' if optional else 'plain'}"
+        name = f"{tensors} {'aligned' if aligned else 'unaligned'} {'corrected, clipped' if optional else 'plain'}"
         yield name, partial(_adamw, tensors, aligned, optional)
 
 

@@ -1,4 +1,4 @@
-"""Launches of kernels/attention.py: BERT's short and long sequences, GPT-1's, packed rows, other heads, float32."""
+"""Launches of kernels/attention.py: BERT at S = 128 and 512, GPT-1, packed sequences, other head_dims, float32."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def _attention(
     lengths: bool = False,
     packed: bool = False,
 ) -> None:
-    """The forward and backward of a packed projection (B, S, 3, H, D), or (T, 3, H, D), and a gradient like it."""
+    """Launches the forward and backward. q, k and v are views of a projection (B, S, 3, H, D) or (T, 3, H, D)."""
     batch, heads = TOKENS // sequence, WIDTH // dim
     rows = (TOKENS,) if packed else (batch, sequence)
     qkv, dqkv = (empty(*rows, 3, heads, dim, dtype=dtype).unbind(-3) for _ in range(2))
@@ -47,7 +47,7 @@ def _attention(
         empty(batch, dtype=torch.int32) if lengths else None,
         empty(batch + 1, dtype=torch.int32) if packed else None,
         sequence,
-        empty(1, dtype=torch.int64) if keep < LEVELS else None,
+        *(empty(1, dtype=torch.int64) if keep < LEVELS else None for _ in ("seed", "first_sequence")),
     )
     rest = causal, dim**-0.5, keep
     attention_forward(*qkv, *sequences, o, lse, *rest)

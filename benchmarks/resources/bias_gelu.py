@@ -1,4 +1,4 @@
-"""Launches of kernels/bias_gelu.py: the rows of BERT-base's and GPT-1's MLP, and of BERT-large's."""
+"""Launches of kernels/bias_gelu.py: the MLP widths of BERT-base and GPT-1 (3072) and BERT-large (4096)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Launches of kernels/gelu_layer_norm.py: BERT-base's MLM head and BERT-large's."""
+"""Launches of kernels/gelu_layer_norm.py: the masked-LM heads of BERT-base (768) and BERT-large (1024)."""
 
 from __future__ import annotations
 

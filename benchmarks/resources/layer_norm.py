@@ -1,4 +1,4 @@
-"""Launches of kernels/layer_norm.py: BERT-base's and GPT-1's rows, BERT-large's, and the longest that fit."""
+"""Launches of kernels/layer_norm.py: the widths of BERT-base and GPT-1 (768), BERT-large (1024), and the maximum."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ def _add_layer_norm(columns: int, dtype: torch.dtype, p: float) -> None:
     seed = empty(1, dtype=torch.int64) if keep < LEVELS else None
     dx = rows if keep < LEVELS else None
     add_layer_norm_forward(
-        rows, rows, vector, vector, vector, seed, rows, rows, statistic, statistic, keep, 1e-5
+        rows, rows, vector, vector, vector, seed, seed, rows, rows, statistic, statistic, keep, 1e-5
     )  # fmt: skip
     add_layer_norm_backward(
-        rows, rows, rows, statistic, statistic, vector, seed, rows, dx, vector, vector, vector, keep,
+        rows, rows, rows, statistic, statistic, vector, seed, seed, rows, dx, vector, vector, vector, keep,
         empty(3, PROGRAMS, columns, dtype=FP32),
     )  # fmt: skip
 
@@ -50,7 +50,7 @@ def _from_output(columns: int) -> None:
     rows, vector = empty(ROWS, columns), empty(columns, dtype=FP32)
     statistic, seed = empty(ROWS, dtype=FP32), empty(1, dtype=torch.int64)
     add_layer_norm_backward_from_output(
-        rows, rows, statistic, vector, vector, seed, rows, rows, vector, vector, vector, keep_count(0.1),
+        rows, rows, statistic, vector, vector, seed, seed, rows, rows, vector, vector, vector, keep_count(0.1),
         empty(3, PROGRAMS, columns, dtype=FP32),
     )  # fmt: skip
 

@@ -1,68 +1,103 @@
-// Which attention probabilities are kept, by the accumulators of mma: the bits of fastlm/dropout.py.
+// The dropout mask of attention probabilities, in the layout of mma accumulators. The bits are those of
+// fastlm/dropout.py.
 //
-// Of a 16 x 16 tile, call (r, c) serves queries {2r, 2r+1, 2r+8, 2r+9} and the same pattern of keys. An accumulator's
-// lane (g, t) has lines g and g + 8 and columns 2t, 2t+1, 2t+8 and 2t+9: half a call, whose other half is that of the
-// lane of the neighbouring line, g ^ 1. So of four tiles each of the two lanes draws two calls, both halves of each,
-// and they swap: 32 bits a lane, for its 32 elements. Of what is written here an element takes 28 / 16 instructions of
-// Philox, 16 / 32 of comparing two calls at once and 3 / 32 of the exchange. In machine code for sm_90a, by the
-// difference between the loops with dropout and without, drawing, applying and all: 4.7 in the forward, 6.0 in each of
-// the backward's, where p and dp are masked in float32.
+// In a 16 x 16 tile one Philox call (r, c) serves queries {2r, 2r+1, 2r+8, 2r+9} and keys {2c, 2c+1, 2c+8, 2c+9}. The
+// picture shows 4r + c, the call of each element:
+//
+//   key         0  1  2  3  4  5  6  7    8  9 10 11 12 13 14 15
+//   query  0    0  0  1  1  2  2  3  3 |  0  0  1  1  2  2  3  3
+//   query  1    0  0  1  1  2  2  3  3 |  0  0  1  1  2  2  3  3
+//   query  2    4  4  5  5  6  6  7  7 |  4  4  5  5  6  6  7  7
+//   query  3    4  4  5  5  6  6  7  7 |  4  4  5  5  6  6  7  7
+//   query  4    8  8  9  9 10 10 11 11 |  8  8  9  9 10 10 11 11
+//   query  5    8  8  9  9 10 10 11 11 |  8  8  9  9 10 10 11 11
+//   query  6   12 12 13 13 14 14 15 15 | 12 12 13 13 14 14 15 15
+//   query  7   12 12 13 13 14 14 15 15 | 12 12 13 13 14 14 15 15
+//              ------------------------+------------------------
+//   query  8    0  0  1  1  2  2  3  3 |  0  0  1  1  2  2  3  3
+//   query  9    0  0  1  1  2  2  3  3 |  0  0  1  1  2  2  3  3
+//   query 10    4  4  5  5  6  6  7  7 |  4  4  5  5  6  6  7  7
+//   query 11    4  4  5  5  6  6  7  7 |  4  4  5  5  6  6  7  7
+//   query 12    8  8  9  9 10 10 11 11 |  8  8  9  9 10 10 11 11
+//   query 13    8  8  9  9 10 10 11 11 |  8  8  9  9 10 10 11 11
+//   query 14   12 12 13 13 14 14 15 15 | 12 12 13 13 14 14 15 15
+//   query 15   12 12 13 13 14 14 15 15 | 12 12 13 13 14 14 15 15
+//
+// Lane (g, t) = lane 4g + t holds rows g and g + 8 and columns 2t, 2t+1, 2t+8 and 2t+9 of the tile (ptx/mma.cuh): half
+// of one call. Lane (g ^ 1, t) holds the other half. So for four tiles each of these two lanes makes two calls, and
+// they swap halves. Each lane then has 32 bits for its 32 elements:
+//
+//   lane     calls           keeps the bits of its rows in   receives the bits of its rows in
+//   g even   tiles 0 and 2   tiles 0 and 2                   tiles 1 and 3
+//   g odd    tiles 1 and 3   tiles 1 and 3                   tiles 0 and 2
+//
+// Instructions per element in this file: Philox 28 / 16, comparison (two calls at once) 16 / 32, swap 3 / 32. In
+// machine code for sm_90a the loops with dropout have, per element, 4.7 more instructions than those without in the
+// forward and 6.0 more in each loop of the backward, where p and dp are masked in float32.
 #pragma once
 
+#include "attention/params.h"
 #include "common/philox.cuh"
-#include "common/ptx.cuh"
+#include "common/ptx/math.cuh"
 #include "common/vec.cuh"
 
 namespace fastlm::attention {
 
-constexpr uint32_t kDomain = 1;  // the counter's last word
+constexpr uint32_t kAttentionDomain = 1;  // the counter's last word, which is 0 for row ops
 
-// How far a tile lies from another.
+// The distance from one tile to another, in queries and keys.
 struct Step {
   int queries, keys;
 };
 
-// kTransposed: an accumulator's lines are keys and its columns queries, else the other way round.
+// kTransposed: the rows of the accumulators are keys and the columns queries, as in s^T. Otherwise rows are queries.
 template <bool kTransposed>
-class Mask {
+class DropoutMask {
  public:
-  // head = b * H + h. Without dropout there is no seed, and no use for the mask.
-  __device__ __forceinline__ Mask(const int64_t* seed, uint32_t keep, uint32_t head)
-      : seed_(seed ? load_global<Use::kRepeated>(seed) : 0), keep_(keep), head_(head) {}
+  // `head` is b * H + h, with b counted within the call. Without dropout p.seed is null and the mask must not be used.
+  __device__ __forceinline__ DropoutMask(const Problem& p, uint32_t head) : keep_(p.keep) {
+    const uint64_t global_head = load_or_zero(p.first_sequence) * p.H + head;
+    key_ = philox_key(load_or_zero(p.seed), global_head);
+    head_ = static_cast<uint32_t>(global_head);
+  }
 
-  // Of four tiles, 0 at (query, key), 1 and 3 a step `odd` from 0 and 2, 2 and 3 a step `upper` from 0 and 1, all
-  // multiples of 16. If not kUpper, of the first two.
+  // Returns this lane's bits for four tiles, or for tiles 0 and 1 if not kUpper; bit_index() says where they are. Tile
+  // 0 is at (query, key). All positions and steps are multiples of 16.
+  //
+  //   tile 0   --odd-->   tile 1
+  //    | upper             | upper
+  //   tile 2   --odd-->   tile 3
   template <bool kUpper>
   __device__ __forceinline__ uint32_t bits(int query, int key, Step odd, Step upper,
                                            unsigned thread = threadIdx.x) const {
-    const int lane = thread % kWarpSize, line = lane / 4 / 2, column = lane % 4;
-    const bool second = lane / 4 % 2 != 0;  // draws tiles 1 and 3
-    const uint32_t c0 = key / 4 + (kTransposed ? line : column) + (second ? odd.keys / 4 : 0);
-    const uint32_t c1 = query / 4 + (kTransposed ? column : line) + (second ? odd.queries / 4 : 0);
-    const uint4 a = philox(seed_, c0, c1, head_, kDomain);
-    const uint4 b = kUpper ? philox(seed_, c0 + upper.keys / 4, c1 + upper.queries / 4, head_, kDomain) : a;
+    const int lane = thread % kWarpSize, row = lane / 4 / 2, column = lane % 4;
+    const bool odd_row = lane / 4 % 2 != 0;  // makes the calls of tiles 1 and 3
+    const uint32_t c0 = key / 4 + (kTransposed ? row : column) + (odd_row ? odd.keys / 4 : 0);
+    const uint32_t c1 = query / 4 + (kTransposed ? column : row) + (odd_row ? odd.queries / 4 : 0);
+    const uint4 a = philox(key_, c0, c1, head_, kAttentionDomain);
+    const uint4 b = kUpper ? philox(key_, c0 + upper.keys / 4, c1 + upper.queries / 4, head_, kAttentionDomain) : a;
     uint32_t below = 0;
     compare(below, a.x, b.x, 0);
     compare(below, a.y, b.y, 2);
     compare(below, a.z, b.z, 4);
     compare(below, a.w, b.w, 6);
-    // Lane (g, t)'s share of a call are the bits of its line; the neighbour's, of tiles 1 and 3, go between them.
-    constexpr unsigned kShift = kTransposed ? 1 : 4, kFirst = kTransposed ? 0x55555555 : 0x0f0f0f0f;
-    const uint32_t other = __shfl_xor_sync(kAllLanes, below, 4);
-    const uint32_t moved = __funnelshift_l(other, other, second ? 32 - kShift : kShift);
-    const uint32_t own = second ? ~kFirst : kFirst;
+    // Keep the bits of this lane's rows, and move the bits received from lane (g ^ 1, t) into the gaps between them.
+    constexpr unsigned kShift = kTransposed ? 1 : 4, kEvenBits = kTransposed ? 0x55555555 : 0x0f0f0f0f;
+    const uint32_t neighbour = __shfl_xor_sync(kAllLanes, below, 4);
+    const uint32_t moved = __funnelshift_l(neighbour, neighbour, odd_row ? 32 - kShift : kShift);
+    const uint32_t own = odd_row ? ~kEvenBits : kEvenBits;
     return (below & own) | (moved & ~own);
   }
 
-  // The bit, of those that bits() returns, of an element: line g + 8 * line8, column 2t + 8 * column8 + column1.
-  __host__ __device__ static constexpr int place(int tile, int line8, int column8, int column1) {
-    return 16 * (tile / 2) + (kTransposed ? 8 * column8 + 4 * column1 + 2 * line8 + tile % 2
-                                          : 8 * line8 + 4 * (tile % 2) + 2 * column8 + column1);
+  // Returns the index, in the word that bits() returns, of row g + 8 * row8 and column 2t + 8 * column8 + column1.
+  __host__ __device__ static constexpr int bit_index(int tile, int row8, int column8, int column1) {
+    return 16 * (tile / 2) + (kTransposed ? 8 * column8 + 4 * column1 + 2 * row8 + tile % 2
+                                          : 8 * row8 + 4 * (tile % 2) + 2 * column8 + column1);
   }
 
  private:
-  // From the lowest plane up: below = the number so far is less than keep's = keep's bit ? ~x | below : ~x & below, for
-  // planes p and p + 1 in the halves of the words of two calls.
+  // Compares the elements' 8-bit numbers with keep, from the lowest bit plane up: for a plane x, below becomes
+  // keep's bit ? ~x | below : ~x & below. The words a and b of two calls hold planes p and p + 1 in their halves.
   __device__ __forceinline__ void compare(uint32_t& below, uint32_t a, uint32_t b, int p) const {
     below = majority(~permute_bytes(a, b, 0x5410), below, 0u - (keep_ >> p & 1));
     below = majority(~permute_bytes(a, b, 0x7632), below, 0u - (keep_ >> (p + 1) & 1));
@@ -71,14 +106,15 @@ class Mask {
     return (x & y) | (y & z) | (x & z);
   }
 
-  uint64_t seed_;
+  uint64_t key_;
   uint32_t keep_, head_;
 };
 
-// Ones in the halves of a word whose elements are kept, by bits `place` and place + 1 of one byte.
-__device__ __forceinline__ uint32_t kept_halves(uint32_t bits, int place) {
-  const int byte = place / 8, bit = place % 8;
-  const uint32_t low = 8 + byte, high = 12 + byte;  // copies of the top bits of that byte of the two
+// Returns a mask for a register of two packed elements: 0xffff in the half of each kept element. Their bits are
+// `bit_index` and bit_index + 1, in one byte.
+__device__ __forceinline__ uint32_t kept_halves(uint32_t bits, int bit_index) {
+  const int byte = bit_index / 8, bit = bit_index % 8;
+  const uint32_t low = 8 + byte, high = 12 + byte;  // selectors of eight copies of the byte's top bit, in each word
   return permute_bytes(bits << (7 - bit), bits << (6 - bit), low | low << 4 | high << 8 | high << 12);
 }
 

@@ -1,5 +1,5 @@
-// What the kernels of attention are given. B sequences, S rows each of padded batches, T rows in all of packed ones, H
-// heads, D the head's dimension.
+// Parameters of the attention kernels. B is the number of sequences, H of heads and D the head dimension. A padded
+// batch has S rows per sequence; a packed batch has T rows in all.
 #pragma once
 
 #include "common/vec.cuh"
@@ -7,71 +7,73 @@
 namespace fastlm::attention {
 
 constexpr float kLog2E = 1.4426950408889634f;
-constexpr int kChunk = 8;          // elements of 16 bytes
-constexpr int kLargestHead = 128;  // D, a multiple of kChunk
+constexpr int kVecSize = 8;       // elements in one vector of 16 bytes
+constexpr int kMaxHeadDim = 128;  // D is a multiple of kVecSize up to this
 
-// (B, S, H, D), or (T, H, D) with a sequence stride of 0: of rows i and head h of sequence b, which starts at packed
-// row `start` (0 if padded), data + b * sequence + (start + i) * row + h * head. Strides in elements.
+// A tensor (B, S, H, D), or (T, H, D) with a batch stride of 0; strides are in elements. Sequence b starts at packed
+// row `start`, which is 0 in a padded batch. Its row i of head h begins at
+//   data + b * batch_stride + (start + i) * row_stride + h * head_stride.
 template <typename T>
 struct View {
   T* data;
-  int64_t sequence, row, head;
+  int64_t batch_stride, row_stride, head_stride;
 
   __device__ __forceinline__ int64_t offset(int b, int h, int start) const {
-    return b * sequence + start * row + h * head;
+    return b * batch_stride + start * row_stride + h * head_stride;
   }
   __device__ __forceinline__ View at(int b, int h, int start) const {
-    return {data + offset(b, h, start), sequence, row, head};
+    return {data + offset(b, h, start), batch_stride, row_stride, head_stride};
   }
-  __device__ __forceinline__ T* operator[](int i) const { return data + i * row; }
+  __device__ __forceinline__ T* operator[](int i) const { return data + i * row_stride; }
 };
 
 struct Problem {
-  const int* lengths;  // (B,), or null
-  const int* starts;   // (B + 1,) of packed rows, or null
-  int longest;         // S, or the longest packed sequence
-  int total;           // T of packed rows
+  const int* lengths;     // (B,), or null
+  const int* cu_seqlens;  // (B + 1,) for packed rows, or null
+  int max_seqlen;         // S, or the length of the longest packed sequence
+  int total_rows;         // T, for packed rows
   int H, D;
   bool causal;
   float scale;
-  const int64_t* seed;  // (1,), or null without dropout
-  uint32_t keep;        // of 256
+  const int64_t* seed;            // (1,), or null without dropout
+  const int64_t* first_sequence;  // (1,), or null for 0
+  uint32_t keep;                  // the keep probability times 256
 };
 
-// A sequence: the packed row where it starts, its length, and how many rows it has in the outputs. No host looks at
-// lengths and starts on a GPU: what is out of range is taken as the nearest that is not, so that no access is outside
-// of the arrays. Packed rows that are no sequence's are not written.
+// One sequence: the packed row where it starts, its length, and its number of rows in the outputs. `lengths` and
+// `cu_seqlens` are in device memory, so the host cannot check them: values out of range are clamped, so that no access
+// is outside the arrays. Packed rows that belong to no sequence are not written.
 struct Sequence {
   int start, length, rows;
 
-  __device__ __forceinline__ Sequence(const Problem& p, int b) : start(0), length(p.longest), rows(p.longest) {
-    if (p.starts) {
-      start = clamp(load_global<Use::kRepeated>(p.starts + b), p.total);
-      const int end = clamp(load_global<Use::kRepeated>(p.starts + b + 1), p.total);
-      rows = length = clamp(end - start, p.longest);
+  __device__ __forceinline__ Sequence(const Problem& p, int b) : start(0), length(p.max_seqlen), rows(p.max_seqlen) {
+    if (p.cu_seqlens) {
+      start = clamp(load_global<Use::kRepeated>(p.cu_seqlens + b), p.total_rows);
+      const int end = clamp(load_global<Use::kRepeated>(p.cu_seqlens + b + 1), p.total_rows);
+      rows = length = clamp(end - start, p.max_seqlen);
     } else if (p.lengths) {
-      length = clamp(load_global<Use::kRepeated>(p.lengths + b), p.longest);
+      length = clamp(load_global<Use::kRepeated>(p.lengths + b), p.max_seqlen);
     }
   }
-  __device__ __forceinline__ static int clamp(int x, int most) { return max(0, min(x, most)); }
+  __device__ __forceinline__ static int clamp(int x, int high) { return max(0, min(x, high)); }
 };
 
 template <typename input_t>
-struct Forward {
+struct ForwardParams {
   Problem problem;
   View<const input_t> q, k, v;
   View<input_t> o;
-  View<float> lse;  // (B, H, S), or (T, H), natural logarithms; +inf in rows past a length
+  View<float> lse;  // (B, H, S), or (T, H), natural logarithm; +inf in rows past the sequence's length
 };
 
-// With z the keep mask times 256 / keep: dv = (z p)^T do, ds = p (z (do v^T) - delta), dq = scale ds k,
-// dk = scale ds^T q, where p = exp(scale q k^T - lse) and delta = rowsum(do o).
+// The backward computes, with z = keep mask * 256 / keep, p = exp(scale q k^T - lse) and delta = rowsum(do * o):
+//   dv = (z p)^T do,  ds = p (z (do v^T) - delta),  dq = scale ds k,  dk = scale ds^T q.
 template <typename input_t>
-struct Backward {
+struct BackwardParams {
   Problem problem;
   View<const input_t> q, k, v, o, dout;
   View<const float> lse;
-  float* delta;  // as lse, times keep / 256: what the pass over queries leaves to that over keys
+  float* delta;  // shaped as lse: delta * keep / 256, which the dq pass writes and the dkv pass reads
   View<input_t> dq, dk, dv;
 };
 

@@ -1,4 +1,4 @@
-// The kernels of the sm_80 family, from Ampere to Blackwell: mma.sync, ldmatrix, cp.async. `heads` is B * H.
+// Launchers of the kernels that use mma.sync, ldmatrix and cp.async; they run on Ampere to Blackwell. `heads` is B * H.
 #pragma once
 
 #include "attention/params.h"
@@ -7,15 +7,15 @@
 namespace fastlm::attention {
 
 template <typename input_t>
-void forward_sm80(const Forward<input_t>& p, int64_t heads, Stream stream);
+void forward_sm80(const ForwardParams<input_t>& p, int64_t heads, Stream stream);
 
-// In one pass where all keys fit into a block that the chip has room for, so that a tile of dq is done when it is
-// computed; else in two, over blocks of queries and over blocks of keys.
+// Runs one pass if one CTA can hold all keys of a sequence, because then no dq tile needs a sum over CTAs. Otherwise
+// runs two passes: dq over tiles of queries, then dk and dv over tiles of keys.
 template <typename input_t>
-void backward_sm80(const Backward<input_t>& p, int64_t heads, Stream stream);
+void backward_sm80(const BackwardParams<input_t>& p, int64_t heads, Stream stream);
 
-// The first of the two: dq, and delta.
+// Runs the first of the two passes, which writes dq and delta.
 template <typename input_t>
-void backward_queries_sm80(const Backward<input_t>& p, int64_t heads, Stream stream);
+void backward_dq_sm80(const BackwardParams<input_t>& p, int64_t heads, Stream stream);
 
 }  // namespace fastlm::attention

@@ -1,114 +1,146 @@
-// Tiles of rows in shared memory, and how warps read them as the operands of mma.
+// Tiles of rows in shared memory: copies to and from global memory, and fragments for mma.
 #pragma once
 
 #include "attention/params.h"
-#include "common/ptx.cuh"
+#include "common/ptx/copy.cuh"
+#include "common/ptx/math.cuh"
+#include "common/ptx/mma.cuh"
 #include "common/static_switch.h"
 
 namespace fastlm::attention {
 
-// Where the chunk of a row of a tile of kD columns lies: permuted among eight rows so that any chunk of theirs lies in
-// eight different sets of four banks.
+// Returns the offset, in elements, of vector `vec` (8 elements, 16 bytes) of a row in a swizzled tile of kD columns.
+//
+// ldmatrix reads one vector from each of 8 rows. The swizzle moves that vector to another position in each row, so that
+// the 8 reads use all 32 banks once. The pictures show which vector lies at each position of 128 bytes (32 banks).
+//
+//   kD >= 64: vec ^ row % 8                    kD = 32, two rows per 128 bytes: vec ^ row / 2 % 4
+//     position  0 1 2 3 4 5 6 7                  position    0 1 2 3 4 5 6 7
+//     row 0     0 1 2 3 4 5 6 7                  rows 0, 1   0 1 2 3 0 1 2 3
+//     row 1     1 0 3 2 5 4 7 6                  rows 2, 3   1 0 3 2 1 0 3 2
+//     row 2     2 3 0 1 6 7 4 5                  rows 4, 5   2 3 0 1 2 3 0 1
+//     row 3     3 2 1 0 7 6 5 4                  rows 6, 7   3 2 1 0 3 2 1 0
+//     row 4     4 5 6 7 0 1 2 3
+//     row 5     5 4 7 6 1 0 3 2
+//     row 6     6 7 4 5 2 3 0 1
+//     row 7     7 6 5 4 3 2 1 0
 template <int kD>
-__device__ __forceinline__ int chunk_at(int row, int chunk) {
-  return row * kD + (chunk ^ (kD >= 64 ? row % 8 : row / 2 % 4)) * kChunk;
+__device__ __forceinline__ int swizzled_offset(int row, int vec) {
+  return row * kD + (vec ^ (kD >= 64 ? row % 8 : row / 2 % 4)) * kVecSize;
 }
 
-// How kThreads threads share the chunks of a tile of kRows x kD: each has a chunk of every kStep-th row.
+// Divides the vectors of a kRows x kD tile among kThreads threads. A thread copies vector `vec` of rows `row`,
+// row + kRowStep, row + 2 * kRowStep, ..., kRowsPerThread in all.
 template <int kRows, int kD, int kThreads>
-struct Share {
-  static constexpr int kChunks = kD / kChunk, kStep = kThreads / kChunks, kCount = (kRows + kStep - 1) / kStep;
-  static_assert(kStep % 8 == 0 && (kRows % kStep == 0 || kRows < kStep));
+struct CopyPartition {
+  static constexpr int kVecsPerRow = kD / kVecSize, kRowStep = kThreads / kVecsPerRow,
+                       kRowsPerThread = (kRows + kRowStep - 1) / kRowStep;
+  static_assert(kRowStep % 8 == 0 && (kRows % kRowStep == 0 || kRows < kRowStep));
 
-  int row, chunk;  // row + i * kStep for i < kCount
+  int row, vec;
 
-  __device__ __forceinline__ explicit Share(unsigned thread) : row(thread / kChunks), chunk(thread % kChunks) {}
-  // False for threads of a block that is larger than the tile.
-  __device__ __forceinline__ bool any() const { return kRows % kStep == 0 || row < kRows; }
-  // Where the chunk of row `row` lies; those of the other rows follow kStep * kD elements apart.
-  __device__ __forceinline__ int at() const { return chunk_at<kD>(row, chunk); }
+  __device__ __forceinline__ explicit CopyPartition(unsigned thread)
+      : row(thread / kVecsPerRow), vec(thread % kVecsPerRow) {}
+  // Returns false for a thread that has no row because the CTA has more threads than the tile has vectors.
+  __device__ __forceinline__ bool has_rows() const { return kRows % kRowStep == 0 || row < kRows; }
+  // Returns the swizzled offset of the thread's first vector; its next ones follow kRowStep * kD elements apart.
+  __device__ __forceinline__ int offset() const { return swizzled_offset<kD>(row, vec); }
 };
 
-// Starts copying rows `first` to first + kRows of `from` to a tile; zeros from row `end` and column D on.
+// Starts to copy rows [first, first + kRows) of `from` to a tile. Writes zeros for rows from `end` on and for columns
+// from D on.
 template <int kRows, int kD, int kThreads, typename T>
-__device__ __forceinline__ void start_tile(T* tile, const View<const T>& from, int first, int end, int D,
-                                           unsigned thread = threadIdx.x) {
-  using Share = Share<kRows, kD, kThreads>;
-  const Share share(thread);
-  if (!share.any()) return;
-  const int rows = share.chunk * kChunk < D ? end - first - share.row : 0;
-  const T* source = from[first + share.row] + share.chunk * kChunk;
-  T* to = tile + share.at();
+__device__ __forceinline__ void copy_tile_async(T* tile, const View<const T>& from, int first, int end, int D,
+                                                unsigned thread = threadIdx.x) {
+  using CopyPartition = CopyPartition<kRows, kD, kThreads>;
+  const CopyPartition partition(thread);
+  if (!partition.has_rows()) return;
+  const int rows = partition.vec * kVecSize < D ? end - first - partition.row : 0;
+  const T* source = from[first + partition.row] + partition.vec * kVecSize;
+  T* to = tile + partition.offset();
 #pragma unroll
-  for (int i = 0; i < Share::kCount; i++) {
-    cp_async(to + i * Share::kStep * kD, source, i * Share::kStep < rows);
-    source += Share::kStep * from.row;
+  for (int i = 0; i < CopyPartition::kRowsPerThread; i++) {
+    cp_async(to + i * CopyPartition::kRowStep * kD, source, i * CopyPartition::kRowStep < rows);
+    source += CopyPartition::kRowStep * from.row_stride;
   }
 }
 
-// The operands of mma in a tile: 16 x 16 blocks, whose four 8 x 8 matrices come in two orders.
-//   kDown: rows 0-7, then 8-15, of the first eight columns, then of the last. That is a 16 x 16 operand a, or with
-//     `transposed` two operands b, of columns 0-7 and 8-15, where rows of the tile are rows of b.
-//   Otherwise the columns come first: with `transposed` the operand a whose columns are rows of the tile, or two
-//     operands b, whose columns are rows 0-7 and 8-15 of the tile.
-template <int kD, bool kDown, typename T>
-class Blocks {
+// Loads mma fragments (ptx/mma.cuh) from a tile: four 8 x 8 matrices r[0] to r[3] of a 16 x 16 block, in one of two
+// orders.
+//
+//   kRowsFirst            otherwise
+//          cols              cols
+//          0-7   8-15        0-7   8-15
+//   rows  ------------      ------------
+//   0-7   | r0 | r2 |       | r0 | r1 |
+//   8-15  | r1 | r3 |       | r2 | r3 |
+//
+//   order       load()                                            load_transposed()
+//   kRowsFirst  the A fragment of the block                       two B fragments, of the block's columns 0-7 and 8-15
+//   otherwise   two B fragments, of the transposed block's        the A fragment of the transposed block
+//               columns 0-7 and 8-15
+template <int kD, bool kRowsFirst, typename T>
+class FragmentLoader {
  public:
-  __device__ __forceinline__ explicit Blocks(const T* tile, unsigned thread = threadIdx.x)
+  __device__ __forceinline__ explicit FragmentLoader(const T* tile, unsigned thread = threadIdx.x)
       : tile_(reinterpret_cast<const char*>(tile)) {
     const int lane = thread % kWarpSize, eight = lane / 8 % 2, sixteen = lane / 16;
-    lane_ = 2 * chunk_at<kD>(lane % 8 + 8 * (kDown ? eight : sixteen), kDown ? sixteen : eight);
+    lane_ = 2 * swizzled_offset<kD>(lane % 8 + 8 * (kRowsFirst ? eight : sixteen), kRowsFirst ? sixteen : eight);
   }
 
-  // The block at a row and column that are multiples of 16.
+  // Load the block at (row, column), which are multiples of 16.
   __device__ __forceinline__ void load(uint32_t (&r)[4], int row, int column) const { ldmatrix(r, at(row, column)); }
   __device__ __forceinline__ void load_transposed(uint32_t (&r)[4], int row, int column) const {
     ldmatrix_trans(r, at(row, column));
   }
-  // Of the 8 columns from a multiple of 8 on: one operand b.
+  // Loads one B fragment: 16 rows and the 8 columns from `column`, a multiple of 8.
   __device__ __forceinline__ void load_transposed(uint32_t (&r)[2], int row, int column) const {
-    static_assert(kDown);
+    static_assert(kRowsFirst);
     ldmatrix_trans(r, at(row, column));
   }
 
  private:
-  // 16 rows further chunks are permuted alike, and a column adds to a chunk's number before it is permuted by xor.
+  // Rows 16 apart have the same swizzle, and the swizzle is an xor, so a column offset is an xor of the swizzled
+  // offset.
   __device__ __forceinline__ const char* at(int row, int column) const {
     return tile_ + 2 * row * kD + (lane_ ^ 2 * column);
   }
 
   const char* tile_;
-  int lane_;  // bytes from the tile to this lane's row of the block at row 0 and column 0
+  int lane_;  // byte offset in the tile of the row that this lane names to ldmatrix, for the block at (0, 0)
 };
 
-// d and e += a times the two operands b.
+// Adds the product of a 16 x 16 A fragment and two B fragments to the accumulators d (columns 0-7) and e (columns
+// 8-15).
 template <typename T>
-__device__ __forceinline__ void multiply(float (&d)[4], float (&e)[4], const uint32_t (&a)[4], const uint32_t (&b)[4]) {
+__device__ __forceinline__ void mma_m16n16k16(float (&d)[4], float (&e)[4], const uint32_t (&a)[4],
+                                              const uint32_t (&b)[4]) {
   mma_m16n8k16<T>(d, a, {b[0], b[1]});
   mma_m16n8k16<T>(e, a, {b[2], b[3]});
 }
 
-// Accumulators of columns 0-7 and 8-15, rounded, as the operand a of 16 x 16.
+// Rounds the accumulators x (columns 0-7) and y (columns 8-15) to T and packs them into one 16 x 16 A fragment.
 template <typename T>
-__device__ __forceinline__ void pack_operand(uint32_t (&a)[4], const float (&x)[4], const float (&y)[4]) {
+__device__ __forceinline__ void pack_a_fragment(uint32_t (&a)[4], const float (&x)[4], const float (&y)[4]) {
   a[0] = pack<T>(x[0], x[1]), a[1] = pack<T>(x[2], x[3]);
   a[2] = pack<T>(y[0], y[1]), a[3] = pack<T>(y[2], y[3]);
 }
 
-// The product of two rows, a chunk of each in each of kChunks neighbouring lanes, in all of these.
-template <int kChunks, typename T>
-__device__ __forceinline__ float row_dot(const Vec<T, kChunk>& x, const Vec<T, kChunk>& y) {
+// Returns the dot product of two rows, in all of the kVecsPerRow neighbouring lanes that each hold one vector of both.
+template <int kVecsPerRow, typename T>
+__device__ __forceinline__ float row_dot(const Vec<T, kVecSize>& x, const Vec<T, kVecSize>& y) {
   float sum = 0.0f;
 #pragma unroll
-  for (int j = 0; j < kChunk; j++) sum += x[j] * y[j];
+  for (int j = 0; j < kVecSize; j++) sum += x[j] * y[j];
 #pragma unroll
-  for (int by = kChunks / 2; by > 0; by /= 2) sum += __shfl_xor_sync(kAllLanes, sum, by);
+  for (int offset = kVecsPerRow / 2; offset > 0; offset /= 2) sum += __shfl_xor_sync(kAllLanes, sum, offset);
   return sum;
 }
 
-// `value` for the scores of keys that a query does not see. s is that of queries `query` on and keys `key` on.
+// Sets to `value` the scores of keys that a query does not see. The first score of s is of query `query` and key `key`.
 template <int kN>
-__device__ __forceinline__ void hide(float (&s)[kN][4], float value, int query, int key, int length, bool causal) {
+__device__ __forceinline__ void mask_scores(float (&s)[kN][4], float value, int query, int key, int length,
+                                            bool causal) {
   const int g = threadIdx.x % kWarpSize / 4, t = threadIdx.x % 4;
 #pragma unroll
   for (int h = 0; h < 2; h++) {
@@ -123,72 +155,74 @@ __device__ __forceinline__ void hide(float (&s)[kN][4], float value, int query, 
   }
 }
 
-// Accumulators (16 lines, 8 kN columns) rounded, into rows `row` to row + 16 and columns from `column` on of a tile.
+// Multiplies accumulators (16 rows, 8 kN columns) by factor0 (rows 0-7) and factor1 (rows 8-15), rounds them and stores
+// them in a tile at (row, column).
 template <int kD, typename T, int kN>
-__device__ __forceinline__ void put(T* tile, int row, int column, const float (&x)[kN][4], float factor0,
-                                    float factor1) {
+__device__ __forceinline__ void store_accum(T* tile, int row, int column, const float (&x)[kN][4], float factor0,
+                                            float factor1) {
   const int g = threadIdx.x % kWarpSize / 4, t = threadIdx.x % 4;
 #pragma unroll
   for (int j = 0; j < kN; j++) {
-    const int chunk = column / kChunk + j;
-    *reinterpret_cast<uint32_t*>(tile + chunk_at<kD>(row + g, chunk) + 2 * t) =
+    const int vec = column / kVecSize + j;
+    *reinterpret_cast<uint32_t*>(tile + swizzled_offset<kD>(row + g, vec) + 2 * t) =
         pack<T>(x[j][0] * factor0, x[j][1] * factor0);
-    *reinterpret_cast<uint32_t*>(tile + chunk_at<kD>(row + g + 8, chunk) + 2 * t) =
+    *reinterpret_cast<uint32_t*>(tile + swizzled_offset<kD>(row + g + 8, vec) + 2 * t) =
         pack<T>(x[j][2] * factor1, x[j][3] * factor1);
   }
 }
 
-// Two operands a beside each other, into rows `row` to row + 16 of a tile of 32 columns.
+// Stores two A fragments side by side in rows [row, row + 16) of a tile of 32 columns.
 template <int kD, typename T>
-__device__ __forceinline__ void put_operand(T* tile, int row, const uint32_t (&a)[2][4]) {
+__device__ __forceinline__ void store_a_fragments(T* tile, int row, const uint32_t (&a)[2][4]) {
   const int g = threadIdx.x % kWarpSize / 4, t = threadIdx.x % 4;
 #pragma unroll
   for (int j = 0; j < 2; j++) {
 #pragma unroll
     for (int k = 0; k < 4; k++) {
-      *reinterpret_cast<uint32_t*>(tile + chunk_at<kD>(row + g + 8 * (k % 2), 2 * j + k / 2) + 2 * t) = a[j][k];
+      *reinterpret_cast<uint32_t*>(tile + swizzled_offset<kD>(row + g + 8 * (k % 2), 2 * j + k / 2) + 2 * t) = a[j][k];
     }
   }
 }
 
-// What a warp has put into kRows rows from `row` on and kColumns columns from `column` on of a tile, to rows `first` on
-// of `to`, short of row `end` and column D. The lanes of a row write neighbouring chunks.
+// Copies kRows x kColumns of a tile, from (row, column), to rows `first` on of `to`, except rows from `end` on and
+// columns from D on. The warp that calls must have written that part of the tile itself. Neighbouring lanes write
+// neighbouring vectors.
 template <int kRows, int kColumns, int kD, typename T>
 __device__ __forceinline__ void store_tile(const View<T>& to, const T* tile, int row, int column, int first, int end,
                                            int D) {
-  constexpr int kChunks = kColumns / kChunk, kAll = kRows * kChunks;
+  constexpr int kVecsPerRow = kColumns / kVecSize, kAll = kRows * kVecsPerRow;
   __syncwarp();
 #pragma unroll
   for (int i = 0; i < (kAll + kWarpSize - 1) / kWarpSize; i++) {
-    const int index = i * kWarpSize + threadIdx.x % kWarpSize, r = index / kChunks;
-    const int chunk = column / kChunk + index % kChunks;
-    if (r < kRows && first + r < end && chunk * kChunk < D) {
-      store_global(reinterpret_cast<uint4*>(to[first + r] + chunk * kChunk),
-                   *reinterpret_cast<const uint4*>(tile + chunk_at<kD>(row + r, chunk)));
+    const int index = i * kWarpSize + threadIdx.x % kWarpSize, r = index / kVecsPerRow;
+    const int vec = column / kVecSize + index % kVecsPerRow;
+    if (r < kRows && first + r < end && vec * kVecSize < D) {
+      store_global(reinterpret_cast<uint4*>(to[first + r] + vec * kVecSize),
+                   *reinterpret_cast<const uint4*>(tile + swizzled_offset<kD>(row + r, vec)));
     }
   }
 }
 
-// Zeros to rows `first` to `end` of `to`, by all threads of the block.
+// Writes zeros to rows [first, end) of `to`, with all threads of the CTA.
 template <int kThreads, typename T>
 __device__ __forceinline__ void store_zeros(const View<T>& to, int first, int end, int D) {
-  const int chunks = D / kChunk;
+  const int vecs = D / kVecSize;
 #pragma unroll 1
-  for (int i = threadIdx.x; i < (end - first) * chunks; i += kThreads) {
-    store_global(reinterpret_cast<uint4*>(to[first + i / chunks] + i % chunks * kChunk), uint4{0, 0, 0, 0});
+  for (int i = threadIdx.x; i < (end - first) * vecs; i += kThreads) {
+    store_global(reinterpret_cast<uint4*>(to[first + i / vecs] + i % vecs * kVecSize), uint4{0, 0, 0, 0});
   }
 }
 
-// Which part of the work it is: those of one head are neighbours, so that they find its keys and values in the L2.
-struct Place {
+// A tile of rows of one head. Neighbouring CTAs have tiles of the same head, so that they find its k and v in the L2.
+struct TileCoord {
   int tile, head, b, h;
 
-  __device__ __forceinline__ Place(unsigned part, int tiles, int H)
-      : tile(part % tiles), head(part / tiles), b(head / H), h(head % H) {}
+  __device__ __forceinline__ TileCoord(unsigned index, int tiles, int H)
+      : tile(index % tiles), head(index / tiles), b(head / H), h(head % H) {}
 };
 
-// function(std::integral_constant<int, kD>{}) for the smallest kD that a kernel is compiled for and D fits in; columns
-// from D on are zeros.
+// Calls function(std::integral_constant<int, kD>{}) for the smallest compiled kD that is at least D. Kernels fill the
+// columns from D to kD with zeros.
 template <typename Function>
 void with_head_dim(int D, Function&& function) {
   with_int<32, 64, 128>(D <= 32 ? 32 : D <= 64 ? 64 : 128, function);

@@ -1,4 +1,5 @@
-// A tensor as a launcher sees it: where it lies, what it holds, how it is laid out. No ownership, no torch.
+// Array: a tensor as a launcher sees it, with its address, dtype, shape and strides. It owns no memory and needs no
+// torch.
 #pragma once
 
 #include <cstdint>
@@ -16,7 +17,7 @@ inline const char* name(DType dtype) {
   return kNames[static_cast<int>(dtype)];
 }
 
-// The CUDA stream as Python has it, torch.cuda.Stream.cuda_stream.
+// A CUDA stream as an integer, which is how Python has it: torch.cuda.Stream.cuda_stream.
 using Stream = std::uintptr_t;
 
 struct Array {
@@ -27,7 +28,7 @@ struct Array {
   int rank = 0;
   int64_t shape[kMaxRank] = {};
   int64_t strides[kMaxRank] = {};  // in elements
-  bool given = false;              // false for None; an array without elements may have null data too
+  bool given = false;              // false for None. Null data does not mean None: an empty array may have it too
 
   explicit operator bool() const { return given; }
   template <typename T>
@@ -42,27 +43,27 @@ struct Array {
       dense = dense && (shape[i] == 1 || strides[i] == stride);
       stride *= shape[i];
     }
-    return dense || stride == 0;  // nothing lies wrong where there is nothing
+    return dense || stride == 0;  // an empty array is contiguous
   }
 
-  // Throws unless the array is of this dtype and shape and contiguous: what the kernel takes for granted.
+  // Throws unless the array is a contiguous tensor of this dtype and shape.
   void expect(const char* what, DType dtype, std::initializer_list<int64_t> shape) const {
     check(given, what, " must be a tensor, got None");
     check(this->dtype == dtype, what, " must be ", name(dtype), ", got ", name(this->dtype));
     bool same = rank == static_cast<int>(shape.size());
     for (int i = 0; same && i < rank; i++) same = this->shape[i] == shape.begin()[i];
-    check(same, what, " must have shape ", Listed{shape.begin(), static_cast<int>(shape.size())}, ", got ",
-          Listed{this->shape, rank});
-    check(contiguous(), what, " must be contiguous, got strides ", Listed{strides, rank});
+    check(same, what, " must have shape ", Tuple{shape.begin(), static_cast<int>(shape.size())}, ", got ",
+          Tuple{this->shape, rank});
+    check(contiguous(), what, " must be contiguous, got strides ", Tuple{strides, rank});
   }
 
-  // Prints as Python prints a tuple.
-  struct Listed {
-    const int64_t* numbers;
+  // Integers that are printed as a Python tuple.
+  struct Tuple {
+    const int64_t* values;
     int count;
 
-    friend std::ostream& operator<<(std::ostream& out, const Listed& list) {
-      for (int i = 0; i < list.count; i++) out << (i == 0 ? "(" : ", ") << list.numbers[i];
+    friend std::ostream& operator<<(std::ostream& out, const Tuple& list) {
+      for (int i = 0; i < list.count; i++) out << (i == 0 ? "(" : ", ") << list.values[i];
       return out << (list.count == 0 ? "()" : list.count == 1 ? ",)" : ")");
     }
   };

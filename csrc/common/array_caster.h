@@ -1,6 +1,7 @@
-// Lets pybind11 take a torch tensor, or None, as an Array. The tensor is read through the DLPack exchange API, plain C
-// that torch hangs on its Tensor class (https://dmlc.github.io/dlpack/latest/c_api.html): no torch header, no reference
-// counted, and some 30 ns a tensor where asking for .data_ptr(), .dtype, .shape and .stride() would take 400.
+// Lets pybind11 convert a torch tensor or None to an Array. It reads the tensor through the DLPack exchange API, a
+// table of C functions that torch stores in its Tensor class (https://dmlc.github.io/dlpack/latest/c_api.html). This
+// needs no torch header and no reference count, and takes about 30 ns per tensor; the Python attributes .data_ptr(),
+// .dtype, .shape and .stride() would take 400 ns.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -13,7 +14,7 @@
 
 namespace fastlm::dlpack {
 
-// The parts of dlpack.h that are read here; its layout is fixed within a major version.
+// The parts of dlpack.h that this file reads. Their layout is fixed within a major version.
 struct DLTensor {
   void* data;
   int32_t device_type, device_id;
@@ -29,14 +30,14 @@ struct DLTensor {
 
 struct ExchangeApi {
   uint32_t major, minor;
-  ExchangeApi* previous;  // of an older major version
+  ExchangeApi* previous;  // the table of an older major version
   void* managed_tensor_functions[3];
   int (*tensor_from_object)(void* object, DLTensor* out);
 };
 
 constexpr uint32_t kMajor = 1;
 
-// torch.Tensor and what it offers.
+// torch.Tensor and its exchange API.
 struct TensorClass {
   pybind11::object type = pybind11::module_::import("torch").attr("Tensor");
   ExchangeApi* api = nullptr;
@@ -49,7 +50,8 @@ struct TensorClass {
   }
 
   static const TensorClass& get() {
-    static const auto* const found = new TensorClass;  // never freed: Python is gone when statics are
+    static const auto* const found =
+        new TensorClass;  // never freed, because Python ends before static variables are destroyed
     return *found;
   }
 };

@@ -1,4 +1,4 @@
-// Errors of launchers: one sentence, which Python raises as a ValueError.
+// check(): throws an error of one sentence, which Python raises as a ValueError.
 #pragma once
 
 #include <sstream>

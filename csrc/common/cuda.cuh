@@ -1,5 +1,5 @@
-// CUDA's language and half-precision types, or the emulator's. Kernels include this and the rest of common/, never
-// CUDA's headers, and write inline PTX nowhere but in ptx.cuh.
+// CUDA's language and half-precision types, or the emulator's versions of them. Kernels include this file instead of
+// CUDA's headers. Inline PTX is allowed only in common/ptx/.
 #pragma once
 
 #if defined(FASTLM_EMULATOR)
@@ -21,7 +21,7 @@ using bf16_t = __nv_bfloat16;
 constexpr int kWarpSize = 32;
 constexpr unsigned kAllLanes = 0xffffffff;
 
-// The block's dynamic shared memory, 128-byte aligned under nvcc.
+// Returns the CTA's dynamic shared memory, aligned to 128 bytes under nvcc.
 template <typename T>
 __device__ __forceinline__ T* dynamic_shared() {
 #if defined(FASTLM_EMULATOR)

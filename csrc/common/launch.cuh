@@ -1,4 +1,4 @@
-// Starting kernels: on a stream of the GPU, or in the emulator.
+// Launches kernels, on a stream of the GPU or in the emulator.
 #pragma once
 
 #include <stdexcept>
@@ -12,11 +12,11 @@ namespace fastlm {
 #if !defined(FASTLM_EMULATOR)
 inline void check_cuda(cudaError_t error, const char* what) {
   if (error == cudaSuccess) return;
-  (void)cudaGetLastError();  // or the next launch would find it
+  (void)cudaGetLastError();  // clear the error, or the next launch would report it
   throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(error));
 }
 
-// What the current device has of something.
+// Returns an attribute of the current device.
 inline int device_attribute(cudaDeviceAttr attribute) {
   constexpr const char* kWhat = "the device cannot be asked what it has";
   int device = 0, value = 0;
@@ -26,8 +26,8 @@ inline int device_attribute(cudaDeviceAttr attribute) {
 }
 #endif
 
-// kernel<<<grid, threads, shared, stream>>>(arguments...), checked. `shared` is dynamic shared memory in bytes, above
-// 48 KiB too. An empty grid is no launch. Throws std::runtime_error where CUDA or the emulator finds fault.
+// Runs kernel<<<grid, threads, shared, stream>>>(arguments...). `shared` is dynamic shared memory in bytes and may
+// exceed 48 KiB. Does nothing for an empty grid. Throws std::runtime_error if CUDA or the emulator reports an error.
 template <typename... Parameters, typename... Arguments>
 void launch(void (*kernel)(Parameters...), dim3 grid, int threads, size_t shared, Stream stream,
             const Arguments&... arguments) {
@@ -36,39 +36,40 @@ void launch(void (*kernel)(Parameters...), dim3 grid, int threads, size_t shared
   (void)stream;
   emulator::run(grid, dim3(threads), shared, [&] { kernel(arguments...); });
 #else
-  const auto on = reinterpret_cast<cudaStream_t>(stream);
-  constexpr size_t kWithoutAsking = 48 * 1024;
+  const auto cuda_stream = reinterpret_cast<cudaStream_t>(stream);
+  constexpr size_t kDefaultLimit = 48 * 1024;
   constexpr const char* kWhat = "a CUDA kernel could not be launched";
-  if (shared > kWithoutAsking) {
+  if (shared > kDefaultLimit) {
     check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared)),
                kWhat);
   }
-  kernel<<<grid, threads, shared, on>>>(arguments...);
+  kernel<<<grid, threads, shared, cuda_stream>>>(arguments...);
   check_cuda(cudaGetLastError(), kWhat);
 #endif
 }
 
-// Bytes of shared memory, static and dynamic, that a block can have on the current device.
-inline size_t most_shared_memory() {
+// Returns the largest shared memory, static and dynamic, of a CTA on the current device, in bytes.
+inline size_t max_shared_memory() {
 #if defined(FASTLM_EMULATOR)
-  return 227 * 1024;  // an H100's
+  return 227 * 1024;  // as on an H100
 #else
   return device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);
 #endif
 }
 
-inline int multiprocessors() {
+// Returns the number of SMs of the current device.
+inline int num_sms() {
 #if defined(FASTLM_EMULATOR)
-  return 1;  // so that few heads are enough for a block to have several
+  return 1;  // so that a test with few heads gives a persistent CTA several of them
 #else
   return device_attribute(cudaDevAttrMultiProcessorCount);
 #endif
 }
 
-// Blocks of `size` that `count` takes, as a grid's dimension.
-inline unsigned blocks(int64_t count, int64_t size) {
+// Returns the number of CTAs for `count` items if each CTA takes `size` of them.
+inline unsigned grid_dim(int64_t count, int64_t size) {
   const int64_t needed = (count + size - 1) / size;
-  check(needed <= 0x7fffffff, "a grid has at most 2^31 - 1 blocks; ", count, " rows take ", needed);
+  check(needed <= 0x7fffffff, "a grid can have at most 2^31 - 1 CTAs, but ", count, " rows need ", needed);
   return static_cast<unsigned>(needed);
 }
 

@@ -1,5 +1,5 @@
-// Gradients of parameters: sums over all rows, the same bits each time and without atomics. Each of P programs (blocks
-// that take rows in turn) sums its own in registers and stores it once; then one kernel adds the programs' sums.
+// Gradients of parameters: sums over all rows, deterministic and without atomics. Each of P CTAs loops over rows, adds
+// them up in registers and stores one partial sum. Then one kernel adds the P partial sums.
 #pragma once
 
 #include "common/launch.cuh"
@@ -7,25 +7,25 @@
 
 namespace fastlm {
 
-constexpr int kMostSums = 3;  // dgamma, dbeta, dbias
+constexpr int kMaxSums = 3;  // dgamma, dbeta, dbias
 
-// A block's sum over its rows of a column's values, to `to` (E,). `scratch` is shared memory of a row for each of the
-// block's, where it has several; all threads must call.
+// Shared memory for store_partial: one row of sums per row that the CTA processes at a time, or nothing if that is one.
 template <typename Shape>
 using PartialScratch = float[Shape::kRows > 1 ? Shape::kRows : 1][Shape::kRows > 1 ? Shape::kColumns : 1];
 
+// Adds each column's `values` over the rows of the CTA and stores the sums in `to` (E,). All threads must call.
 template <typename Shape>
-__device__ __forceinline__ void store_partial(const float (&values)[Shape::kChunks][kLane], float* to, int E,
+__device__ __forceinline__ void store_partial(const float (&values)[Shape::kVecs][kVecSize], float* to, int E,
                                               PartialScratch<Shape>& scratch) {
   if constexpr (Shape::kRows == 1) {
 #pragma unroll
-    for (int i = 0; i < Shape::kChunks; i++) Shape::store(to, i, E, values[i]);
+    for (int i = 0; i < Shape::kVecs; i++) Shape::store(to, i, E, values[i]);
   } else {
-    __syncthreads();  // an earlier sum has been read
+    __syncthreads();  // all threads have read the sums of an earlier call
 #pragma unroll
-    for (int i = 0; i < Shape::kChunks; i++) {
+    for (int i = 0; i < Shape::kVecs; i++) {
 #pragma unroll
-      for (int j = 0; j < kLane; j++) scratch[Shape::row()][Shape::column(i) + j] = values[i][j];
+      for (int j = 0; j < kVecSize; j++) scratch[Shape::row()][Shape::column(i) + j] = values[i][j];
     }
     __syncthreads();
     for (int column = threadIdx.x; column < E; column += Shape::kThreads) {
@@ -37,15 +37,16 @@ __device__ __forceinline__ void store_partial(const float (&values)[Shape::kChun
   }
 }
 
-// P of partials that must be (sums, P, E) float32.
-inline int64_t programs_of(const Array& partials, int64_t sums, int64_t E) {
-  check(partials.rank == 3, "partials must have shape (sums, programs, E), got ", partials.rank, " dimensions");
+// Throws unless partials is (sums, P, E) float32 with P > 0. Returns P.
+inline int64_t check_partials(const Array& partials, int64_t sums, int64_t E) {
+  check(partials.rank == 3, "partials must have shape (sums, num_partials, E), got ", partials.rank, " dimensions");
   partials.expect("partials", DType::kFloat32, {sums, partials.shape[1], E});
-  check(partials.shape[1] > 0, "partials must have at least 1 program");
+  check(partials.shape[1] > 0, "num_partials must be at least 1, got 0");
   return partials.shape[1];
 }
 
-// out[i] (E,), or null, = the sum over programs of partials[i]; partials is (1 to 3, P, E) float32. One launch.
+// Sets out0, out1 and out2 (E,), where not None, to the sums over P of partials[0], [1] and [2], in one launch.
+// partials is (1 to 3, P, E) float32.
 void sum_partials(const Array& partials, const Array& out0, const Array& out1, const Array& out2, Stream stream);
 
 }  // namespace fastlm

@@ -1,25 +1,27 @@
-// Sums over lanes and warps, the same bits each time.
+// Deterministic sums over lanes and warps.
 #pragma once
 
 #include "common/cuda.cuh"
 
 namespace fastlm {
 
-// The sum over the lanes of a warp, in every lane.
+// Returns the sum over the lanes of a warp, in every lane.
 __device__ __forceinline__ float warp_sum(float x) {
 #pragma unroll
-  for (int by = kWarpSize / 2; by > 0; by /= 2) x += __shfl_xor_sync(kAllLanes, x, by);
+  for (int offset = kWarpSize / 2; offset > 0; offset /= 2) x += __shfl_xor_sync(kAllLanes, x, offset);
   return x;
 }
 
-// The sums of kSums values over each group of kWarps neighbouring warps, in every lane. All threads of the block must
-// call where kWarps > 1. `scratch` is shared memory, and holds the sums until all warps have read them: the next call
-// needs another, and the one after, which the barrier between the two lets begin, may use the first again.
+// Shared memory for group_sum. Two successive calls need different ones, because a slow warp may still read the first
+// when a fast warp writes the second. A third call may use the first again: the barrier in the second call comes
+// between.
 template <int kWarps, int kSums>
-using Scratch = float[kWarps > 1 ? kSums : 1][kWarpSize];
+using ReduceScratch = float[kWarps > 1 ? kSums : 1][kWarpSize];
 
+// Replaces each of the kSums values by its sum over a group of kWarps neighbouring warps, in every lane. If kWarps > 1,
+// all threads of the CTA must call.
 template <int kWarps, int kSums>
-__device__ __forceinline__ void group_sum(float (&x)[kSums], Scratch<kWarps, kSums>& scratch) {
+__device__ __forceinline__ void group_sum(float (&x)[kSums], ReduceScratch<kWarps, kSums>& scratch) {
 #pragma unroll
   for (int i = 0; i < kSums; i++) x[i] = warp_sum(x[i]);
   if constexpr (kWarps > 1) {
@@ -39,7 +41,7 @@ __device__ __forceinline__ void group_sum(float (&x)[kSums], Scratch<kWarps, kSu
 }
 
 template <int kWarps>
-__device__ __forceinline__ float group_sum(float x, Scratch<kWarps, 1>& scratch) {
+__device__ __forceinline__ float group_sum(float x, ReduceScratch<kWarps, 1>& scratch) {
   float sum[1] = {x};
   group_sum<kWarps>(sum, scratch);
   return sum[0];

@@ -1,8 +1,14 @@
-// What kernels over the rows of an (N, E) array share: how a row lies in registers.
+// The layout of rows in registers, for kernels over the rows of an (N, E) array.
 //
-// A row belongs to a group of kWarps warps, and each lane holds kChunks vectors of 8 columns: a group's chunk is
-// 256 * kWarps neighbouring columns. 8 columns are one access of 16 bytes in half precision, two in float32, and half a
-// call of the dropout mask. Up to E = 1024 a row is one warp's and its sums need no barrier.
+// A group of kWarps warps holds one row. Each lane holds kVecs vectors of 8 columns. Vector `index` of all lanes
+// together covers 256 * kWarps neighbouring columns. For kWarps = 1:
+//
+//   columns   0-7    8-15   ...  248-255  | 256-263  264-271  ...  504-511  | ...
+//   lane      0      1      ...  31       | 0        1        ...  31       | ...
+//   index     0      0      ...  0        | 1        1        ...  1        | ...
+//
+// A vector is one access of 16 bytes in half precision, two in float32, and uses half a Philox call of the dropout
+// mask. Up to E = 1024 one warp holds a row, so its sums need no barrier.
 #pragma once
 
 #include "common/array.h"
@@ -11,97 +17,103 @@
 
 namespace fastlm {
 
-constexpr int kLane = 8;            // columns of a vector
-constexpr int kWarpColumns = 256;   // columns that a warp holds of a chunk
-constexpr int kLongestRow = 8192;   // columns
-constexpr int kMostRows = 1 << 30;  // so that ints number rows
+constexpr int kVecSize = 8;        // columns per vector
+constexpr int kWarpColumns = 256;  // columns that one vector of each lane of a warp covers
+constexpr int kMaxColumns = 8192;  // columns
+constexpr int kMaxRows = 1 << 30;  // so that row indices fit into int
 
-// A vector of E parameters: null, float32, or of the activations' type.
+// The address of E parameters, in float32 or the activations' dtype. Null stands for None.
 struct Parameter {
   const void* data;  // (E,)
   bool is_float;
 };
 
+// Checks an array of parameters and returns it as a Parameter.
 inline Parameter parameter(const char* what, const Array& array, DType activations, int64_t columns) {
   if (!array) return {.data = nullptr, .is_float = true};
   array.expect(what, array.dtype == DType::kFloat32 ? DType::kFloat32 : activations, {columns});
   return {.data = array.data, .is_float = array.dtype == DType::kFloat32};
 }
 
-// kWide: accesses of 16 bytes, for which E must be a multiple of 8 and all arrays aligned.
-template <int kWarps_, int kChunks_, bool kWide_>
+// kWide selects accesses of 16 bytes; E must then be a multiple of 8 and all arrays aligned to 16 bytes.
+template <int kWarps_, int kVecs_, bool kWide_>
 struct RowShape {
-  static constexpr int kWarps = kWarps_, kChunks = kChunks_;
+  static constexpr int kWarps = kWarps_, kVecs = kVecs_;
   static constexpr bool kWide = kWide_;
-  static constexpr int kThreads = kWarps > 4 ? kWarps * kWarpSize : kWarps * kChunks == 3 ? 96 : 128;
-  static constexpr int kSummingBlocks = kThreads > 128 ? 512 / kThreads : 4;
-  static constexpr int kRows = kThreads / (kWarps * kWarpSize);     // at a time in a block
-  static constexpr int kColumns = kChunks * kWarps * kWarpColumns;  // at most
+  static constexpr int kThreads = kWarps > 4 ? kWarps * kWarpSize : kWarps * kVecs == 3 ? 96 : 128;
+  static constexpr int kMinSummingCtas = kThreads > 128 ? 512 / kThreads : 4;
+  static constexpr int kRows = kThreads / (kWarps * kWarpSize);   // that a CTA processes at a time
+  static constexpr int kColumns = kVecs * kWarps * kWarpColumns;  // the longest row
 
-  // The row, of those that the block has, that this thread works on.
+  // Returns which of the CTA's kRows rows this thread works on.
   __device__ __forceinline__ static int row() { return threadIdx.x / (kWarps * kWarpSize); }
-  // The first column of this thread's vector of a chunk.
-  __device__ __forceinline__ static int column(int chunk) {
-    return (chunk * kWarps * kWarpSize + threadIdx.x % (kWarps * kWarpSize)) * kLane;
+  // Returns the first column of this thread's vector `index`.
+  __device__ __forceinline__ static int column(int index) {
+    return (index * kWarps * kWarpSize + threadIdx.x % (kWarps * kWarpSize)) * kVecSize;
   }
 
-  // This thread's vector of a chunk of the row at `from`, of E columns; zeros beyond them.
+  // Returns whether element j of this thread's vector `index` is within the row's E columns.
+  __device__ __forceinline__ static bool inside(int index, int j, int E) {
+    return column(index) + (kWide ? 0 : j) < E;  // wide: all 8 columns are inside or none is
+  }
+
+  // Loads this thread's vector `index` of the row at `from`, which has E columns. Returns zeros for columns past E.
   template <Use kUse = Use::kOnce, typename T>
-  __device__ __forceinline__ static Vec<T, kLane> load(const T* from, int chunk, int E) {
-    return load_vec<kLane, kWide, kUse>(from + column(chunk), E - column(chunk));
+  __device__ __forceinline__ static Vec<T, kVecSize> load(const T* from, int index, int E) {
+    return load_vec<kVecSize, kWide, kUse>(from + column(index), E - column(index));
   }
   template <typename T>
-  __device__ __forceinline__ static void store(T* to, int chunk, int E, const Vec<T, kLane>& vec) {
-    store_vec<kLane, kWide>(to + column(chunk), vec, E - column(chunk));
+  __device__ __forceinline__ static void store(T* to, int index, int E, const Vec<T, kVecSize>& vec) {
+    store_vec<kVecSize, kWide>(to + column(index), vec, E - column(index));
   }
   template <typename T>
-  __device__ __forceinline__ static void store(T* to, int chunk, int E, const float (&values)[kLane]) {
-    store(to, chunk, E, Vec<T, kLane>::of(values));
+  __device__ __forceinline__ static void store(T* to, int index, int E, const float (&values)[kVecSize]) {
+    store(to, index, E, Vec<T, kVecSize>::of(values));
   }
 
   template <typename T>
-  __device__ __forceinline__ static void load_parameter(Parameter p, int chunk, int E, float (&values)[kLane]) {
+  __device__ __forceinline__ static void load_parameter(Parameter p, int index, int E, float (&values)[kVecSize]) {
     if (p.is_float) {
-      load<Use::kRepeated>(static_cast<const float*>(p.data), chunk, E).copy_to(values);
+      load<Use::kRepeated>(static_cast<const float*>(p.data), index, E).copy_to(values);
     } else {
-      load<Use::kRepeated>(static_cast<const T*>(p.data), chunk, E).copy_to(values);
+      load<Use::kRepeated>(static_cast<const T*>(p.data), index, E).copy_to(values);
     }
   }
 };
 
 inline void check_rows(int64_t rows, int64_t columns) {
-  check(rows <= kMostRows, "the kernels take at most 2^30 rows, got ", rows);
-  check(columns <= kLongestRow, "the kernels take rows of at most ", kLongestRow, " columns, got ", columns);
+  check(rows <= kMaxRows, "the kernels take at most 2^30 rows, got ", rows);
+  check(columns <= kMaxColumns, "the kernels take rows of at most ", kMaxColumns, " columns, got ", columns);
 }
 
-// function(RowShape<...>{}) for the smallest shape that holds rows of `columns`. What cannot be read 16 bytes at a time
-// is rare, and has fewer shapes.
+// Calls function(RowShape<...>{}) with the smallest shape that holds rows of `columns`. Rows that are not `wide` are
+// rare and have fewer shapes.
 template <typename Function>
 void with_row_shape(int64_t rows, int64_t columns, bool wide, Function&& function) {
   check_rows(rows, columns);
-  const int64_t chunks = (columns + kWarpColumns - 1) / kWarpColumns;
-  if (!wide) return chunks <= 4 ? function(RowShape<1, 4, false>{}) : function(RowShape<8, 4, false>{});
-  if (chunks <= 1) return function(RowShape<1, 1, true>{});
-  if (chunks <= 2) return function(RowShape<1, 2, true>{});
-  if (chunks <= 3) return function(RowShape<1, 3, true>{});
-  if (chunks <= 4) return function(RowShape<1, 4, true>{});
-  if (chunks <= 16) return function(RowShape<4, 4, true>{});
+  const int64_t vecs = (columns + kWarpColumns - 1) / kWarpColumns;
+  if (!wide) return vecs <= 4 ? function(RowShape<1, 4, false>{}) : function(RowShape<8, 4, false>{});
+  if (vecs <= 1) return function(RowShape<1, 1, true>{});
+  if (vecs <= 2) return function(RowShape<1, 2, true>{});
+  if (vecs <= 3) return function(RowShape<1, 3, true>{});
+  if (vecs <= 4) return function(RowShape<1, 4, true>{});
+  if (vecs <= 16) return function(RowShape<4, 4, true>{});
   return function(RowShape<8, 4, true>{});
 }
 
-// The same for kernels of activations T that keep sums over rows in registers, three a column, beside the row itself.
+// with_row_shape for kernels that also keep up to three sums per column in registers. T is the activations' type.
 template <typename T, typename Function>
 void with_summing_row_shape(int64_t rows, int64_t columns, bool wide, Function&& function) {
   check_rows(rows, columns);
-  const int64_t chunks = (columns + kWarpColumns - 1) / kWarpColumns;
-  if (!wide) return chunks <= 4 ? function(RowShape<2, 2, false>{}) : function(RowShape<16, 2, false>{});
-  if (chunks <= 1) return function(RowShape<1, 1, true>{});
-  if (chunks <= 2) return function(RowShape<1, 2, true>{});
+  const int64_t vecs = (columns + kWarpColumns - 1) / kWarpColumns;
+  if (!wide) return vecs <= 4 ? function(RowShape<2, 2, false>{}) : function(RowShape<16, 2, false>{});
+  if (vecs <= 1) return function(RowShape<1, 1, true>{});
+  if (vecs <= 2) return function(RowShape<1, 2, true>{});
   if constexpr (sizeof(T) == 2) {
-    if (chunks <= 3) return function(RowShape<1, 3, true>{});
+    if (vecs <= 3) return function(RowShape<1, 3, true>{});
   }
-  if (chunks <= 4) return function(RowShape<2, 2, true>{});
-  if (chunks <= 16) return function(RowShape<8, 2, true>{});
+  if (vecs <= 4) return function(RowShape<2, 2, true>{});
+  if (vecs <= 16) return function(RowShape<8, 2, true>{});
   return function(RowShape<16, 2, true>{});
 }
 

@@ -1,4 +1,4 @@
-// From values known when a kernel is launched to template arguments.
+// Functions that turn run-time values into template arguments.
 #pragma once
 
 #include <type_traits>
@@ -13,7 +13,7 @@ struct Type {
   using type = T;
 };
 
-// function(Type<input_t>{}) for the element type of an activation.
+// Calls function(Type<input_t>{}) with the element type of an activation.
 template <typename Function>
 void with_input_type(DType dtype, Function&& function) {
   switch (dtype) {
@@ -28,7 +28,7 @@ void with_input_type(DType dtype, Function&& function) {
   }
 }
 
-// The same of the types that mma takes.
+// with_input_type for kernels that use mma, which takes float16 and bfloat16 only.
 template <typename Function>
 void with_half_type(DType dtype, Function&& function) {
   switch (dtype) {
@@ -41,14 +41,14 @@ void with_half_type(DType dtype, Function&& function) {
   }
 }
 
-// function(std::true_type{}) or function(std::false_type{}).
+// Calls function(std::true_type{}) or function(std::false_type{}).
 template <typename Function>
 void with_bool(bool value, Function&& function) {
   if (value) return function(std::true_type{});
   return function(std::false_type{});
 }
 
-// function(std::integral_constant<int, value>{}) for one of kValues.
+// Calls function(std::integral_constant<int, value>{}). Throws if value is not one of kValues.
 template <int... kValues, typename Function>
 void with_int(int value, Function&& function) {
   const bool found = ((value == kValues && (function(std::integral_constant<int, kValues>{}), true)) || ...);

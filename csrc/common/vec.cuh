@@ -1,5 +1,5 @@
-// Global memory, 16 bytes at a time, and values packed into 32-bit registers. Kernels reach global memory through these
-// functions (or cp_async of ptx.cuh) alone, so that the emulator can count the bytes they move.
+// Accesses to global memory, and values packed into 32-bit registers. Kernels access global memory only through these
+// functions and cp_async (ptx/copy.cuh), so that the emulator can count the bytes that they move.
 #pragma once
 
 #include <type_traits>
@@ -9,10 +9,10 @@
 
 namespace fastlm {
 
-// How often an operand's bytes are read, which decides what the emulator counts them as.
+// How often a kernel reads the bytes of an operand. The emulator counts the two kinds separately.
 enum class Use {
-  kOnce,     // of the arrays a kernel is there to move: from HBM
-  kRepeated  // of small operands that all blocks read: from a cache
+  kOnce,     // the bytes come from HBM
+  kRepeated  // small operands that many CTAs read: the bytes come from a cache
 };
 
 template <Use kUse = Use::kOnce, typename T>
@@ -31,7 +31,7 @@ __device__ __forceinline__ void store_global(T* to, const T& value) {
   *to = value;
 }
 
-// Two values in a register, the first in the low half.
+// Packs two values into a register, the first in the low half.
 template <typename T>
 __device__ __forceinline__ uint32_t pack(float low, float high) {
   static_assert(sizeof(T) == 2);
@@ -48,6 +48,7 @@ __device__ __forceinline__ uint32_t pack(float low, float high) {
 #endif
 }
 
+// Returns the value in the low (0) or high (1) half of a register.
 template <typename T>
 __device__ __forceinline__ float unpack(uint32_t word, int half) {
   if constexpr (std::is_same_v<T, bf16_t>) {
@@ -57,7 +58,7 @@ __device__ __forceinline__ float unpack(uint32_t word, int half) {
   }
 }
 
-// kN values of type T as they lie in memory: what a lane holds of a row, unpacked as it is used.
+// kN values of type T, packed as in memory. A value is converted to float when it is read.
 template <typename T, int kN>
 struct Vec {
   static constexpr int kPerWord = 4 / sizeof(T);
@@ -79,7 +80,7 @@ struct Vec {
     for (int i = 0; i < kN; i++) values[i] = (*this)[i];
   }
 
-  // The values rounded to T.
+  // Returns the values, rounded to T.
   __device__ __forceinline__ static Vec of(const float (&values)[kN]) {
     Vec vec;
 #pragma unroll
@@ -94,7 +95,7 @@ struct Vec {
   }
 };
 
-// Whether 16-byte accesses can be made in all of the arrays; those that are None are not accessed.
+// Returns whether all arrays are aligned to 16 bytes. None counts as aligned.
 inline bool aligned16(std::initializer_list<Array> arrays) {
   for (const Array& array : arrays) {
     if (reinterpret_cast<std::uintptr_t>(array.data) % 16 != 0) return false;
@@ -102,8 +103,8 @@ inline bool aligned16(std::initializer_list<Array> arrays) {
   return true;
 }
 
-// The first `count` of the kN values at `from`, and zeros. With kWide either all are there or none, and accesses are of
-// 16 bytes, to which `from` is aligned; else values are read one by one.
+// Loads the first `count` of the kN values at `from`, and zeros for the rest. With kWide it loads all kN if count > 0,
+// by accesses of 16 bytes, to which `from` must be aligned. Otherwise it reads the values one by one.
 template <int kN, bool kWide, Use kUse = Use::kOnce, typename T>
 __device__ __forceinline__ Vec<T, kN> load_vec(const T* from, int count) {
   Vec<T, kN> vec;
@@ -126,6 +127,7 @@ __device__ __forceinline__ Vec<T, kN> load_vec(const T* from, int count) {
   return vec;
 }
 
+// Stores the first `count` values of a vector, in the same two ways as load_vec.
 template <int kN, bool kWide, typename T>
 __device__ __forceinline__ void store_vec(T* to, const Vec<T, kN>& vec, int count) {
   if constexpr (kWide) {

@@ -13,7 +13,7 @@
 #include <vector>
 
 #include "emulator/fiber.h"
-#include "emulator/ptx.h"
+#include "emulator/ptx/copy.h"
 
 uint3 threadIdx, blockIdx;
 dim3 blockDim, gridDim;
@@ -24,18 +24,18 @@ Traffic traffic;
 
 namespace {
 
-constexpr int kWarp = 32, kBarriers = 16, kMostThreads = 1024;
+constexpr int kWarp = 32, kBarriers = 16, kMaxThreads = 1024;
 
 struct Warp {
   unsigned alive = 0;    // lanes that have not returned
-  unsigned waiting = 0;  // lanes that wait for others of this warp
+  unsigned waiting = 0;  // lanes that wait in rendezvous()
   struct {
     const char* name;
     unsigned mask;
     Operation operation;
     void* arguments;
   } lanes[kWarp];
-  char phases[2 * kWarp];  // of warp_sync, in turn
+  char phases[2 * kWarp];  // addresses for ThreadSanitizer, which warp_sync uses in turn
   unsigned next_phase = 0;
 };
 
@@ -45,14 +45,14 @@ struct Thread {
   Fiber fiber;
   int number, lane;
   uint3 index{};
-  std::deque<Copy> copies;  // cp_async's that are under way
-  std::deque<int> groups;   // how many of them each committed group has, the oldest first
-  int uncommitted = 0;      // how many come after those
-  Thread* next = nullptr;   // in the queue that it is in
+  std::deque<PendingCopy> copies;  // every cp_async in flight
+  std::deque<int> groups;          // the number of copies in each committed group, the oldest first
+  int uncommitted = 0;             // the number of copies after the last group
+  Thread* next = nullptr;          // the next thread in the same queue
 };
 
-// Threads, the first in to be the first out. No allocations: ThreadSanitizer would see memory that one thread allocates
-// and another frees.
+// A first-in first-out list of threads. It allocates nothing, because ThreadSanitizer would report memory that one
+// thread allocates and another frees.
 class Queue {
  public:
   bool empty() const { return first_ == nullptr; }
@@ -82,16 +82,17 @@ class Queue {
 };
 
 struct Barrier {
-  int expected = 0;  // threads; 0 is all that have not returned
+  int expected = 0;  // threads; 0 means all that have not returned
   int arrived = 0;
   Queue waiting;
-  // One a phase in turn: of a single one, a slow thread of this phase would acquire what fast ones release in the next.
+  // Addresses for ThreadSanitizer, one per phase in turn. With a single address, a slow thread of this phase would also
+  // acquire what fast threads release in the next phase.
   char phases[2] = {};
   int phase = 0;
 };
 
-std::vector<std::unique_ptr<Thread>> threads;  // they stay from launch to launch
-std::array<Warp, kMostThreads / kWarp> warps;
+std::vector<std::unique_ptr<Thread>> threads;  // kept from launch to launch
+std::array<Warp, kMaxThreads / kWarp> warps;
 std::array<Barrier, kBarriers> barriers;
 Queue ready;
 std::unique_ptr<char[]> shared_memory;
@@ -99,14 +100,17 @@ const std::function<void()>* body = nullptr;
 std::exception_ptr error;
 Thread* current = nullptr;
 int alive = 0;
-char begin_of_block, end_of_block;  // for ThreadSanitizer: blocks come one after another, and the host before and after
+// Addresses for ThreadSanitizer: CTAs run one after another, and the host before and after them.
+char begin_of_block, end_of_block;
 
+// Returns the warp of the running thread.
 Warp& warp() { return warps[current->number / kWarp]; }
 
-void go_on() { threadIdx = current->index; }
+// Sets threadIdx for the thread that continues to run.
+void resume() { threadIdx = current->index; }
 
-// Leaves the running thread for the next that can go on, or for the host when none can.
-void leave() {
+// Switches from the running thread to the next ready one, or to the host if none is ready.
+void yield() {
   Thread* self = current;
   Fiber& from = self->fiber;
   if (ready.empty()) {
@@ -115,9 +119,10 @@ void leave() {
     current = ready.pop();
     from.switch_to(current->fiber);
   }
-  go_on();
+  resume();
 }
 
+// Makes the threads that wait at a barrier ready, and begins its next phase.
 void complete(Barrier& barrier) {
   ready.append(barrier.waiting);
   barrier.arrived = 0;
@@ -126,9 +131,10 @@ void complete(Barrier& barrier) {
 
 int expected(const Barrier& barrier) { return barrier.expected == 0 ? alive : barrier.expected; }
 
+// Counts the running thread at barrier `id`.
 void arrive(int id, int count) {
-  if (id < 0 || id >= kBarriers) fail("barrier %d: there are barriers 0 to %d", id, kBarriers - 1);
-  if (count % kWarp != 0) fail("barrier %d: %d threads are no whole number of warps", id, count);
+  if (id < 0 || id >= kBarriers) fail("barrier %d: the barriers are 0 to %d", id, kBarriers - 1);
+  if (count % kWarp != 0) fail("barrier %d: %d threads are not a whole number of warps", id, count);
   Barrier& barrier = barriers[id];
   if (barrier.arrived != 0 && barrier.expected != count) {
     fail("barrier %d: this thread expects %d threads there, others %d", id, count, barrier.expected);
@@ -136,12 +142,13 @@ void arrive(int id, int count) {
   barrier.expected = count;
   barrier.arrived++;
   release(&barrier.phases[barrier.phase]);
-  if (barrier.arrived > expected(barrier)) fail("barrier %d: more than %d threads came", id, count);
+  if (barrier.arrived > expected(barrier)) fail("barrier %d: more than %d threads arrived", id, count);
 }
 
-// A thread's kernel has returned: barriers of all threads wait for one less, and its warp's exchanges cannot have it.
+// Handles the return of the running thread's kernel: barriers of all threads expect one thread less, and its warp one
+// lane.
 void retire() {
-  if (!current->copies.empty()) fail("returns without having waited for %zu cp_async", current->copies.size());
+  if (!current->copies.empty()) fail("returned without waiting for %zu cp_async", current->copies.size());
   current->groups.clear();
   alive--;
   release(&end_of_block);
@@ -151,10 +158,10 @@ void retire() {
   }
 }
 
-// What the fiber of a thread does: one kernel after another.
-void live() {
+// The entry of a thread's fiber: runs one kernel after another and never returns.
+void run_kernels() {
   for (;;) {
-    go_on();
+    resume();
     acquire(&begin_of_block);
     try {
       (*body)();
@@ -164,12 +171,14 @@ void live() {
       release(&end_of_block);
     }
     if (error) current->fiber.switch_to(Fiber::main());
-    leave();
+    yield();
   }
 }
 
+// Prepares a CTA of `count` threads.
 void reset(int count) {
-  for (int i = static_cast<int>(threads.size()); i < count; i++) threads.push_back(std::make_unique<Thread>(live, i));
+  for (int i = static_cast<int>(threads.size()); i < count; i++)
+    threads.push_back(std::make_unique<Thread>(run_kernels, i));
   warps = {};
   barriers = {};
   ready = {};
@@ -182,6 +191,7 @@ void reset(int count) {
   alive = count;
 }
 
+// Returns a message that says who waits for what.
 std::string deadlock() {
   std::string message = "deadlock in block (" + std::to_string(blockIdx.x) + ", " + std::to_string(blockIdx.y) + ", " +
                         std::to_string(blockIdx.z) + "):";
@@ -189,13 +199,13 @@ std::string deadlock() {
     const Barrier& barrier = barriers[id];
     if (barrier.arrived == 0) continue;
     message += " " + std::to_string(barrier.arrived) + " of " + std::to_string(expected(barrier)) +
-               " threads came to barrier " + std::to_string(id) + ";";
+               " threads arrived at barrier " + std::to_string(id) + ";";
   }
   for (const auto& thread : threads) {
     const Warp& warp = warps[thread->number / kWarp];
     if ((warp.waiting >> thread->lane & 1) == 0) continue;
     char text[128];
-    std::snprintf(text, sizeof text, " thread %d waits in %s for lanes %08x, of which %08x came;", thread->number,
+    std::snprintf(text, sizeof text, " thread %d waits in %s for lanes %08x, of which %08x arrived;", thread->number,
                   warp.lanes[thread->lane].name, warp.lanes[thread->lane].mask, warp.waiting);
     message += text;
     if (message.size() > 2000) break;
@@ -217,12 +227,13 @@ void run_block(int count, size_t shared) {
 
 void run(dim3 grid, dim3 block, size_t shared, const std::function<void()>& kernel) {
   const int count = block.x * block.y * block.z;
-  if (count < 1 || count > kMostThreads) {
+  if (count < 1 || count > kMaxThreads) {
     throw std::runtime_error("a block has 1 to 1024 threads, not " + std::to_string(count));
   }
   Fiber::main();
   gridDim = grid, blockDim = block, body = &kernel;
-  shared_memory = std::make_unique<char[]>(shared);  // of the very size, so that AddressSanitizer sees what is beyond
+  shared_memory =
+      std::make_unique<char[]>(shared);  // of exactly this size, so that AddressSanitizer finds accesses past its end
   for (unsigned z = 0; z < grid.z && !error; z++) {
     for (unsigned y = 0; y < grid.y && !error; y++) {
       for (unsigned x = 0; x < grid.x && !error; x++) {
@@ -232,7 +243,7 @@ void run(dim3 grid, dim3 block, size_t shared, const std::function<void()>& kern
     }
   }
   if (error) {
-    threads.clear();  // some are in the middle of the kernel
+    threads.clear();  // some fibers stopped in the middle of the kernel
     std::rethrow_exception(std::exchange(error, nullptr));
   }
 }
@@ -265,14 +276,14 @@ void* dynamic_shared() { return shared_memory.get(); }
 
 unsigned lane() { return current->lane; }
 
-void start_copy(const Copy& copy) {
+void start_copy(const PendingCopy& copy) {
   current->copies.push_back(copy);
   current->uncommitted++;
 }
 
 void commit_copies() { current->groups.push_back(std::exchange(current->uncommitted, 0)); }
 
-bool finish_copy(int pending, Copy& copy) {
+bool pop_finished_copy(int pending, PendingCopy& copy) {
   auto& copies = current->copies;
   auto& groups = current->groups;
   while (static_cast<int>(groups.size()) > pending && groups.front() == 0) groups.pop_front();
@@ -296,7 +307,7 @@ void barrier_wait(int id, int count) {
     complete(barrier);
   } else {
     barrier.waiting.push(current);
-    leave();
+    yield();
   }
   acquire(phase);
 }
@@ -308,7 +319,8 @@ void rendezvous(const char* name, unsigned mask, Operation operation, void* argu
   if (mask & ~warp.alive)
     fail("%s: the mask %08x names lanes that have returned: %08x", name, mask, mask & ~warp.alive);
   warp.lanes[lane] = {name, mask, operation, arguments};
-  // The lanes that wait agree among themselves: one of this mask speaks for all, and without one none may want these.
+  // Lanes that wait with overlapping masks have the same mask and operation, so one waiting lane of this mask stands
+  // for all of them. If no lane of this mask waits, no other waiting lane's mask may overlap it.
   const unsigned others = warp.waiting & mask;
   for (unsigned rest = others ? others & -others : warp.waiting; rest != 0; rest &= rest - 1) {
     const auto& other = warp.lanes[__builtin_ctz(rest)];
@@ -318,7 +330,7 @@ void rendezvous(const char* name, unsigned mask, Operation operation, void* argu
     }
   }
   warp.waiting |= 1u << lane;
-  if ((warp.waiting & mask) != mask) return leave();
+  if ((warp.waiting & mask) != mask) return yield();
   void* all[kWarp];
   for (int i = 0; i < kWarp; i++) all[i] = mask >> i & 1 ? warp.lanes[i].arguments : nullptr;
   operation(all, mask);

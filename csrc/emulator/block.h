@@ -1,6 +1,6 @@
-// How the emulator runs a launch: blocks one after another, the threads of a block as fibers on one CPU thread. A
-// thread runs until it waits for others (a barrier, a warp's exchange), then the next that can go on does. Whatever
-// a kernel does wrong in waiting ends the launch with an error that says who waits for what.
+// Runs a launch: CTAs one after another, and the threads of a CTA as fibers on one CPU thread. A thread runs until it
+// waits for others at a barrier or in a warp-wide instruction; then the next ready thread runs. A mistake in waiting
+// ends the launch with an error that says who waits for what.
 #pragma once
 
 #include <cstddef>
@@ -14,31 +14,32 @@ namespace fastlm::emulator {
 // Runs kernel() in every thread of the grid, with `shared` bytes of dynamic shared memory. Throws std::runtime_error.
 void run(dim3 grid, dim3 block, size_t shared, const std::function<void()>& kernel);
 
-// Ends the launch with an error, said of the running thread.
+// Ends the launch with an error that names the running thread.
 [[noreturn]] void fail(const char* format, ...) __attribute__((format(printf, 1, 2)));
 
-// The block's dynamic shared memory, filled with 0xff, which is no number, when the block begins.
+// Returns the CTA's dynamic shared memory. It is filled with 0xff bytes, which read as NaN, when the CTA begins.
 void* dynamic_shared();
 
+// Returns the running thread's lane.
 unsigned lane();
 
-// Waits until `threads` threads, or with 0 all that have not returned, have come to barrier `id`.
+// Waits until `threads` threads have arrived at barrier `id`; 0 means all threads that have not returned.
 void barrier_wait(int id, int threads);
-// Counts the thread as come to barrier `id`, without waiting.
+// Counts the thread as arrived at barrier `id`, without waiting.
 void barrier_arrive(int id, int threads);
 
-// What the lanes of a warp do together. All lanes of `mask` come with the same operation and mask; the last of them
-// runs operation(arguments, mask), with each lane's arguments in its place, for all.
+// An operation that the lanes of a warp do together. All lanes of `mask` call rendezvous() with the same operation and
+// mask. The last to arrive runs operation(arguments, mask) for all; arguments[i] are those of lane i.
 using Operation = void (*)(void* const* arguments, unsigned mask);
 void rendezvous(const char* name, unsigned mask, Operation operation, void* arguments);
-// A rendezvous that orders memory among the lanes of `mask`, which no other does.
+// A rendezvous that also orders memory among the lanes of `mask`. Other rendezvous do not.
 void warp_sync(unsigned mask);
 
-// What kernels move to and from global memory, counted where they say so (common/vec.cuh, common/ptx.cuh).
+// The bytes that kernels move to and from global memory, counted by common/vec.cuh and cp_async.
 struct Traffic {
-  uint64_t read = 0;      // bytes of arrays that are read once
+  uint64_t read = 0;      // bytes of arrays that are read once, from HBM
   uint64_t written = 0;   // bytes
-  uint64_t cached = 0;    // bytes of operands that many blocks read, which caches serve
+  uint64_t cached = 0;    // bytes of operands that many CTAs read, from a cache
   uint64_t accesses = 0;  // reads and writes of the first two kinds
 };
 extern Traffic traffic;

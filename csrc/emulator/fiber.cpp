@@ -1,5 +1,5 @@
-// Like all of emulator/*.cpp built without ThreadSanitizer where the kernels are built with it, for it would take the
-// emulator's own work for the kernels'. The sanitizers' functions are weak: null where no sanitizer is linked.
+// All .cpp files of emulator/ are built without ThreadSanitizer, because it would take the emulator's own memory
+// accesses for the kernels'. The sanitizers' functions are weak symbols: null if no sanitizer is linked.
 #include "emulator/fiber.h"
 
 #include <sys/mman.h>
@@ -32,9 +32,9 @@ namespace fastlm::emulator {
 namespace {
 
 constexpr size_t kPage = 4096;
-constexpr size_t kStack = 256 * 1024;       // pages that are never touched cost nothing
-constexpr size_t kStagger = 5 * 64;         // five cache lines from one thread's frames to the next's
-constexpr unsigned kNoSynchronisation = 1;  // to ThreadSanitizer: a switch orders nothing
+constexpr size_t kStack = 256 * 1024;       // untouched pages cost nothing
+constexpr size_t kStagger = 5 * 64;         // the stacks of neighbouring threads differ by five cache lines
+constexpr unsigned kNoSynchronisation = 1;  // tells ThreadSanitizer that a switch orders no memory
 
 Fiber* running = nullptr;
 Fiber* previous = nullptr;
@@ -63,7 +63,7 @@ void free_context(void* context) { delete static_cast<ucontext_t*>(context); }
 
 }  // namespace
 #else
-// The registers that a call preserves go onto the stack, whose address goes to *from; then the same backwards.
+// Pushes the registers that a call preserves, stores the stack pointer in *from, loads it from `to`, and pops them.
 extern "C" void fastlm_switch_contexts(void** from, void* to);
 asm(R"(
   .text
@@ -92,7 +92,7 @@ fastlm_switch_contexts:
 namespace {
 
 void* first_context(char*, char* top, void (*entry)()) {
-  // From low to high: six registers, the address to return to, and the null that ends a backtrace.
+  // From low to high addresses: six registers, the return address, and the null that ends a backtrace.
   auto* frame = reinterpret_cast<void**>(top) - 8;
   frame[6] = reinterpret_cast<void*>(entry);
   return frame;
@@ -122,7 +122,7 @@ Fiber::Fiber(void (*entry)(), int index) : entry_(entry), size_(kStack) {
 
 Fiber::~Fiber() {
   if (memory_ == nullptr) return;
-  // A fiber that an error left in the middle of a kernel has its frames' red zones on the stack.
+  // If an error stopped the fiber in a kernel, AddressSanitizer's red zones of its frames are still on the stack.
   if (__asan_unpoison_memory_region) __asan_unpoison_memory_region(memory_, kPage + kStack);
   if (__tsan_destroy_fiber) __tsan_destroy_fiber(tsan_);
   free_context(context_);

@@ -1,4 +1,4 @@
-// A thread of a block: a stack of its own, and a switch that costs a few nanoseconds.
+// Fiber: a thread of a CTA, with its own stack. A switch costs a few nanoseconds.
 #pragma once
 
 #include <cstddef>
@@ -7,17 +7,17 @@ namespace fastlm::emulator {
 
 class Fiber {
  public:
-  // Runs entry(), which never returns, when first switched to. `index` staggers the stacks: were all tops the same
-  // modulo 4096, the threads' frames would share a few sets of the cache.
+  // The first switch to the fiber runs entry(), which never returns. `index` staggers the stacks: if all tops were
+  // equal modulo 4096, the frames of all threads would fall into the same few sets of the cache.
   Fiber(void (*entry)(), int index);
   ~Fiber();
   Fiber(const Fiber&) = delete;
   Fiber& operator=(const Fiber&) = delete;
 
-  // The operating system's thread: the emulator runs on one, and only one.
+  // Returns the fiber of the operating system's thread. The emulator runs on only one.
   static Fiber& main();
 
-  // Stops this fiber, the one that runs, and goes on in `to`; returns when something switches back.
+  // Stops this fiber, which must be the running one, and runs `to`. Returns when a fiber switches back.
   void switch_to(Fiber& to);
 
  private:
@@ -26,7 +26,7 @@ class Fiber {
   void arrive();
 
   void (*entry_)() = nullptr;
-  void* context_ = nullptr;    // its registers, while it does not run
+  void* context_ = nullptr;    // its saved registers, while it does not run
   char* memory_ = nullptr;     // a guard page, then the stack
   const void* low_ = nullptr;  // the stack's limits, for AddressSanitizer
   size_t size_ = 0;
@@ -34,7 +34,7 @@ class Fiber {
   void* tsan_ = nullptr;        // ThreadSanitizer's
 };
 
-// For ThreadSanitizer: what came before a release comes before what follows an acquire of the same address.
+// Tell ThreadSanitizer that accesses before a release happen before accesses after an acquire of the same address.
 void release(void* at);
 void acquire(void* at);
 

@@ -1,5 +1,5 @@
-// What of CUDA's language and library the kernels use, for a C++ compiler. One OS thread runs everything, so that
-// shared memory is plain static storage, which AddressSanitizer guards.
+// The parts of CUDA's language and library that the kernels use, for a C++ compiler. One OS thread runs everything, so
+// shared memory can be plain static storage, whose bounds AddressSanitizer checks.
 #pragma once
 
 #include <algorithm>
@@ -44,6 +44,7 @@ using std::min;
 inline float rsqrtf(float x) { return 1.0f / std::sqrt(x); }
 inline float __expf(float x) { return std::exp(x); }
 inline float __logf(float x) { return std::log(x); }
+inline float __fmul_rn(float x, float y) { return x * y; }
 inline float __fdividef(float x, float y) { return x / y; }
 inline int __popc(unsigned x) { return __builtin_popcount(x); }
 inline unsigned __funnelshift_l(unsigned low, unsigned high, unsigned by) {
@@ -66,7 +67,7 @@ To bits(From from) {
 inline float __uint_as_float(unsigned x) { return fastlm::emulator::bits<float>(x); }
 inline unsigned __float_as_uint(float x) { return fastlm::emulator::bits<unsigned>(x); }
 
-// Conversions round to nearest, ties to even, as the hardware's do.
+// Conversions round to nearest, ties to even, like the hardware's.
 struct __nv_bfloat16 {
   __nv_bfloat16() = default;
   explicit __nv_bfloat16(float x) {
@@ -85,7 +86,8 @@ struct __half {
     raw = (b >> 16 & 0x8000) | rounded(b & 0x7fffffff);
   }
   operator float() const {
-    // Moved into a float's place the exponent is 112 too low; infinities and NaN have one of their own.
+    // The exponent bits, moved to a float's position, are too small by 112. Infinities and NaN have an exponent of
+    // their own.
     const float magnitude = __uint_as_float((raw & 0x7fffu) << 13) * 0x1p112f;
     const unsigned special = (raw & 0x7c00) == 0x7c00 ? 0x7f800000 : 0;
     return __uint_as_float(__float_as_uint(magnitude) | special | (raw & 0x8000u) << 16);
@@ -97,7 +99,7 @@ struct __half {
   static unsigned rounded(unsigned magnitude) {
     if (magnitude > 0x7f800000) return 0x7fff;
     if (magnitude >= 0x477ff000) return 0x7c00;  // from 65520 on
-    // Below 2^-14 the steps are 2^-24, which are a float's from 1/2 on.
+    // Below 2^-14 the values are 2^-24 apart, as floats are from 1/2 to 1. Adding 1/2 therefore rounds to them.
     if (magnitude < 0x38800000) return __float_as_uint(__uint_as_float(magnitude) + 0.5f) - 0x3f000000;
     return (magnitude - 0x38000000 + 0xfff + (magnitude >> 13 & 1)) >> 13;
   }

@@ -1,4 +1,4 @@
-// What the lanes of a warp do together, done by the last of them to come.
+// Shuffles, votes and barriers. The last lane of a warp to arrive does the work for all.
 #include "emulator/block.h"
 
 namespace fastlm::emulator {
@@ -56,7 +56,7 @@ void count_votes(void* const* arguments, unsigned) {
 
 uint64_t shuffle(Shuffle kind, unsigned mask, uint64_t value, unsigned by, int width) {
   if (width < 1 || width > kWarp || (width & (width - 1)) != 0)
-    fail("shuffle: width %d is no power of 2 up to 32", width);
+    fail("shuffle: width must be a power of 2 up to 32, got %d", width);
   ShuffleArguments arguments{value, 0, source_lane(kind, lane(), by, width)};
   rendezvous("shuffle", mask, exchange, &arguments);
   return arguments.result;

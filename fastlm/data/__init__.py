@@ -1,4 +1,4 @@
-"""Text to batches: corpora, tokenizers, memory-mapped shards, GPT-1's windows and BERT's sentence pairs."""
+"""From text to batches: corpora, tokenizers, memory-mapped shards, GPT-1's windows and BERT's sentence pairs."""
 
 from typing import TYPE_CHECKING
 
@@ -26,7 +26,7 @@ __all__ = [
     "train_wordpiece",
 ]
 
-# Text is read without numpy, and shards are made without torch.
+# Reading text imports no numpy, and making shards imports no torch.
 _NAMES = {
     "config": ("CorpusConfig",),
     "corpus": ("DataError", "novels", "read_documents"),

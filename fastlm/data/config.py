@@ -1,4 +1,4 @@
-"""What text a run reads, and the tokenizer that is trained on it. Imports no torch."""
+"""The text of a run, and the tokenizer that is trained on it. Imports no torch."""
 
 from __future__ import annotations
 
@@ -10,11 +10,14 @@ from fastlm.data.corpus import DOCUMENT
 
 @dataclass(frozen=True)
 class CorpusConfig:
-    """Text files, what a document is in them, and what is held out. Raises ValueError, naming the option."""
+    """Names the text files, how they divide into documents, and the held-out part.
+
+    Raises ValueError, naming the option, for a value out of range.
+    """
 
     data: tuple[str, ...] = option("text files: .txt, .txt.xz, .txt.gz, .jsonl (none: the bundled novels)", ())
     document: str = option("what ends a document in a .txt", "blank-line", choices=DOCUMENT)
-    validation_fraction: float = option("part of the documents held out for validation", 0.05)
+    validation_fraction: float = option("fraction of the documents held out for validation", 0.05)
     vocab_size: int = option("entries of the tokenizer that is trained on the data", 4096)
 
     def __post_init__(self) -> None:

@@ -7,10 +7,10 @@ space, so hard-wrapped text is unwrapped. In a .txt file
 - document="file": the file is one document, and a blank line ends a paragraph (for a book or an article per file).
 
 In a .jsonl file each line is an object whose "text" is one document, in which a blank line ends a paragraph. Both kinds
-may be compressed: .txt.xz, .txt.gz, .jsonl.xz, .jsonl.gz. Text is UTF-8. Lines end in \n, \r\n or \r; form feeds and
-Unicode's line separators are white space like any other. Byte order marks are left out wherever they stand.
+may be compressed: .txt.xz, .txt.gz, .jsonl.xz, .jsonl.gz. Text is UTF-8. Lines end in LF, CR LF or CR; form feeds and
+Unicode's line separators are ordinary white space. All byte order marks are removed.
 
-A text of any size and shape takes linear time. `Documents.streams` also takes bounded memory, but for one .jsonl line.
+Reading takes linear time for any text. `Documents.streams` also takes bounded memory, plus one line of a .jsonl file.
 """
 
 from __future__ import annotations
@@ -31,27 +31,28 @@ from typing import BinaryIO, NamedTuple
 
 ENDINGS = tuple(kind + packing for kind in (".txt", ".jsonl") for packing in ("", ".xz", ".gz"))
 DOCUMENT = ("blank-line", "file")
-BLOCK = 1 << 16  # bytes or characters that are read at a time
-_SPACES = re.compile(r"\s{2,}|[^\S ]")  # white space, unless it is one space already
+BLOCK = 1 << 16  # bytes, or characters, per read
+_SPACES = re.compile(r"\s{2,}|[^\S ]")  # any white space but a single space
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class DataError(ValueError):
-    """Says that text, a tokenizer or shards cannot be used: where, why, and what would be right."""
+    """Reports text, a tokenizer or shards that cannot be used: where, why, and what would be right."""
 
 
 def novels() -> Path:
     """Returns the path of the bundled corpus: Jane Austen's six novels (public domain), 4 MB.
 
-    Each of their 269 chapters is a document. The text is that of the R package janeaustenr, without an editor's note.
+    Each of their 269 chapters is a document. The text is from the R package janeaustenr, without one editor's note.
     """
     return Path(str(importlib.resources.files("fastlm.data") / "novels.jsonl.xz"))
 
 
 class Fragment(NamedTuple):
-    """Holds a part of a paragraph, at most three BLOCKs of it. Only a word longer than a BLOCK is ever cut.
+    """Holds a piece of a paragraph, of at most 3 * BLOCK characters.
 
-    A paragraph is its fragments joined. `ends` marks the last one, which may be empty.
+    Joining the fragments of a paragraph gives the paragraph. They are cut between words; only a word longer than BLOCK
+    is cut inside. `ends` marks the last fragment, whose text may be empty.
     """
 
     text: str
@@ -82,7 +83,7 @@ class Documents:
             yield "".join(text + "\n" if ends else text for text, ends in fragments)[:-1]
 
     def streams(self) -> Iterator[Iterator[Fragment]]:
-        """Yields each document as an iterator of its fragments, to be read before the next document is asked for."""
+        """Yields each document as an iterator of its fragments, which is valid until the next document is taken."""
         empty = True
         for path in self.paths:
             for _, numbered in groupby(self._fragments(path), key=lambda pair: pair[0]):
@@ -106,8 +107,8 @@ class Documents:
 def read_documents(paths: str | Path | Iterable[str | Path], document: str = "blank-line") -> Documents:
     """Returns the documents of text files, in order, as an iterable that can be read again and again.
 
-    Raises DataError while reading if a file is not UTF-8 or holds a NUL byte (with the byte's offset), a line is not a
-    JSON object with a "text" of whole characters (with its number), a compressed file is damaged, or there is no text.
+    Raises DataError while reading: for a file that is not UTF-8 or holds a NUL byte, a line that is not a JSON object
+    with a "text" of valid Unicode, a damaged compressed file, and if there is no text. The message names the place.
     """
     return Documents(paths, document)
 
@@ -119,22 +120,22 @@ def unwrap(text: str) -> Iterator[Fragment]:
 
 def _unwrap(blocks: Iterable[str]) -> Iterator[Fragment]:
     """Yields the fragments of a text that comes in blocks, which may end anywhere."""
-    # Each run of white space becomes one space, or a newline, or two newlines, which end a paragraph. A block's last
-    # word and white space wait for the next block. The text begins as if a paragraph had ended before it.
+    # Each run of white space becomes " ", "\n" or "\n\n"; the last ends a paragraph. The end of a block (`rest`) waits
+    # for the next block, where its word or white space may continue. `rest` starts as if a paragraph had just ended.
     newlines = io.IncrementalNewlineDecoder(None, translate=True)
-    rest, inside = "\n\n", False
+    rest, in_paragraph = "\n\n", False
     for block in chain(blocks, ["\n\n"]):
         text = newlines.decode(block).replace("\ufeff", "")
         text, rest = _whole_words(_SPACES.sub(_one_space, rest + text))
-        *ended, going_on = text.split("\n\n")
+        *ended, unfinished = text.split("\n\n")
         for paragraph in ended:
-            if inside or paragraph:
+            if in_paragraph or paragraph:
                 yield Fragment(paragraph.replace("\n", " "), True)
-            inside = False
-        if going_on:
-            yield Fragment(going_on.replace("\n", " "), False)
-            inside = True
-    if inside:
+            in_paragraph = False
+        if unfinished:
+            yield Fragment(unfinished.replace("\n", " "), False)
+            in_paragraph = True
+    if in_paragraph:
         yield Fragment("", True)
 
 
@@ -144,9 +145,10 @@ def _one_space(spaces: re.Match[str]) -> str:
 
 
 def _whole_words(text: str) -> tuple[str, str]:
-    """Splits off the end of a text: its last white space, or its last word and the white space before that.
+    """Splits a text in two; the second part may continue in the next block.
 
-    A last word is not split off if it is the whole text and has BLOCK characters, so that no word grows without end.
+    The second part is the white space at the end of the text, or else the last word and the white space before it. It
+    is empty if the text is a single word of at least BLOCK characters: this bounds the memory.
     """
     end = len(text.rstrip())
     if end == len(text):
@@ -160,7 +162,7 @@ def _whole_words(text: str) -> tuple[str, str]:
 def _json_texts(path: Path) -> Iterator[str]:
     """Yields the "text" of each line of a .jsonl file."""
     for number, line in enumerate(_lines(path), start=1):
-        line = line.lstrip("\ufeff")  # joined files have byte order marks within
+        line = line.lstrip("\ufeff")  # concatenated files have byte order marks in the middle
         if not line.strip():
             continue
         try:
@@ -178,7 +180,7 @@ def _json_texts(path: Path) -> Iterator[str]:
 
 
 def _blocks(path: Path) -> Iterator[str]:
-    """Yields the text of a file, decompressed as its name says, in blocks that may end anywhere."""
+    """Yields the decompressed text of a file in blocks, which may end anywhere."""
     decoder = codecs.getincrementaldecoder("utf-8")()
     offset = 0
     with _reading(path) as file:
@@ -194,7 +196,7 @@ def _blocks(path: Path) -> Iterator[str]:
 
 
 def _lines(path: Path) -> Iterator[str]:
-    """Yields the lines of a file, decompressed as its name says."""
+    """Yields the lines of a decompressed file."""
     offset = 0
     with _reading(path) as file:
         for line in file:
@@ -205,7 +207,7 @@ def _lines(path: Path) -> Iterator[str]:
 
 @contextmanager
 def _reading(path: Path) -> Iterator[BinaryIO]:
-    """Opens a file, to be decompressed as its name says. Raises DataError if it is damaged."""
+    """Opens a file for reading and decompresses it by its suffix. Raises DataError if it is damaged."""
     with {".xz": lzma.open, ".gz": gzip.open}.get(path.suffix, open)(path, "rb") as file:
         try:
             yield file
@@ -215,7 +217,7 @@ def _reading(path: Path) -> Iterator[BinaryIO]:
 
 @contextmanager
 def _utf8(path: Path, offset: int) -> Iterator[None]:
-    """Raises DataError for a UnicodeDecodeError in bytes that begin at `offset` of a file."""
+    """Turns a UnicodeDecodeError in bytes that begin at `offset` of a file into a DataError."""
     try:
         yield
     except UnicodeDecodeError as error:

@@ -12,46 +12,58 @@ import torch
 from torch import Tensor
 
 from fastlm.data.corpus import DataError
-from fastlm.data.sampling import CUT, EXAMPLE, check_seed, generators, shuffled
+from fastlm.data.sampling import EXAMPLE, TRUNCATION, check_seed, generators, shuffled
 from fastlm.data.shards import Shards, Split
 
-SHORT = 0.1  # of the pairs are shortened, so that fine-tuning's short inputs are no surprise
-MASKED, RANDOM = 0.8, 0.1  # of the predicted positions; the others keep their token
-_SCALARS = 5  # uniform numbers per example, before those for its positions
-_CANDIDATES = 64  # places that a random B may begin at; one that holds whole sentences of its size is taken
+SHORT = 0.1  # fraction of the pairs that is shortened: inputs are short in fine-tuning
+MASKED, RANDOM = 0.8, 0.1  # fractions of the predicted positions; the others keep their token
+_SCALARS = 5  # random numbers per pair for its sizes, places and label; those for its positions follow
+_CANDIDATES = 64  # sentences that a random B may start with; the best one is taken
 
-_LONE_DOCUMENTS, _LONE_TOKENS = 0.5, 0.1  # in documents of one sentence, above which the user is warned
+# The user is warned if one-sentence documents exceed these fractions of the documents, or of the tokens.
+_LONE_DOCUMENTS, _LONE_TOKENS = 0.5, 0.1
 _JOIN = "if a blank line ends only a paragraph there, give --document file; else join a document's sentences"
 
 
 class SentencePairs:
-    """Pairs [CLS] A [SEP] B [SEP] of at most `sequence_length` S tokens, `batch_size` B at a time, for BERT.
+    """Makes BERT's batches: `batch_size` sentence pairs [CLS] A [SEP] B [SEP] of at most S = `sequence_length` tokens.
 
-    A document is cut, once and for all, into passages of the fewest whole sentences (at least two) that hold S - 3
-    tokens; its last passage may hold fewer. An epoch reads the passages in a random order. Each time a passage is split
-    at a random sentence's end: A is its first part, and B, by a fair coin, its second part (label 0, is next) or as
-    many tokens from a random place in another document (label 1). Pairs that are too long lose tokens of the longer
-    part, at its front or back by a coin each. A tenth of the pairs is shortened to a random length.
+    Passages. Each document is cut once into passages. A passage is the fewest whole sentences, at least two, that hold
+    S - 3 tokens; the last one of a document may hold fewer. An epoch reads each passage once, in a random order.
 
-    Lengths are drawn without knowing the label: a random B has exactly as many tokens as the part that it replaces, so
-    A's, B's and the pair's length tell nothing about the label. A random B starts at a sentence's start, and ends at a
-    sentence's end if one of 64 sentences from the random place on starts a run of whole sentences of that size. If none
-    does, B ends before a sentence's end in pairs of either label: that of label 0 loses a token to an eighth of it.
+    Pairs. Each time a passage is read, it is split at the end of a random sentence. A is its first part. A fair coin
+    decides what B is:
 
-    The original code (create_pretraining_data.py) differs in two ways. After a random B it goes back, to use the
-    passage's second part in the next pair. Here that part waits for an epoch in which the coin falls the other way,
-    which lets any batch be made directly and leaves no sentence out in the long run, as splits and coins are new each
-    epoch. And its random B runs on from a random sentence of an evenly drawn document until S - 3 tokens are reached or
-    the document ends. Measured on the bundled novels with 4096 entries, at S = 64, 128 and 512: 61%, 55% and 54% of its
-    pairs are random (a lone sentence always gets a random B), and of as many pairs of either label, lengths alone tell
-    56%, 55% and 55%; of pairs that do not fill S, 57%.
+        label 0 (is next)   the second part of the passage
+        label 1 (random)    as many tokens from a random place in another document
 
-    `masked_fraction` of the tokens are predicted, never [CLS] or [SEP]: 80% of them become [MASK], 10% a token drawn
-    evenly from the whole vocabulary (specials too, as in the original), 10% stay. All draws are new each epoch.
-    `batch(step)` depends on (seed, step) alone.
+    A pair that is too long loses tokens of its longer part; a coin per token takes them from the front or the back. A
+    tenth of the pairs is shortened to a random length.
 
-    pairs: number per epoch. batches_per_epoch: whole batches among them, at least 1. predictions: P, positions per
-    pair. warnings: sentences that tell what about the documents a user should know before training.
+    Lengths do not reveal the label. A random B has exactly as many tokens as the part that it replaces. It starts at a
+    sentence's start. It ends at a sentence's end if this is possible from one of 64 candidate starts, those from the
+    random place on. If it is not possible, B is shortened for either label, so that it ends inside a sentence: it loses
+    1 to n // 8 + 1 of its n tokens.
+
+    Masking. `masked_fraction` of the tokens are predicted, never [CLS] or [SEP]. 80% of these become [MASK], 10% a
+    token drawn uniformly from the whole vocabulary (special tokens too, as in the original), and 10% stay.
+
+    All draws are new each epoch. `batch(step)` depends on (seed, step) alone.
+
+    The original code (create_pretraining_data.py) differs in two ways. First, after a random B it uses the passage's
+    second part in the next pair. Here that part is read in another epoch, when the coin decides otherwise: so any batch
+    can be made directly, and over the epochs no sentence is left out. Second, its random B starts at a random sentence
+    of a uniformly drawn document, and continues until the pair holds S - 3 tokens or the document ends. Its lengths
+    reveal the label, as measured on the bundled novels with a vocabulary of 4096:
+
+        S                                                          64     128    512
+        pairs with a random B (a lone sentence always gets one)    61%    55%    54%
+        labels guessed from lengths alone (50% would be chance)    56%    55%    55%
+
+    Among the pairs that do not fill S, the lengths alone tell 57% of the labels.
+
+    pairs: pairs per epoch. batches_per_epoch: whole batches per epoch, at least 1. predictions: P, predicted positions
+    per pair. warnings: sentences about the documents that a user should read before training.
     """
 
     def __init__(
@@ -94,7 +106,7 @@ class SentencePairs:
         self.warnings = _lone_sentence_warnings(self._split, shards.path, self.pairs)
 
     def batch(self, step: int) -> dict[str, Tensor]:
-        """The batch of a step (from 0), named as BERT.forward's arguments.
+        """Returns the batch of a step (from 0), by the names of BERT.forward's arguments.
 
         "tokens", "segments" (B, S) int64, padded with [PAD] and 0; "lengths" (B,) int32; "mlm_positions",
         "mlm_targets" (B, P) int64, ascending and padded with 0 and -100; "next_sentence_labels" (B,) int64.
@@ -107,7 +119,7 @@ class SentencePairs:
             stream.random(out=row)
         scalars, per_token, per_prediction = np.split(uniform, [_SCALARS, _SCALARS + self.sequence_length], axis=1)
         first, second, labels = self._pair(items, scalars)
-        first, second = _truncate(first, second, self.sequence_length - 3, generators(self.seed, CUT, positions))
+        first, second = _truncate(first, second, self.sequence_length - 3, generators(self.seed, TRUNCATION, positions))
         tokens, segments, lengths = self._layout(first, second)
         positions, targets = self._mask(tokens, first.size, lengths, per_token, per_prediction)
         arrays = {
@@ -121,45 +133,48 @@ class SentencePairs:
         return {name: torch.from_numpy(value) for name, value in arrays.items()}
 
     def _pair(self, items: np.ndarray, scalars: np.ndarray) -> tuple[_Spans, _Spans, np.ndarray]:
-        """Draws the token spans of A and B before truncation, and the labels. No size depends on the label."""
+        """Draws the spans of A and B before truncation, and the labels. No size depends on the label.
+
+        scalars: (pairs, _SCALARS), uniform in [0, 1).
+        """
         short, target, cut, coin, place = scalars.T
         offsets = self._split.sentences
         begin, end, document = self._passages[items].T
         length = 2 + (target * (self.sequence_length - 4)).astype(np.int64)  # in [2, S - 3]
         shorter = np.searchsorted(offsets, offsets[begin] + length)
         end = np.where(short < SHORT, np.clip(shorter, begin + 2, end), end)
-        # B is no longer than another document can replace.
+        # B is short enough for another document to hold as many tokens.
         earliest = np.searchsorted(offsets, offsets[end] - self._by_size.second_largest)
         earliest = np.clip(earliest, begin + 1, end - 1)
         middle = earliest + (cut * (end - earliest)).astype(np.int64)
         size = np.minimum(offsets[end] - offsets[middle], self._by_size.second_largest)
-        # Where a random B must end within a sentence, a true one does so too.
-        elsewhere, surplus = self._elsewhere(document, size, place)
-        size = np.maximum(size - np.minimum(surplus, size // 8 + 1), 1)
+        # If a random B would end inside a sentence, then the true B is made to end inside one too.
+        random_begin, missing = self._random_spans(document, size, place)
+        size = np.maximum(size - np.minimum(missing, size // 8 + 1), 1)
         labels = (coin < 0.5).astype(np.int64)
         first = _Spans(offsets[begin], offsets[middle] - offsets[begin])
-        return first, _Spans(np.where(labels, elsewhere, offsets[middle]), size), labels
+        return first, _Spans(np.where(labels, random_begin, offsets[middle]), size), labels
 
-    def _elsewhere(self, document: np.ndarray, size: np.ndarray, place: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Finds where `size` tokens of another document begin, and by how many tokens they miss a sentence's end.
+    def _random_spans(self, document: np.ndarray, size: np.ndarray, place: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Finds spans of `size` tokens in other documents; returns their starts, and how far their sentences go on.
 
-        Takes the best of _CANDIDATES sentences from a random one on (the first sentence comes after the last one), and
-        of the first sentence in the random one's document.
+        The candidates are _CANDIDATES sentences from a randomly drawn one on (the first sentence of the split follows
+        the last one), and the first sentence of the drawn one's document. The one that misses the fewest tokens wins.
         """
         offsets, documents = self._split.sentences, self._split.documents
-        drawn, home = self._by_size.draw(document, size, place)
+        drawn, source = self._by_size.draw(document, size, place)
         window = (drawn[:, None] + np.arange(_CANDIDATES)) % (len(offsets) - 1)
-        candidates = np.column_stack([window, documents[home]])
-        homes = np.searchsorted(documents, candidates, side="right") - 1
+        candidates = np.column_stack([window, documents[source]])
+        sources = np.searchsorted(documents, candidates, side="right") - 1
         begin = offsets[candidates]
         end = begin + size[:, None]
-        unfit = (homes == document[:, None]) | (end > offsets[documents[homes + 1]])
-        surplus = offsets[np.searchsorted(offsets, np.minimum(end, offsets[-1]))] - end
-        best = np.where(unfit, np.iinfo(np.int64).max, surplus).argmin(axis=1)[:, None]
-        return np.take_along_axis(begin, best, 1)[:, 0], np.take_along_axis(surplus, best, 1)[:, 0]
+        unfit = (sources == document[:, None]) | (end > offsets[documents[sources + 1]])
+        missing = offsets[np.searchsorted(offsets, np.minimum(end, offsets[-1]))] - end
+        best = np.where(unfit, np.iinfo(np.int64).max, missing).argmin(axis=1)[:, None]
+        return np.take_along_axis(begin, best, 1)[:, 0], np.take_along_axis(missing, best, 1)[:, 0]
 
     def _layout(self, first: _Spans, second: _Spans) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """[CLS] A [SEP] B [SEP] [PAD]..., the segments 0 0 0 1 1 0..., and the lengths."""
+        """Returns the tokens [CLS] A [SEP] B [SEP] [PAD]..., the segments 0 0 0 1 1 0..., and the lengths."""
         column = np.arange(self.sequence_length)
         a_end = 1 + first.size[:, None]
         b_end = a_end + 1 + second.size[:, None]
@@ -181,36 +196,36 @@ class SentencePairs:
         per_token: np.ndarray,
         per_prediction: np.ndarray,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Choose the predicted positions, put [MASK] and random words into `tokens`; return positions and targets."""
+        """Chooses the predicted positions and masks `tokens` in place; returns the positions and the targets."""
         column = np.arange(self.sequence_length)
         a_end, b_end = 1 + first_size[:, None], lengths[:, None] - 1
         maskable = (column >= 1) & (column < b_end) & (column != a_end)
         count = np.clip(np.rint(lengths * self.masked_fraction), 1, self.predictions)[:, None]
         order = np.argsort(np.where(maskable, per_token, 2.0), axis=1)[:, : self.predictions]
-        asked = np.arange(self.predictions) < np.minimum(count, maskable.sum(axis=1, keepdims=True))
-        positions = np.sort(np.where(asked, order, self.sequence_length), axis=1)
-        positions = np.where(asked, positions, 0)
+        used = np.arange(self.predictions) < np.minimum(count, maskable.sum(axis=1, keepdims=True))
+        positions = np.sort(np.where(used, order, self.sequence_length), axis=1)
+        positions = np.where(used, positions, 0)
         rows = np.arange(len(tokens))[:, None]
         targets = tokens[rows, positions]
         action, word = np.split(per_prediction, 2, axis=1)
         word = (word * self._vocab_size).astype(np.int64)
-        put = np.where(action < MASKED, self._specials["[MASK]"], np.where(action < MASKED + RANDOM, word, targets))
-        tokens[np.broadcast_to(rows, asked.shape)[asked], positions[asked]] = put[asked]
-        return positions, np.where(asked, targets, -100)
+        inputs = np.where(action < MASKED, self._specials["[MASK]"], np.where(action < MASKED + RANDOM, word, targets))
+        tokens[np.broadcast_to(rows, used.shape)[used], positions[used]] = inputs[used]
+        return positions, np.where(used, targets, -100)
 
 
 @dataclass
 class _Spans:
-    """Runs of tokens in the stream: where each begins, and its size."""
+    """Holds spans of the token stream: where each begins, and its size in tokens."""
 
     begin: np.ndarray
     size: np.ndarray
 
 
 class _DocumentsBySize:
-    """Draws from the documents of a split that hold a number of tokens, without trying others.
+    """Draws sentences from those documents of a split that hold a given number of tokens, without rejected draws.
 
-    second_largest: tokens of the second largest document. If any document is left out, another one holds as many.
+    second_largest: tokens of the second largest document. Whichever document is excluded, another holds that many.
     """
 
     def __init__(self, split: Split):
@@ -220,14 +235,14 @@ class _DocumentsBySize:
         self._rank = np.empty_like(self._order)
         self._rank[self._order] = np.arange(len(sizes))
         sentences = np.diff(split.documents)[self._order]
-        self._before = np.concatenate(([0], np.cumsum(sentences)))  # sentences of larger documents
+        self._before = np.concatenate(([0], np.cumsum(sentences)))  # sentences in all larger documents
         self._first = split.documents
         self.second_largest = int(sizes[self._order[1]])
 
     def draw(self, document: np.ndarray, size: np.ndarray, place: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Draws a sentence evenly, by `place` in [0, 1), from the other documents that hold `size` tokens.
+        """Draws sentences uniformly from the documents other than `document` that hold `size` tokens.
 
-        Returns the sentences and their documents.
+        place: the random numbers to use, uniform in [0, 1). Returns the sentences and their documents.
         """
         rank = self._rank[document]
         own_begin, own_end = self._before[rank], self._before[rank + 1]
@@ -235,17 +250,17 @@ class _DocumentsBySize:
         drawn = (place * (last - (own_end - own_begin))).astype(np.int64)
         drawn = np.where(drawn >= own_begin, drawn + own_end - own_begin, drawn)
         rank = np.searchsorted(self._before, drawn, side="right") - 1
-        home = self._order[rank]
-        return self._first[home] + drawn - self._before[rank], home
+        source = self._order[rank]
+        return self._first[source] + drawn - self._before[rank], source
 
 
 def _truncate(
-    first: _Spans, second: _Spans, most: int, streams: Iterable[np.random.Generator]
+    first: _Spans, second: _Spans, limit: int, streams: Iterable[np.random.Generator]
 ) -> tuple[_Spans, _Spans]:
-    """Cuts tokens off the longer of A and B (B if equal), at either end by a coin, until both hold `most` in all."""
-    half_a, half_b = most - most // 2, most // 2
-    size_a = np.minimum(first.size, np.maximum(half_a, most - second.size))
-    size_b = np.minimum(second.size, np.maximum(half_b, most - first.size))
+    """Removes tokens of the longer of A and B (B if equal), front or back by a coin, until both fit into `limit`."""
+    half_a, half_b = limit - limit // 2, limit // 2
+    size_a = np.minimum(first.size, np.maximum(half_a, limit - second.size))
+    size_b = np.minimum(second.size, np.maximum(half_b, limit - first.size))
     excess = np.stack([first.size - size_a, second.size - size_b], axis=1).tolist()
     front = [[s.binomial(e, 0.5) if e else 0 for e in row] for s, row in zip(streams, excess, strict=True)]
     front_a, front_b = np.array(front, np.int64).T
@@ -253,7 +268,7 @@ def _truncate(
 
 
 def _lone_sentence_warnings(split: Split, path: Path, pairs: int) -> list[str]:
-    """Returns one sentence if much of the text is in documents of one sentence, else none."""
+    """Returns one warning if much of the text is in one-sentence documents, else none."""
     lone = np.flatnonzero(np.diff(split.documents) == 1)
     first = split.documents[lone]
     documents = len(lone) / (len(split.documents) - 1)
@@ -267,14 +282,14 @@ def _lone_sentence_warnings(split: Split, path: Path, pairs: int) -> list[str]:
 
 
 def _passages(split: Split, tokens: int) -> np.ndarray:
-    """(passages, 3) int64: the sentences [begin, end) of each, and its document; all documents advance at once."""
+    """Cuts documents into passages; returns (passages, 3) int64: first sentence, end of the sentences, document."""
     offsets, starts, ends = split.sentences, split.documents[:-1], split.documents[1:]
-    document = np.flatnonzero(ends - starts >= 2)
+    document = np.flatnonzero(ends - starts >= 2)  # each turn of the loop cuts one passage off every document
     begin, found = starts[document], [np.empty((0, 3), np.int64)]
     while len(document):
         end = np.searchsorted(offsets, offsets[begin] + tokens)
         end = np.minimum(np.maximum(end, begin + 2), ends[document])
-        # A sentence left over at the end of a document takes the one before it along.
+        # A single last sentence of a document forms a passage with the sentence before it.
         found.append(np.stack([np.minimum(begin, end - 2), end, document], axis=1))
         more = end < ends[document]
         begin, document = end[more], document[more]

@@ -1,4 +1,4 @@
-"""Counter-based randomness: any example of any epoch directly, without a history."""
+"""Counter-based random numbers: any example of any epoch is drawn directly, without drawing those before it."""
 
 from __future__ import annotations
 
@@ -6,41 +6,43 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-# What a stream is for.
-ORDER, PHASE, EXAMPLE, CUT = range(4)
-_ROUNDS = 6
+# The purposes of streams of random numbers. Other numbers here would change every run.
+ORDER, WINDOW_OFFSET, EXAMPLE, TRUNCATION = range(4)
+_ROUNDS = 6  # of the Feistel network
 
 
 def generator(seed: int, purpose: int, position: int) -> np.random.Generator:
-    """A stream of its own for each (seed, purpose, position), by NumPy's Philox-4x64."""
+    """Returns an independent generator for each (seed, purpose, position): NumPy's Philox-4x64."""
     key = np.array([seed, position], np.uint64)
     return np.random.Generator(np.random.Philox(key=key, counter=np.array([0, purpose, 0, 0], np.uint64)))
 
 
 def generators(seed: int, purpose: int, positions: Iterable[int]) -> Iterator[np.random.Generator]:
-    """Yields `generator(seed, purpose, position)` for each position; each is void once the next is asked for.
+    """Yields `generator(seed, purpose, position)` for each position; each is valid until the next one is taken.
 
-    It is one object that is moved, which takes 2 us; making one takes 8 us.
+    All are one object whose state is set anew: 2 us per position, where a new object takes 8 us.
     """
     philox = np.random.Philox(key=0)
-    moved, state = np.random.Generator(philox), philox.state
+    shared, state = np.random.Generator(philox), philox.state
     state["state"]["counter"] = np.array([0, purpose, 0, 0], np.uint64)
     for position in positions:
         state["state"]["key"] = np.array([seed, position], np.uint64)
         philox.state = state
-        yield moved
+        yield shared
 
 
 def check_seed(seed: int) -> int:
+    """Returns the seed. Raises ValueError outside [0, 2^63)."""
     if not 0 <= seed < 1 << 63:
         raise ValueError(f"seed: an integer in [0, 2^63) expected, got {seed}")
     return seed
 
 
 def shuffled(start: int, count: int, size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Positions start, start + 1, ... of an endless reading of `size` items, in a new order each epoch.
+    """Reads `size` items endlessly, in a new random order each epoch; returns positions [start, start + count).
 
-    Returns the epochs and the items, int64 (count,). Within an epoch each item comes once. Costs O(count) anywhere.
+    The result is the epoch and the item at each position, int64 (count,). Each epoch holds each item once. The cost is
+    O(count), wherever `start` is.
     """
     positions = np.arange(start, start + count, dtype=np.int64)
     epochs, items = positions // size, positions % size
@@ -51,10 +53,10 @@ def shuffled(start: int, count: int, size: int, seed: int) -> tuple[np.ndarray, 
 
 
 def permute(index: np.ndarray, size: int, keys: np.ndarray) -> np.ndarray:
-    """Where `index` (int64, in [0, size)) goes in the pseudo-random permutation of [0, size) that `keys` choose.
+    """Permutes [0, size) pseudo-randomly, by `keys`; returns the images of `index`, int64 in [0, size).
 
-    A Feistel network, a round a key, permutes the smallest [0, 4^h) that holds [0, size); an image outside is permuted
-    again until it is inside (cycle walking), which keeps it a permutation.
+    A Feistel network with one round per key permutes [0, 4^h), the smallest such range that holds [0, size). An image
+    outside [0, size) is permuted again until it is inside (cycle walking), so the result is still a permutation.
     """
     half = np.uint64(max(1, ((size - 1).bit_length() + 1) // 2))
     image = index.astype(np.uint64)
@@ -74,7 +76,7 @@ def _feistel(x: np.ndarray, half: np.uint64, keys: np.ndarray) -> np.ndarray:
 
 
 def _mix(x: np.ndarray) -> np.ndarray:
-    """SplitMix64's finaliser (Steele et al. 2014): every bit of x moves every bit of the result."""
+    """Computes SplitMix64's finaliser (Steele et al. 2014): every bit of x affects every bit of the result."""
     x = (x ^ x >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ x >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
     return x ^ x >> np.uint64(31)

@@ -7,17 +7,17 @@ from collections.abc import Iterable, Iterator
 
 from fastlm.data.corpus import BLOCK, Fragment
 
-LONGEST = BLOCK  # characters of a sentence; a longer one is cut, at a space if there is one
+MAX_CHARACTERS = BLOCK  # of a sentence; a longer one is cut, at a space if there is one
 
 _OPENING = r"\"'“‘(\[_«‹¿¡「『（【《〈［｛"
 _CLOSING = r"\"'”’)\]_»›」』）】》〉］｝"
-_IDEOGRAPHIC = "。！？｡"  # no white space follows these
+_IDEOGRAPHIC = "。！？｡"  # these need no white space after them
 # ASCII, then Arabic and Urdu, Devanagari, Armenian, Ethiopic, Khmer, Burmese and Tibetan.
 _ENDERS = ".!?…‼⁇⁈⁉" + "؟۔" + "।॥" + "։" + "።፧፨" + "។៕" + "။" + "།" + _IDEOGRAPHIC
-# Everything after the enders is optional and nothing follows, so that no text makes the match try again.
+# Everything after the enders is optional and the pattern ends there, so that no text causes backtracking.
 _POSSIBLE_END = re.compile(rf"([{_ENDERS}]+)([{_CLOSING}]*)(\s*)([{_OPENING}]*-*[{_OPENING}]*)")
 _START = re.compile(r"[^\W_a-z]")  # a capital, a digit or a letter beyond ASCII
-# A lone full stop after one of these, or after a single capital ("J. Austen"), abbreviates; "I." ends a sentence.
+# A single full stop after one of these, or after one capital ("J. Austen"), ends no sentence. "I." does.
 _ABBREVIATION = re.compile(
     r"(?:^|[\s\"'“‘(\[_-])"
     r"(?:Mr|Mrs|Ms|Messrs|Dr|St|Rev|Hon|Capt|Col|Gen|Lt|Maj|Sgt|Prof|Jr|Sr|Esq|Mme|Mlle|vs|cf|viz|Vol|Fig|"
@@ -28,15 +28,15 @@ _ABBREVIATION = re.compile(
 def split_sentences(paragraph: str) -> list[str]:
     """Returns the sentences of a paragraph, in order, without the white space between them.
 
-    In doubt it does not split: "said he. yes" and text without capitals stay whole.
+    In doubt a sentence is not split: "said he. yes" and text without capitals stay whole.
     """
     return [sentence.rstrip() for sentence in sentences([Fragment(paragraph, True)])]
 
 
 def sentences(fragments: Iterable[Fragment]) -> Iterator[str]:
-    """Yields the sentences of a document, each with what follows it: a newline after a paragraph, else a space or "".
+    """Yields the sentences of a document, each with a newline if it ends a paragraph, else with a space or nothing.
 
-    Joined they are the document and a newline. Each has at most LONGEST characters, without its newline.
+    Joining them gives the document and a newline. A sentence has at most MAX_CHARACTERS, its newline not counted.
     """
     rest = ""
     for text, ends in fragments:
@@ -51,7 +51,7 @@ def sentences(fragments: Iterable[Fragment]) -> Iterator[str]:
 
 
 def _split(paragraph: str) -> list[str]:
-    """Returns the sentences with the white space after them; the last one may go on in the next fragment."""
+    """Returns the sentences with the white space after them; the last one may continue in the next fragment."""
     found, start = [], 0
     for match in _POSSIBLE_END.finditer(paragraph):
         if _ends_sentence(match):
@@ -61,9 +61,9 @@ def _split(paragraph: str) -> list[str]:
 
 
 def _ends_sentence(match: re.Match[str]) -> bool:
-    """Says whether a sentence ends here: white space follows, then quotes or dashes, then a capital or the like.
+    """Returns whether a sentence ends here: white space follows, then optional quotes or dashes, then a _START.
 
-    An ideographic full stop needs nothing after it. If it closes a quotation, the sentence may go on, and is not ended.
+    An ideographic full stop needs nothing after it. One that closes a quotation ends no sentence, as it may continue.
     """
     enders, closing, space, _ = match.groups()
     if not space:
@@ -74,10 +74,10 @@ def _ends_sentence(match: re.Match[str]) -> bool:
 
 
 def _cut(sentence: str) -> list[str]:
-    """Returns a sentence in parts of at most LONGEST characters."""
+    """Cuts a sentence into parts of at most MAX_CHARACTERS."""
     parts, start = [], 0
-    while len(sentence) - start > LONGEST:
-        end = sentence.rfind(" ", start, start + LONGEST) + 1 or start + LONGEST
+    while len(sentence) - start > MAX_CHARACTERS:
+        end = sentence.rfind(" ", start, start + MAX_CHARACTERS) + 1 or start + MAX_CHARACTERS
         parts.append(sentence[start:end])
         start = end
     return [*parts, sentence[start:]]

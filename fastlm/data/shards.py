@@ -1,4 +1,4 @@
-"""A corpus tokenised once, in files that are mapped into memory, not read.
+"""Shards: a corpus that is tokenised once, in files that are memory-mapped.
 
 A folder of shards holds, for each split ("train", "validation"), little-endian and without a header,
 
@@ -6,11 +6,11 @@ A folder of shards holds, for each split ("train", "validation"), little-endian 
     SPLIT.sentences   int64 (sentences + 1): where each sentence starts among the tokens, and the end
     SPLIT.documents   int64 (documents + 1): where each document starts among the sentences, and the end
 
-and manifest.json, which says what is there and what it was made from.
+and manifest.json, which gives the sizes and the source of these files.
 
-Validation holds out whole documents: those of smallest hash, until they are `validation_fraction` of the bytes. So it
-is spread over the corpus, and copies of a document are all on one side. If the corpus is one document, its last
-sentences are held out.
+The validation split is whole documents: those of the smallest hashes, until they hold `validation_fraction` of the
+bytes. So the split is spread over the corpus, and all copies of a document are in the same split. If the corpus is one
+document, its last sentences are held out.
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ from fastlm.data.sentences import sentences
 from fastlm.data.tokenizer import Tokenizer
 from fastlm.files import explain_full_disk, new_folder
 
-FORMAT = 2  # raised when `prepare` makes something else of the same files; 2 counts what is unknown
+FORMAT = 2  # raised when `prepare` gives another result for the same files; 2 also counts unknown text
 SPLITS = ("train", "validation")
-UNKNOWN = 0.01  # of the characters or tokens of a text, above which the user is warned
+MAX_UNKNOWN = 0.01  # fraction of unknown characters or tokens above which the user is warned
 PARTS = ("tokens", "sentences", "documents")
-_BATCH, _BATCH_CHARACTERS = 4096, 1 << 20  # sentences that are tokenised at a time, and all their characters
+_BATCH, _BATCH_CHARACTERS = 4096, 1 << 20  # sentences tokenised at a time, and the characters in them
 _OFFSET = np.dtype("<i8")
 
 
 @dataclass(frozen=True)
 class Split:
-    """One split, mapped read-only: tokens (tokens,), sentences (sentences + 1,), documents (documents + 1,).
+    """Holds a split, memory-mapped read-only: tokens (tokens,), sentences (sentences + 1,), documents (documents + 1,).
 
-    bytes: UTF-8 bytes of its text, with those of the white space between sentences and a newline at its end.
+    bytes: UTF-8 bytes of its text, with the white space between sentences and a newline after each document.
     """
 
     name: str
@@ -54,11 +54,10 @@ class Split:
 
 
 class Shards:
-    """An opened folder of shards.
+    """Gives access to an open folder of shards.
 
-    kind: the tokenizer's, "bpe" or "wordpiece". vocab_size, specials, tokenizer_hash: the tokenizer's.
-    manifest: all of manifest.json. `split(name)` maps a split's files. warnings: sentences that tell what about the
-    text a user should know before training.
+    kind ("bpe" or "wordpiece"), vocab_size, specials, tokenizer_hash: facts of the tokenizer. manifest: the content of
+    manifest.json. warnings: sentences about the text that a user should read before training.
     """
 
     def __init__(self, path: Path, manifest: dict[str, Any]):
@@ -74,7 +73,7 @@ class Shards:
 
     @classmethod
     def open(cls, path: str | Path, tokenizer: Tokenizer | None = None) -> Shards:
-        """Open the shards of a folder, and check every file's size and, if given, the tokenizer.
+        """Opens the shards of a folder. Checks the size of each file and, if it is given, the tokenizer.
 
         Raises DataError if the folder holds no shards, a file is missing or cut short, or the tokenizer is another one.
         """
@@ -92,15 +91,15 @@ class Shards:
         return shards
 
     def split(self, name: str) -> Split:
-        """The split of that name, "train" or "validation"."""
+        """Returns the split "train" or "validation"."""
         if name not in self._splits:
             raise ValueError(f"split: one of {', '.join(SPLITS)} expected, got {name!r}")
         return self._splits[name]
 
     def _unknown_warnings(self) -> list[str]:
-        """Returns one sentence if more than UNKNOWN of the text cannot be learnt, else none."""
-        characters, tokens = self._unknown_share("characters"), self._unknown_share("tokens")
-        if max(characters, tokens) <= UNKNOWN:
+        """Returns one warning if more than MAX_UNKNOWN of the text is unknown to the tokenizer, else none."""
+        characters, tokens = self._unknown_fraction("characters"), self._unknown_fraction("tokens")
+        if max(characters, tokens) <= MAX_UNKNOWN:
             return []
         return [
             f"{self.path}: {characters:.1%} of the text's characters are unknown to its tokenizer of {self.vocab_size} "
@@ -108,8 +107,8 @@ class Shards:
             "tokenizer on this text, with more entries (--vocab-size)"
         ]
 
-    def _unknown_share(self, kind: str) -> float:
-        """Returns the share of the characters or tokens, of both splits, that are unknown."""
+    def _unknown_fraction(self, kind: str) -> float:
+        """Returns the unknown fraction of the "characters" or "tokens" of both splits."""
         splits = self.manifest["splits"].values()
         return sum(split[f"unknown_{kind}"] for split in splits) / sum(split[kind] for split in splits)
 
@@ -143,13 +142,15 @@ def prepare(
     validation_fraction: float = 0.05,
     document: str = "blank-line",
 ) -> Shards:
-    """Tokenise text files into the new folder `out`, and open it.
+    """Tokenises text files into the new folder `out`, and opens it.
 
-    All or nothing: the folder appears when it is whole. If it is there already and was made from the same text,
-    tokenizer and options, it is opened as it is. The text is read twice (three times if it is one document); memory
-    holds the tokens of a few thousand sentences, one line of a .jsonl file, and 16 bytes per document. `document`: see
-    corpus.py. Raises DataError for text that cannot be read or split, and for an `out` that holds anything else;
-    OSError for a full disk. One process at a time may prepare a folder.
+    The folder is written atomically. A folder that exists and was made from the same text, tokenizer and options is
+    opened as it is. The text is read twice (three times if it is one document). Memory holds the tokens of a few
+    thousand sentences, one line of a .jsonl file, and 16 bytes per document. `document`: see corpus.py. Only one
+    process at a time may prepare a folder.
+
+    Raises DataError for text that cannot be read or split, and for an `out` that holds anything else; OSError for a
+    full disk.
     """
     out = Path(out)
     if not 0 < validation_fraction < 1:
@@ -171,9 +172,9 @@ def prepare(
 
 
 class _Survey:
-    """Reads the text a first time, to find its hash and which documents are held out.
+    """Reads the text a first time, to compute its hash and to choose the held-out documents.
 
-    It keeps 16 bytes per document. A corpus that cannot be read is found here, before any work.
+    Keeps 16 bytes per document. A corpus that cannot be read fails here, before anything is written.
     """
 
     def __init__(self, documents: Documents, fraction: float):
@@ -202,11 +203,11 @@ class _Survey:
             yield split, ""
 
     def _is_held_out(self, number: int) -> bool:
-        """Says whether a document is held out. Documents that came after the first reading are noticed at the end."""
+        """Returns whether a document is held out. `_write` notices documents added after the first reading."""
         return self._held_out is not None and number < len(self._held_out) and bool(self._held_out[number])
 
     def _cut(self, fraction: float) -> int:
-        """Counts the sentences of the only document (or of each copy of it) that are not held out."""
+        """Returns how many sentences of the only document (or of each copy of it) are for training."""
         count = sum(1 for _ in sentences(next(self._documents.streams())))
         if count < 2:
             raise DataError("paths: at least two sentences expected, so that one can be held out for validation")
@@ -214,20 +215,20 @@ class _Survey:
 
 
 def _threshold(hashes: np.ndarray, sizes: np.ndarray, fraction: float) -> int | None:
-    """Documents of a smaller hash are held out; None if there is but one document (or copies of it)."""
+    """Returns the hash below which documents are held out; None if there is only one document (or copies of it)."""
     order = np.argsort(hashes, kind="stable")
     distinct, first = np.unique(hashes[order], return_index=True)
     if len(distinct) == 1:
         return None
     before = np.concatenate(([0], np.cumsum(sizes[order])))[first]  # bytes below each distinct hash
-    # The number of documents whose bytes come nearest; two are the least that sentence pairs can be made of.
+    # Takes the number of documents whose bytes are nearest to the fraction. Sentence pairs need two documents.
     nearest = int(np.argmin(np.abs(before - fraction * sizes.sum())))
     least = 2 if len(distinct) >= 4 else 1
     return int(distinct[min(max(nearest, least), len(distinct) - least)])
 
 
 def _digest(fragments: Iterable[Fragment]) -> tuple[bytes, int]:
-    """Returns the hash of a document, and the number of its UTF-8 bytes with a newline at the end."""
+    """Returns the hash of a document, and its size in UTF-8 bytes with a newline at the end."""
     digest, size, newline = hashlib.blake2b(digest_size=16), 1, ""
     for text, ends in fragments:
         data = (newline + text).encode()
@@ -250,13 +251,13 @@ class _Writer:
         self.counts = dict.fromkeys(counted, 0)
 
     def add(self, sentence: str, ids: list[int]) -> None:
-        """Takes a sentence and its ids, or "" and none at the end of a document."""
+        """Adds a sentence and its ids. An empty sentence ends the document."""
         self.counts["bytes"] += len(sentence.encode())
         self.counts["characters"] += len(sentence)
         if self._tokenizer.unknown in ids:
             self.counts["unknown_tokens"] += ids.count(self._tokenizer.unknown)
             self.counts["unknown_characters"] += self._tokenizer.count_unknown(sentence)
-        if ids:  # control characters alone are no token
+        if ids:  # a sentence of control characters has no token
             self._new["tokens"] += ids
             self.counts["tokens"] += len(ids)
             self.counts["sentences"] += 1
@@ -268,13 +269,14 @@ class _Writer:
             self._in_document = False
 
     def write(self) -> None:
-        """Writes what was added since the last time."""
+        """Writes what was added since the last call."""
         for part, values in self._new.items():
             self._files[part].write(np.array(values, self._dtypes[part]).tobytes())
             values.clear()
 
 
 def _write(folder: Path, survey: _Survey, tokenizer: Tokenizer, source: dict[str, Any]) -> None:
+    """Writes all files. Raises DataError if a split has no token, or if the text changed after the survey."""
     token = np.dtype("<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4")
     with ExitStack() as stack:
         writers = {}

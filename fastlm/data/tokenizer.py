@@ -1,8 +1,9 @@
 """The papers' tokenizers, trained with Hugging Face's `tokenizers` and kept in its tokenizer.json.
 
 GPT-1 (Radford et al. 2018, section 4.1): byte-pair encoding of lowercase words, a word's last part marked by "</w>";
-as in its released vocabulary a newline is a token of its own, so that paragraphs show. BERT (Devlin et al. 2019,
-section 3): uncased WordPiece with [PAD], [UNK], [CLS], [SEP], [MASK]. Both split at white space and punctuation first.
+a newline is a token of its own, as in the released vocabulary, so that a model sees paragraphs.
+BERT (Devlin et al. 2019, section 3): uncased WordPiece with [PAD], [UNK], [CLS], [SEP], [MASK].
+Both first split at white space and punctuation.
 """
 
 from __future__ import annotations
@@ -25,18 +26,18 @@ BERT_SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 _KINDS = {"BPE": "bpe", "WordPiece": "wordpiece"}
 _ASCII = sorted(set(string.printable.lower()) - set(string.whitespace))
 _USER_CHOSE_CORES = "TOKENIZERS_PARALLELISM" in os.environ
-_MOST_CHARACTERS = 1000  # of a corpus; rarer ones become unknown, as in BERT's vocabulary ...
-_RARE = 0.001  # ... if together they are at most this share of the corpus
-_LONGEST_WORD = 200  # characters; BERT's code makes a longer word [UNK]
-_TOO_LONG = re.compile(rf"(?<![a-zA-Z0-9])[a-zA-Z0-9]{{{_LONGEST_WORD + 1}}}[a-zA-Z0-9]*")  # not learnt from
+_MAX_ALPHABET = 1000  # characters with entries of their own; rarer ones are unknown, as in BERT's vocabulary
+_MAX_UNKNOWN = 0.001  # more characters get entries while the unknown ones exceed this fraction of the corpus
+_MAX_WORD = 200  # characters; BERT's code replaces a longer word by [UNK]
+_TOO_LONG = re.compile(rf"(?<![a-zA-Z0-9])[a-zA-Z0-9]{{{_MAX_WORD + 1}}}[a-zA-Z0-9]*")  # left out of training
 
 
 class Tokenizer:
-    """A tokenizer.json in use: text to token ids and back.
+    """Converts text to token ids and back, by a tokenizer.json.
 
-    kind: "bpe" or "wordpiece". vocab_size: entries. specials: name to id of BERT's five, empty for "bpe". hash: SHA-256
-    of the canonical JSON, by which shards and runs know their tokenizer. unknown: id of "<unk>" or "[UNK]", None if a
-    foreign vocabulary has no such entry.
+    kind: "bpe" or "wordpiece". vocab_size: entries. specials: the ids of BERT's five special tokens by name, empty for
+    "bpe". hash: SHA-256 of the canonical JSON; shards and runs identify their tokenizer by it. unknown: the id of
+    "<unk>" or "[UNK]", None if a foreign vocabulary has no such entry.
     """
 
     def __init__(self, text: str, source: str = "tokenizer"):
@@ -44,7 +45,7 @@ class Tokenizer:
             self._tokenizer = _tokenizers().Tokenizer.from_str(text)
         except ModuleNotFoundError:
             raise
-        except Exception as error:  # what the library raises for a file that is not its own
+        except Exception as error:  # the library raises no narrower class for a foreign file
             raise DataError(f"{source}: a tokenizer.json of Hugging Face's tokenizers expected ({error})") from None
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
@@ -61,7 +62,7 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: str | Path) -> Tokenizer:
-        """Read a tokenizer.json, or that of a folder. Raises DataError if it is not one."""
+        """Reads a tokenizer.json, given its path or its folder's. Raises DataError if it is not one."""
         path = Path(path)
         path = path / "tokenizer.json" if path.is_dir() else path
         try:
@@ -72,12 +73,12 @@ class Tokenizer:
             raise DataError(f"{path}: a tokenizer.json in UTF-8 expected ({error})") from None
 
     def save(self, path: str | Path) -> None:
-        """Write the tokenizer.json, all or nothing."""
+        """Writes the tokenizer.json atomically."""
         with explain_full_disk(path, "nothing was changed there"):
             write_bytes(Path(path), self.json.encode())
 
     def id(self, token: str) -> int:
-        """The id of one token as the vocabulary spells it. Raises DataError if it is not there."""
+        """Returns the id of a token, spelled as in the vocabulary. Raises DataError if it is not there."""
         found = self._tokenizer.token_to_id(token)
         if found is None:
             raise DataError(
@@ -86,9 +87,9 @@ class Tokenizer:
         return found
 
     def encode(self, text: str) -> list[int]:
-        """The ids of a text; nothing is added, but specials such as [MASK] in it are themselves.
+        """Returns the ids of a text. Adds no special tokens, but reads those that are in the text, such as [MASK].
 
-        Raises DataError for a lone surrogate in the text, as Python reads undecodable bytes of a command line.
+        Raises DataError for a lone surrogate, into which Python decodes invalid bytes of a command line.
         """
         try:
             text.encode()
@@ -101,7 +102,7 @@ class Tokenizer:
         return self._tokenizer.encode(text, add_special_tokens=False).ids
 
     def encode_corpus(self, texts: list[str]) -> list[list[int]]:
-        """The ids of each text, on all cores; "[MASK]" and the like are ordinary characters there."""
+        """Returns the ids of each text, using all cores. Here "[MASK]" and the like are ordinary characters."""
         self._tokenizer.encode_special_tokens = True
         try:
             with _all_cores():
@@ -110,11 +111,11 @@ class Tokenizer:
             self._tokenizer.encode_special_tokens = False
 
     def count_unknown(self, text: str) -> int:
-        """Counts the characters of a text that no entry has, even as lowercase letters without accents."""
+        """Returns how many characters of a text no entry contains, even after lowercasing and removing accents."""
         return sum(count for character, count in Counter(text).items() if not self._knows(character))
 
     def _knows(self, character: str) -> bool:
-        """Says whether all that a character is normalised to has entries, alone or within a word."""
+        """Returns whether everything that a character is normalised to has an entry, alone or within a word."""
         if character not in self._known:
             normalizer = self._tokenizer.normalizer
             parts = normalizer.normalize_str(character).split() if normalizer else [character]
@@ -124,7 +125,7 @@ class Tokenizer:
         return self._known[character]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Readable text: words joined, punctuation attached; [PAD], [CLS] and [SEP] are left out."""
+        """Returns readable text: subwords joined, punctuation attached, without [PAD], [CLS] and [SEP]."""
         unseen = {self.specials.get(name) for name in ("[PAD]", "[CLS]", "[SEP]")}
         return _readable(self._tokenizer.decode([i for i in ids if i not in unseen], skip_special_tokens=False))
 
@@ -133,10 +134,10 @@ load = Tokenizer.load
 
 
 def train_bpe(documents: Iterable[str], vocab_size: int) -> Tokenizer:
-    """GPT-1's tokenizer of at most `vocab_size` entries; the same documents give the same tokenizer.
+    """Trains GPT-1's tokenizer of at most `vocab_size` entries; the same documents give the same tokenizer.
 
-    `documents` is read twice (a list, or what read_documents returns). Entries: <unk>, newline, each character within
-    and at the end of a word, merges. The paper's 40,000 merges make 40,478 entries.
+    `documents` is read twice (a list, or the result of read_documents). The entries are <unk>, newline, each character
+    within a word and at its end, and the merges. The paper's 40,000 merges give 40,478 entries.
     """
     t = _tokenizers()
     untrained = t.Tokenizer(t.models.BPE(unk_token="<unk>", end_of_word_suffix="</w>", fuse_unk=False))
@@ -145,19 +146,19 @@ def train_bpe(documents: Iterable[str], vocab_size: int) -> Tokenizer:
         untrained, t.trainers.BpeTrainer, documents, vocab_size, ("<unk>", "\n"), "{}</w>", end_of_word_suffix="</w>"
     )
     newline = next(token for token in trained["added_tokens"] if token["content"] == "\n")
-    newline["special"] = False  # it is part of the text: encode_corpus sees it too
+    newline["special"] = False  # encode_corpus has to recognise it too
     return Tokenizer(_canonical(trained))
 
 
 def train_wordpiece(documents: Iterable[str], vocab_size: int) -> Tokenizer:
-    """BERT's uncased tokenizer of at most `vocab_size` entries; the same documents give the same tokenizer.
+    """Trains BERT's uncased tokenizer of at most `vocab_size` entries; the same documents give the same tokenizer.
 
-    `documents` is read twice (a list, or what read_documents returns). Entries: the specials ([PAD] is 0), each
-    character at the start of and within a word, then merges by frequency. The paper's has 30,522.
+    `documents` is read twice (a list, or the result of read_documents). The entries are the special tokens ([PAD] is
+    0), each character at the start of a word and within it, and merges by frequency. The paper's has 30,522 entries.
     """
     t = _tokenizers()
     untrained = t.Tokenizer(
-        t.models.WordPiece(unk_token="[UNK]", continuing_subword_prefix="##", max_input_chars_per_word=_LONGEST_WORD)
+        t.models.WordPiece(unk_token="[UNK]", continuing_subword_prefix="##", max_input_chars_per_word=_MAX_WORD)
     )
     untrained.decoder = t.decoders.WordPiece(prefix="##", cleanup=False)
     trained = _train(untrained, t.trainers.WordPieceTrainer, documents, vocab_size, BERT_SPECIALS, "##{}")
@@ -173,11 +174,11 @@ def _train(
     marked: str,
     **options: Any,
 ) -> dict[str, Any]:
-    """Train on lowercase words and return the tokenizer.json.
+    """Trains on lowercase words and returns the content of tokenizer.json.
 
-    The library numbers the marked characters ("a</w>", "##a") in the order of a hash table, and that order decides
-    between merges of equal count. Naming them all beforehand, as specials that are struck from the list afterwards,
-    makes training reproducible, and leaves no ASCII text unknown.
+    The library numbers the marked characters ("a</w>", "##a") in the order of a hash table, which decides between
+    merges of equal count. So all of them are declared beforehand as special tokens, which are removed afterwards. This
+    makes training reproducible, and makes all ASCII text known.
     """
     t = _tokenizers()
     if iter(documents) is documents:
@@ -207,16 +208,16 @@ def _train(
 
 
 def _texts(documents: Iterable[str]) -> Iterator[str]:
-    """Yields the documents in parts of bounded size that cut no word."""
+    """Yields the documents in fragments of bounded size, cut between words."""
     streams = documents.streams() if isinstance(documents, Documents) else map(unwrap, documents)
     return (text for fragments in streams for text, _ in fragments)
 
 
 def _alphabet(texts: Iterable[str], normalizer: Any, vocab_size: int) -> list[str]:
-    """Returns all of ASCII and the corpus's most frequent other characters, normalised and sorted.
+    """Returns all of ASCII and the most frequent other characters of the corpus, normalised and sorted.
 
-    Each character takes two entries. Together they take at most a quarter of the vocabulary, or up to half of it while
-    more than _RARE of the corpus would be unknown.
+    Each character takes two entries. All together take at most a quarter of the vocabulary, or up to a half as long as
+    more than _MAX_UNKNOWN of the corpus would be unknown.
     """
     counts: Counter[str] = Counter()
     for text in texts:
@@ -226,17 +227,17 @@ def _alphabet(texts: Iterable[str], normalizer: Any, vocab_size: int) -> list[st
         for part in set(normalizer.normalize_str(character)) - set(string.whitespace):
             normalised[part] += count
     others = sorted((c for c in normalised if c not in _ASCII), key=lambda c: (-normalised[c], c))
-    taken = max(0, min(vocab_size // 8, _MOST_CHARACTERS) - len(_ASCII))
+    taken = max(0, min(vocab_size // 8, _MAX_ALPHABET) - len(_ASCII))
     unknown = sum(normalised[c] for c in others[taken:])
     for character in others[taken : max(taken, vocab_size // 4 - len(_ASCII))]:
-        if unknown <= _RARE * normalised.total():
+        if unknown <= _MAX_UNKNOWN * normalised.total():
             break
         unknown -= normalised[character]
         taken += 1
     return sorted(_ASCII + others[:taken])
 
 
-# Spaces that the split at punctuation put in, taken out again (and one that <unk>, ending no word, lacks).
+# These remove the spaces that the split at punctuation inserted; the first adds the space that <unk> lacks.
 _JOINS = (
     (re.compile(r"<unk>(?=\w)"), "<unk> "),
     (re.compile(r" *\n *"), "\n"),
@@ -260,7 +261,7 @@ def _canonical(tokenizer: dict[str, Any]) -> str:
 
 
 def _tokenizers() -> Any:
-    """The library, imported where it is needed: batches are read without it."""
+    """Imports the library when it is needed: reading batches does without it."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
         import tokenizers
@@ -273,7 +274,7 @@ def _tokenizers() -> Any:
 
 @contextmanager
 def _all_cores() -> Iterator[None]:
-    """All cores for work on a corpus, unless the user has chosen; outside it one, so that a fork is safe and silent."""
+    """Lets the library use all cores, unless the user chose. Otherwise it uses one core, so that a fork is safe."""
     if _USER_CHOSE_CORES:
         yield
         return

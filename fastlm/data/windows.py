@@ -7,18 +7,19 @@ import torch
 from torch import Tensor
 
 from fastlm.data.corpus import DataError
-from fastlm.data.sampling import PHASE, check_seed, generator, shuffled
+from fastlm.data.sampling import WINDOW_OFFSET, check_seed, generator, shuffled
 from fastlm.data.shards import Shards
 
 
 class Windows:
-    """Windows of `sequence_length` S tokens of a split, `batch_size` B at a time, each once an epoch.
+    """Makes GPT-1's batches: B = `batch_size` windows of S = `sequence_length` tokens each.
 
-    An epoch cuts the stream at a random phase in [0, S) and reads the windows in a random order, both new each epoch;
-    but for fewer than 2 S tokens at the stream's ends, every token is then a target exactly once. Batches run on over
-    the ends of epochs. `batch(step)` depends on (seed, step) alone.
+    An epoch cuts the token stream into windows from a random offset in [0, S) on, and reads each window once, in a
+    random order. Offset and order are new each epoch. Each token is a target exactly once per epoch, except fewer than
+    2 S tokens at the two ends of the stream. A batch may hold the last windows of an epoch and the first of the next.
+    `batch(step)` depends on (seed, step) alone.
 
-    windows: number an epoch. batches_per_epoch: whole batches among them, at least 1.
+    windows: windows per epoch. batches_per_epoch: whole batches per epoch, at least 1.
     """
 
     def __init__(self, shards: Shards, split: str, sequence_length: int, batch_size: int, seed: int):
@@ -28,7 +29,7 @@ class Windows:
             raise ValueError(f"batch_size: at least 1 expected, got {batch_size}")
         self._tokens = shards.split(split).tokens
         self.sequence_length, self.batch_size, self.seed = sequence_length, batch_size, check_seed(seed)
-        # Whatever the phase, so that epochs are of one length.
+        # The number that fits at every offset, so that all epochs have the same length.
         self.windows = len(self._tokens) // sequence_length - 1
         if self.windows < 1:
             raise DataError(
@@ -38,13 +39,14 @@ class Windows:
         self.batches_per_epoch = max(1, self.windows // batch_size)
 
     def batch(self, step: int) -> dict[str, Tensor]:
-        """The batch of a step (from 0): "tokens" and "targets", the tokens one further on, both (B, S) int64."""
+        """Returns the batch of a step (from 0): "tokens" and "targets", the token after each, both (B, S) int64."""
         epochs, windows = shuffled(step * self.batch_size, self.batch_size, self.windows, self.seed)
-        starts = self._phases(epochs) + windows * self.sequence_length
+        starts = self._offsets(epochs) + windows * self.sequence_length
         rows = self._tokens[starts[:, None] + np.arange(self.sequence_length + 1)].astype(np.int64)
         return {"tokens": torch.from_numpy(rows[:, :-1].copy()), "targets": torch.from_numpy(rows[:, 1:].copy())}
 
-    def _phases(self, epochs: np.ndarray) -> np.ndarray:
+    def _offsets(self, epochs: np.ndarray) -> np.ndarray:
+        """Draws the offset of each epoch."""
         distinct, where = np.unique(epochs, return_inverse=True)
-        drawn = [generator(self.seed, PHASE, int(e)).integers(self.sequence_length) for e in distinct]
+        drawn = [generator(self.seed, WINDOW_OFFSET, int(e)).integers(self.sequence_length) for e in distinct]
         return np.array(drawn, np.int64)[where]

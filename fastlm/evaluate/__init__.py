@@ -1,1 +1,1 @@
-"""What a model's figures are held against."""
+"""Baselines that a model's metrics are compared with."""

@@ -1,4 +1,4 @@
-"""What counting alone achieves: unigram and interpolated bigram models of the same tokens, to hold a model against."""
+"""N-gram baselines: unigram and interpolated bigram models of the same tokens, which a model should beat."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ import numpy as np
 from fastlm.data.shards import Shards
 
 _SLICE = 1 << 22  # tokens counted at a time
-_HELD_OUT, _MOST_HELD_OUT = 0.05, 1 << 20  # of the training text, its end, to fit the interpolation on
-_ITERATIONS = 100
+# The weights are fitted on the end of the training text: this fraction of it, but at most this number of tokens.
+_HELD_OUT, _MAX_HELD_OUT = 0.05, 1 << 20
+_ITERATIONS = 100  # of expectation maximisation
 
 
 class Score(NamedTuple):
-    """loss: nats per token. perplexity: e^loss. bits_per_byte: bits per UTF-8 byte of the text."""
+    """Holds loss (nats per token), perplexity (e^loss) and bits_per_byte (bits per UTF-8 byte of the text)."""
 
     loss: float
     perplexity: float
@@ -24,13 +25,13 @@ class Score(NamedTuple):
 
 
 def score(loss: float, tokens: int, text_bytes: int) -> Score:
-    """A mean loss in nats per token, of a text of so many tokens and UTF-8 bytes, as a Score."""
+    """Returns the Score of a text, from its mean loss in nats per token, its tokens and its UTF-8 bytes."""
     perplexity = math.exp(loss) if loss < math.log(sys.float_info.max) else math.inf
     return Score(loss, perplexity, loss / math.log(2) * tokens / text_bytes)
 
 
 def ngram_scores(shards: Shards) -> dict[str, Score]:
-    """Scores on the validation split of the two models of the training split: {"unigram": ..., "bigram": ...}."""
+    """Scores both models of the training split on the validation split: {"unigram": ..., "bigram": ...}."""
     validation = shards.split("validation")
     text = np.asarray(validation.tokens, np.int64)
     losses = ngram_losses(shards.split("train").tokens, text[:-1], text[1:], shards.vocab_size)
@@ -38,19 +39,19 @@ def ngram_scores(shards: Shards) -> dict[str, Score]:
 
 
 def ngram_losses(train: np.ndarray, before: np.ndarray, after: np.ndarray, vocab_size: int) -> dict[str, float]:
-    """Mean loss, in nats per token, of the tokens `after` where the tokens `before` precede them, by models of `train`.
+    """Returns the mean loss, in nats per token, of predicting `after` from `before` by the n-gram models of `train`.
 
-    `before` and `after` are integers of one shape, such as the tokens and targets of a batch.
+    `before` and `after` are integers of one shape, such as the tokens and targets of a batch. c counts in `train`.
 
-    Unigram: p(b) = (c(b) + 1) / (N + V), so that nothing is impossible. Bigram (Jelinek and Mercer 1980):
+    Unigram: p(b) = (c(b) + 1) / (N + V), which is never 0. Bigram (Jelinek and Mercer 1980):
 
         p(b | a) = l c(a b) / c(a) + (1 - l) p(b)
 
-    with a weight l for each power of two of c(a), fitted by expectation maximisation on the last 5% of the training
-    tokens (at most 2^20) under the counts of the others; the counts then are those of all training tokens. Memory grows
-    with V and the pairs asked for, not with `train`.
+    with one weight l per power of two of c(a). The weights are fitted by expectation maximisation on the last 5% of the
+    training tokens (at most 2^20), with counts of the other training tokens. The losses then use counts of all training
+    tokens. Memory grows with V and the number of pairs (before, after), not with `train`.
     """
-    held_out = np.asarray(train[-max(2, min(int(_HELD_OUT * len(train)), _MOST_HELD_OUT)) :], np.int64)
+    held_out = np.asarray(train[-max(2, min(int(_HELD_OUT * len(train)), _MAX_HELD_OUT)) :], np.int64)
     rest = train[: len(train) - len(held_out)]
     weights = _fit(_Counts(rest, held_out[:-1], held_out[1:], vocab_size))
     counts = _Counts(train, np.ravel(before).astype(np.int64), np.ravel(after).astype(np.int64), vocab_size)
@@ -59,7 +60,7 @@ def ngram_losses(train: np.ndarray, before: np.ndarray, after: np.ndarray, vocab
 
 
 def most_frequent(train: np.ndarray, vocab_size: int) -> int:
-    """The token that `train` has most often, the smallest of several."""
+    """Returns the most frequent token of `train`, the smallest one on a tie."""
     counts = np.zeros(vocab_size, np.int64)
     for start in range(0, len(train), _SLICE):
         counts += np.bincount(train[start : start + _SLICE], minlength=vocab_size)
@@ -67,18 +68,20 @@ def most_frequent(train: np.ndarray, vocab_size: int) -> int:
 
 
 class _Counts:
-    """For each pair of tokens, under the counts of `train`, taken a slice at a time.
+    """Holds, for each pair (a, b) of tokens, what the two models need of the counts of `train`.
 
-    unigram: p(b). conditional: c(a b) / c(a), and 0 if a was never seen. bucket: 1 + floor(log2 c(a)), or 0.
+    unigram: p(b). conditional: c(a b) / c(a), or 0 if a was never seen. bucket: 1 + floor(log2 c(a)), or 0.
     """
 
     def __init__(self, train: np.ndarray, before: np.ndarray, after: np.ndarray, vocab_size: int):
         pairs, pair = np.unique(before * vocab_size + after, return_inverse=True)
         single, double = np.zeros(vocab_size, np.int64), np.zeros(len(pairs), np.int64)
         for start in range(0, len(train), _SLICE):
-            part = np.asarray(train[start : start + _SLICE + 1], np.int64)  # with the token that the last one precedes
-            single += np.bincount(part[:_SLICE], minlength=vocab_size)
-            codes = part[:-1] * vocab_size + part[1:]
+            tokens = np.asarray(
+                train[start : start + _SLICE + 1], np.int64
+            )  # one more: the successor of the last token
+            single += np.bincount(tokens[:_SLICE], minlength=vocab_size)
+            codes = tokens[:-1] * vocab_size + tokens[1:]
             found = np.minimum(np.searchsorted(pairs, codes), len(pairs) - 1)
             double += np.bincount(found[pairs[found] == codes], minlength=len(pairs))
         contexts = single.copy()
@@ -90,13 +93,13 @@ class _Counts:
 
 
 def _fit(counts: _Counts) -> np.ndarray:
-    """The weight of each bucket, with one imagined observation for either side, so that none is 0 or 1."""
+    """Fits the weight of each bucket. One pseudo-count for each model keeps the weights between 0 and 1."""
     size = np.iinfo(np.int64).bits
     weights = np.full(size, 0.5)
     seen = np.bincount(counts.bucket, minlength=size)
     for _ in range(_ITERATIONS):
-        ours = weights[counts.bucket] * counts.conditional
-        posterior = ours / (ours + (1 - weights[counts.bucket]) * counts.unigram)
+        bigram = weights[counts.bucket] * counts.conditional
+        posterior = bigram / (bigram + (1 - weights[counts.bucket]) * counts.unigram)
         weights = (np.bincount(counts.bucket, posterior, minlength=size) + 1) / (seen + 2)
     weights[0] = 0  # an unseen context tells nothing
     return weights

@@ -1,1 +1,1 @@
-"""Using a trained model: loading it from a run's folder, writing text, filling masks. Imports nothing of training."""
+"""Uses trained models: loads them from run folders, generates text, fills masks. Imports nothing of train/."""

@@ -1,4 +1,4 @@
-"""Words for the [MASK]s of a text, from a model with the head "mlm": `fastlm fill-mask RUN "text with [MASK]"`."""
+"""Fills the [MASK]s of a text, by a model with the head "mlm": `fastlm fill-mask RUN "text with [MASK]"`."""
 
 from __future__ import annotations
 
@@ -12,19 +12,21 @@ from fastlm.inference.load import load_trained
 
 
 class Guess(NamedTuple):
+    """Holds a token, as text, and its probability."""
+
     token: str
     probability: float
 
 
 @torch.no_grad()
 def fill(model: torch.nn.Module, tokenizer: Tokenizer, tokens: list[int], top: int = 5) -> list[list[Guess]]:
-    """For each [MASK] among `tokens` ([CLS] ... [SEP]), in order, the `top` likeliest tokens."""
+    """Returns the `top` likeliest tokens for each [MASK] in `tokens` ([CLS] ... [SEP]), in order."""
     mask = tokenizer.id("[MASK]")
     device = next(model.parameters()).device
-    places = [i for i, token in enumerate(tokens) if token == mask]
+    positions = [i for i, token in enumerate(tokens) if token == mask]
     model.eval()
     batch = torch.tensor([tokens], device=device)
-    logits = model.logits("mlm", model(batch).hidden, torch.tensor([places], device=device))[0]
+    logits = model.logits("mlm", model(batch).hidden, torch.tensor([positions], device=device))[0]
     best = logits.float().softmax(dim=-1).topk(top, dim=-1)
     return [
         [Guess(tokenizer.decode([i]), p) for i, p in zip(ids, probabilities, strict=True)]
@@ -33,7 +35,11 @@ def fill(model: torch.nn.Module, tokenizer: Tokenizer, tokens: list[int], top: i
 
 
 def fill_mask(run: str | Path, text: str, *, top: int = 5, device: str = "auto") -> list[list[Guess]]:
-    """For each [MASK] of `text`, in order, the `top` likeliest tokens and their probabilities."""
+    """Returns the `top` likeliest tokens for each [MASK] of `text`, in order, by the model of a run folder.
+
+    Raises ValueError for a `top` out of range and for a text without [MASK] or too long for the model, and the errors
+    of `load_trained`.
+    """
     if top < 1:
         raise ValueError(f"top: at least 1 expected, got {top}")
     if "[MASK]" not in text:

@@ -1,4 +1,4 @@
-"""Text from a model with the head "lm": `fastlm generate RUN --prompt "..."`."""
+"""Generates text, by a model with the head "lm": `fastlm generate RUN --prompt "..."`."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from torch import Tensor
 from fastlm.data.tokenizer import Tokenizer
 from fastlm.inference.load import load_trained
 
-SMALLEST_TEMPERATURE = 1e-6  # logits divided by less would leave float32
+MIN_TEMPERATURE = 1e-6  # logits divided by less overflow float32
 
 
 def filter_logits(logits: Tensor, *, temperature: float, top_k: int | None, top_p: float | None) -> Tensor:
-    """Log-probabilities (..., V), up to a constant, of the tokens that may be drawn; -inf for the others.
+    """Returns logits (..., V) to sample from: divided by the temperature, and -inf for tokens that may not be drawn.
 
-    top_k keeps the k likeliest; top_p (Holtzman et al. 2020) then keeps the smallest set of the likeliest whose
-    probability, among those left, reaches p. Ties at top_k's edge are all kept. temperature must be above 0.
+    top_k keeps the k likeliest tokens, and all that tie with the last of them. top_p (Holtzman et al. 2020) then keeps
+    the smallest set of the likeliest whose probability, renormalised after top_k, reaches p. temperature must be
+    above 0.
     """
     logits = logits.float() / temperature
     if top_k is not None and top_k < logits.shape[-1]:
@@ -27,7 +28,7 @@ def filter_logits(logits: Tensor, *, temperature: float, top_k: int | None, top_
     if top_p is not None and top_p < 1:
         ordered, index = logits.sort(dim=-1, descending=True, stable=True)
         probability = ordered.softmax(dim=-1)
-        reached = probability.cumsum(dim=-1) - probability >= top_p  # the ones before it suffice
+        reached = probability.cumsum(dim=-1) - probability >= top_p  # the likelier tokens already reach top_p
         dropped = torch.zeros_like(reached).scatter(-1, index, reached)
         logits = logits.masked_fill(dropped, float("-inf"))
     return logits
@@ -44,9 +45,9 @@ def continue_tokens(
     top_p: float | None = None,
     generator: torch.Generator | None = None,
 ) -> list[int]:
-    """`count` tokens that the model draws after `tokens` (at least one); it sees the last `context` of them.
+    """Samples `count` tokens after `tokens` (at least one); the model sees the last `context` of all tokens so far.
 
-    temperature 0 takes the likeliest each time. generator: on the CPU, where the draws are made.
+    temperature=0 takes the likeliest token each time. generator: a CPU generator, since sampling runs on the CPU.
     """
     check_sampling(temperature=temperature, top_k=top_k, top_p=top_p)
     if not tokens:
@@ -66,9 +67,10 @@ def continue_tokens(
 
 
 def check_sampling(*, temperature: float, top_k: int | None, top_p: float | None) -> None:
-    if temperature != 0 and not SMALLEST_TEMPERATURE <= temperature < math.inf:
+    """Raises ValueError for an option out of range."""
+    if temperature != 0 and not MIN_TEMPERATURE <= temperature < math.inf:
         raise ValueError(
-            f"temperature: 0 (which takes the likeliest token) or at least {SMALLEST_TEMPERATURE:g} expected, "
+            f"temperature: 0 (which takes the likeliest token) or at least {MIN_TEMPERATURE:g} expected, "
             f"got {temperature}"
         )
     if top_k is not None and top_k < 1:
@@ -78,7 +80,7 @@ def check_sampling(*, temperature: float, top_k: int | None, top_p: float | None
 
 
 def generate_text(model: torch.nn.Module, tokenizer: Tokenizer, prompt: str, count: int, **sampling) -> str:
-    """The prompt and `count` tokens that the model draws after it, as the tokenizer decodes them."""
+    """Returns the prompt and `count` sampled tokens as text; `sampling`: the options of `continue_tokens`."""
     tokens = tokenizer.encode(prompt)
     if not tokens:
         raise ValueError(f"prompt: at least one token expected, got {prompt!r}")
@@ -96,7 +98,11 @@ def generate(
     seed: int = 0,
     device: str = "auto",
 ) -> str:
-    """Text that the model of a run folder writes after `prompt`; the same seed gives the same text on the CPU."""
+    """Returns `prompt` and the text that the model of a run folder writes after it.
+
+    On the CPU the same seed gives the same text. Raises ValueError for an option out of range, and the errors of
+    `load_trained`.
+    """
     check_sampling(temperature=temperature, top_k=top_k, top_p=top_p)
     if tokens < 1:
         raise ValueError(f"tokens: at least 1 expected, got {tokens}")

@@ -1,4 +1,4 @@
-"""A trained model and its tokenizer, from a run's folder."""
+"""Loads a trained model and its tokenizer from a run folder."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from fastlm.run_folder import RunError, RunFolder
 
 
 def load_trained(run: str | Path, device: str = "auto", *, head: str | None = None) -> tuple[Model, Tokenizer]:
-    """The model of a run (while it trains, that of the last checkpoint) in eval mode, and its tokenizer.
+    """Returns the model of a run, in eval mode, and its tokenizer. An unfinished run gives its last checkpoint's model.
 
-    head: a head that the model must have. Raises RunError where the run or the head is not there, DeviceError for a
-    device that is not, and the errors of `models.load`.
+    head: a head that the model must have. Raises RunError if there is no such run or head, DeviceError if there is no
+    such device, and the errors of `models.load`.
     """
     folder = RunFolder(run)
     model = models.load(folder.newest_model())

@@ -1,1 +1,1 @@
-"""Other libraries' models and weights."""
+"""Conversion of models and weights from and to other libraries."""

@@ -1,8 +1,8 @@
-"""Weights and configurations of Hugging Face's transformers, in and out.
+"""Converts weights and configurations from and to Hugging Face's transformers.
 
-`openai-gpt` (OpenAIGPTModel, OpenAIGPTLMHeadModel) is GPT1; `bert` (BertModel, BertForPreTraining) is BERT.
-transformers itself is not needed: a model is its config.json and its tensors. Their Conv1D keeps weights as (in, out),
-nn.Linear as (out, in); their BERT has three projections where ours has one, q above k above v.
+`openai-gpt` (OpenAIGPTModel, OpenAIGPTLMHeadModel) is our GPT1; `bert` (BertModel, BertForPreTraining) is our BERT.
+transformers is not imported: a model is its config.json and its tensors. Two layouts differ. Their Conv1D stores
+weights as (in, out), nn.Linear as (out, in). Their BERT has three matrices q, k and v; ours stacks them in one.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from fastlm._options import list_problems
 from fastlm.models import BERT, GPT1, BERTConfig, GPT1Config, build, files
 
 Config = GPT1Config | BERTConfig
@@ -48,7 +49,7 @@ _BERT_FIELDS = {
 _GELU = {"gelu": "none", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh"}
 _ACTIVATION = {"none": "gelu", "tanh": "gelu_new"}
 
-# Options whose other values are other models: the field and what it must be, where it is there at all.
+# Fields that must have these values if they are present: other values make another model.
 _REQUIRED = {
     "openai-gpt": {"afn": "gelu", "tie_word_embeddings": True},  # transformers' "gelu" is the tanh form in this model
     "bert": {
@@ -59,7 +60,7 @@ _REQUIRED = {
     },
 }
 
-# A tied weight under the name of its second use, and a buffer: in some files, not in others.
+# Some files also hold tied weights a second time, {copy: original}, and buffers.
 _TIED = {
     "lm_head.weight": "transformer.tokens_embed.weight",
     "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
@@ -69,8 +70,8 @@ _BUFFERS = ("position_ids", ".attn.bias")
 _HEADS = ("pooler.", "mlm.", "nsp.")
 
 
-class _Source(NamedTuple):
-    """Their tensors that, each transposed or not, make one of ours, the first on top."""
+class _Tensors(NamedTuple):
+    """Names their tensors that make one of ours: transposed or not, then stacked along dimension 0."""
 
     names: tuple[str, ...]
     transposed: bool = False
@@ -84,9 +85,9 @@ class _Source(NamedTuple):
 
 
 def import_config(config: Mapping[str, Any]) -> Config:
-    """Our configuration for the contents of their config.json, or `config.to_dict()`.
+    """Converts their configuration, as in config.json or `config.to_dict()`, to ours.
 
-    Raises ValueError where it is another model, naming the field that makes it so.
+    Raises ValueError, naming the field, for a model that is not one of ours.
     """
     model_type = config.get("model_type") or ("bert" if "type_vocab_size" in config else None)
     if model_type not in _REQUIRED:
@@ -109,7 +110,7 @@ def import_config(config: Mapping[str, Any]) -> Config:
 
 
 def export_config(config: Config) -> dict[str, Any]:
-    """The contents of their config.json for ours. Raises ValueError where theirs cannot say it."""
+    """Converts our configuration to the content of their config.json. Raises ValueError if theirs cannot express it."""
     if isinstance(config, GPT1Config):
         if config.intermediate != 4 * config.hidden:
             raise ValueError(
@@ -129,35 +130,35 @@ def export_config(config: Config) -> dict[str, Any]:
 
 
 def import_weights(
-    weights: Mapping[str, Tensor], config: Config, *, fresh_heads: bool = False, what: str = "weights"
+    weights: Mapping[str, Tensor], config: Config, *, fresh_heads: bool = False, source: str = "weights"
 ) -> dict[str, Tensor]:
-    """Our tensors, copies, for their state dict.
+    """Converts their state dict to ours; the tensors are copies.
 
-    With `fresh_heads`, a head (pooler, mlm, nsp) of which theirs has nothing is left out. Raises ValueError with
-    the list of names that are missing or unknown, or a weight that is not tied to what it should be.
+    With `fresh_heads`, a head (pooler, mlm, nsp) for which they have no tensor is left out. Raises ValueError for
+    missing or unknown names, which it lists, and for an output weight that differs from the embedding.
     """
-    theirs = _canonical(weights, config)
-    _drop_tied(theirs, what)
+    theirs = _normalise_names(weights, config)
+    _drop_tied_copies(theirs, source)
     table = dict(_table(config))
     if fresh_heads:
-        present = {n.partition(".")[0] for n, source in table.items() if theirs.keys() & source.names}
+        present = {n.partition(".")[0] for n, entry in table.items() if theirs.keys() & entry.names}
         table = {n: s for n, s in table.items() if not n.startswith(_HEADS) or n.partition(".")[0] in present}
-    expected = {name for source in table.values() for name in source.names}
-    problems = {"missing": sorted(expected - theirs.keys()), "unknown": sorted(theirs.keys() - expected)}
-    text = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in problems.items() if names)
-    if text:
-        lacks_head = any(n.startswith(("bert.pooler.", "cls.")) for n in problems["missing"])
+    expected = {name for entry in table.values() for name in entry.names}
+    missing, unknown = expected - theirs.keys(), theirs.keys() - expected
+    if missing or unknown:
+        text = list_problems(missing=missing, unknown=unknown)
+        lacks_head = any(n.startswith(("bert.pooler.", "cls.")) for n in missing)
         hint = " (fresh_heads=True initialises heads that the weights lack)" if lacks_head and not fresh_heads else ""
-        raise ValueError(f"{what}: not the tensors of this model: {text}{hint}")
-    return {ours: source.read(theirs) for ours, source in table.items()}
+        raise ValueError(f"{source}: not the tensors of this model: {text}{hint}")
+    return {ours: entry.read(theirs) for ours, entry in table.items()}
 
 
 def export_weights(model: GPT1 | BERT) -> dict[str, Tensor]:
-    """Their state dict for our model, tied weights once, under the name of the embedding."""
+    """Converts our model's weights to their state dict; a tied weight is there once, by the embedding's name."""
     parameters = dict(model.named_parameters())
     written: dict[str, Tensor] = {}
-    for ours, source in _table(model.config):
-        written |= source.write(parameters[ours])
+    for ours, entry in _table(model.config):
+        written |= entry.write(parameters[ours])
     return written
 
 
@@ -167,39 +168,39 @@ def convert(
     *,
     backend: str = "auto",
     fresh_heads: bool = False,
-    what: str = "weights",
+    source: str = "weights",
 ) -> GPT1 | BERT:
-    """Our model for their configuration and state dict, e.g. `convert(m.config.to_dict(), m.state_dict())`.
+    """Builds our model from their configuration and state dict, e.g. `convert(m.config.to_dict(), m.state_dict())`.
 
-    `fresh_heads` lets heads that the weights lack (an encoder alone) be freshly initialised. Raises ValueError, `what`
-    naming the weights.
+    fresh_heads: initialise heads that the weights lack, as those of an encoder alone. source: the origin of the
+    weights, named in errors. Raises ValueError as `import_config` and `import_weights`.
     """
     ours = import_config(config)
-    tensors = import_weights(weights, ours, fresh_heads=fresh_heads, what=what)
+    tensors = import_weights(weights, ours, fresh_heads=fresh_heads, source=source)
     model_class = GPT1 if isinstance(ours, GPT1Config) else BERT
     if fresh_heads:
         dtype = tensors["embedding.word"].dtype
         heads = {n: p.detach().to(dtype) for n, p in build(ours).named_parameters() if n.startswith(_HEADS)}
         tensors = heads | tensors
-    return model_class.from_weights(ours, tensors, backend=backend, what=what)
+    return model_class.from_weights(ours, tensors, backend=backend, source=source)
 
 
 def load(folder: str | Path, *, backend: str = "auto", fresh_heads: bool = False) -> GPT1 | BERT:
-    """Our model for a folder that transformers' `save_pretrained` wrote: config.json and model.safetensors.
+    """Loads our model from a folder that transformers' `save_pretrained` wrote: config.json and model.safetensors.
 
-    Raises FileNotFoundError, or ValueError for a model, file or tensor that does not fit; pickles are never loaded.
+    Pickles are never loaded. Raises FileNotFoundError, or ValueError for a model, file or tensor that does not fit.
     """
     config, weights = files.read_config(folder), files.read_weights(folder)
-    return convert(config, weights, backend=backend, fresh_heads=fresh_heads, what=str(Path(folder) / files.WEIGHTS))
+    return convert(config, weights, backend=backend, fresh_heads=fresh_heads, source=str(Path(folder) / files.WEIGHTS))
 
 
 def save(model: GPT1 | BERT, folder: str | Path) -> None:
-    """Write a folder that transformers' `from_pretrained` reads. Raises OSError, or ValueError as `export_config`."""
+    """Writes a folder that transformers' `from_pretrained` reads. Raises OSError, or ValueError as `export_config`."""
     files.write(folder, export_config(model.config), export_weights(model))
 
 
-def _canonical(weights: Mapping[str, Tensor], config: Config) -> dict[str, Tensor]:
-    """Names as in the models with heads: prefixed, LayerNorm's as PyTorch has them (early files: gamma, beta)."""
+def _normalise_names(weights: Mapping[str, Tensor], config: Config) -> dict[str, Tensor]:
+    """Adds the prefix of their models with heads to all names; renames gamma and beta of LayerNorm (early files)."""
     prefix = "transformer." if isinstance(config, GPT1Config) else "bert."
     bare = not any(name.startswith(prefix) for name in weights)
     renamed = {}
@@ -214,20 +215,20 @@ def _canonical(weights: Mapping[str, Tensor], config: Config) -> dict[str, Tenso
     return renamed
 
 
-def _drop_tied(theirs: dict[str, Tensor], what: str) -> None:
+def _drop_tied_copies(theirs: dict[str, Tensor], source: str) -> None:
     for second, first in _TIED.items():
         tensor = theirs.pop(second, None)
         if tensor is not None and not torch.equal(tensor, theirs.setdefault(first, tensor)):
-            raise ValueError(f"{what}: {second} differs from {first}; an untied output layer is not supported")
+            raise ValueError(f"{source}: {second} differs from {first}; an untied output layer is not supported")
 
 
-def _table(config: Config) -> Iterator[tuple[str, _Source]]:
+def _table(config: Config) -> Iterator[tuple[str, _Tensors]]:
     return _gpt1_table(config.layers) if isinstance(config, GPT1Config) else _bert_table(config.layers)
 
 
-def _gpt1_table(layers: int) -> Iterator[tuple[str, _Source]]:
-    yield "embedding.word", _Source(("transformer.tokens_embed.weight",))
-    yield "embedding.position", _Source(("transformer.positions_embed.weight",))
+def _gpt1_table(layers: int) -> Iterator[tuple[str, _Tensors]]:
+    yield "embedding.word", _Tensors(("transformer.tokens_embed.weight",))
+    yield "embedding.position", _Tensors(("transformer.positions_embed.weight",))
     modules = {
         "attention.qkv": "attn.c_attn",
         "attention.out": "attn.c_proj",
@@ -239,13 +240,13 @@ def _gpt1_table(layers: int) -> Iterator[tuple[str, _Source]]:
     for i in range(layers):
         for ours, theirs in modules.items():
             is_conv1d = not theirs.startswith("ln_")
-            yield f"blocks.{i}.{ours}.weight", _Source((f"transformer.h.{i}.{theirs}.weight",), is_conv1d)
-            yield f"blocks.{i}.{ours}.bias", _Source((f"transformer.h.{i}.{theirs}.bias",))
+            yield f"blocks.{i}.{ours}.weight", _Tensors((f"transformer.h.{i}.{theirs}.weight",), is_conv1d)
+            yield f"blocks.{i}.{ours}.bias", _Tensors((f"transformer.h.{i}.{theirs}.bias",))
 
 
-def _bert_table(layers: int) -> Iterator[tuple[str, _Source]]:
+def _bert_table(layers: int) -> Iterator[tuple[str, _Tensors]]:
     for ours, theirs in (("word", "word"), ("position", "position"), ("segment", "token_type")):
-        yield f"embedding.{ours}", _Source((f"bert.embeddings.{theirs}_embeddings.weight",))
+        yield f"embedding.{ours}", _Tensors((f"bert.embeddings.{theirs}_embeddings.weight",))
     yield from _affine("embedding.norm", "bert.embeddings.LayerNorm")
     for i in range(layers):
         block, layer = f"blocks.{i}", f"bert.encoder.layer.{i}"
@@ -259,10 +260,10 @@ def _bert_table(layers: int) -> Iterator[tuple[str, _Source]]:
     yield from _affine("pooler", "bert.pooler.dense")
     yield from _affine("mlm.dense", "cls.predictions.transform.dense")
     yield from _affine("mlm.norm", "cls.predictions.transform.LayerNorm")
-    yield "mlm.bias", _Source(("cls.predictions.bias",))
+    yield "mlm.bias", _Tensors(("cls.predictions.bias",))
     yield from _affine("nsp", "cls.seq_relationship")
 
 
-def _affine(ours: str, *theirs: str) -> Iterator[tuple[str, _Source]]:
+def _affine(ours: str, *theirs: str) -> Iterator[tuple[str, _Tensors]]:
     for kind in ("weight", "bias"):
-        yield f"{ours}.{kind}", _Source(tuple(f"{name}.{kind}" for name in theirs))
+        yield f"{ours}.{kind}", _Tensors(tuple(f"{name}.{kind}" for name in theirs))

@@ -1,4 +1,4 @@
-"""The models, one file each: a trunk with heads. Their configurations and sizes need no torch."""
+"""The models, one per file: a trunk with heads. Their configurations and sizes import no torch."""
 
 from typing import TYPE_CHECKING
 

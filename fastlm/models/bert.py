@@ -1,8 +1,8 @@
 """BERT: Devlin et al. 2019, "BERT: Pre-training of Deep Bidirectional Transformers for Language Understanding".
 
 An encoder of post-LN blocks over word, position and segment embeddings, with dropout on the normalised embedding sum,
-on attention's probabilities and before each residual. Its pretraining has two heads: masked tokens, computed at the
-predicted positions alone, and next sentence, from a tanh pooling of [CLS].
+on attention's probabilities and before each residual. Pretraining has two heads: masked tokens, computed only at the
+predicted positions, and next sentence, from a tanh pooling of [CLS].
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from fastlm.nn import EmbeddingLayerNorm, Head, MaskedLMHead, NextSentenceHead, 
 
 
 class BERT(Model):
-    """The encoder, initialised as N(0, initializer_range) truncated at two deviations, with zero biases.
+    """Builds the encoder. Matrices start as N(0, initializer_range) truncated at two deviations, biases as 0.
 
     Args:
         config: see BERTConfig; `fastlm.models.PRESETS` has BASE, LARGE and small ones.
-        heads: by name; None: {"mlm": MaskedLMHead, "nsp": NextSentenceHead} (targets: "mlm_positions" and
-            "mlm_targets" (B, P) int64, "next_sentence_labels" (B,) int64).
-        backend: what serves the ops: "auto", "reference", "cpu", "triton" or "cuda".
+        heads: by name; None gives {"mlm": MaskedLMHead, "nsp": NextSentenceHead}, whose targets are "mlm_positions" and
+            "mlm_targets" (B, P) int64, and "next_sentence_labels" (B,) int64.
+        backend: which backend runs the ops: "auto", "reference", "cpu", "triton" or "cuda".
         keep_sum: whether residual sums are kept for the backward (see `fastlm.add_layer_norm`).
     """
 
@@ -73,17 +73,17 @@ class BERT(Model):
         masked = MaskedLMHead(config.vocab_size, config.hidden, gelu=config.gelu, eps=config.eps, backend=backend)
         return {"mlm": masked, "nsp": NextSentenceHead(config.hidden, backend=backend)}
 
-    def embed(self, tokens: Tensor, segments: Tensor | None, seed: Tensor | None) -> Tensor:
+    def embed(self, tokens: Tensor, segments: Tensor | None, seed: Tensor | None, first_row: Tensor | None) -> Tensor:
         segments = torch.zeros_like(tokens) if segments is None else segments
-        return self.embedding(tokens, segments, seed=seed)
+        return self.embedding(tokens, segments, seed=seed, first_row=first_row)
 
     def pooled(self, hidden: Tensor) -> Tensor:
-        """tanh of a linear layer on [CLS]: (B, S, E) -> (B, E). Heads on whole sequences read it."""
+        """Pools a sequence for heads on whole sequences: tanh of a linear layer on [CLS], (B, S, E) -> (B, E)."""
         return torch.tanh(self.pooler(hidden[:, 0]))
 
     @torch.no_grad()
     def initialise(self, module: nn.Module) -> None:
-        """The original code's truncated_normal_initializer: values beyond two deviations are drawn again."""
+        """Initialises as the original truncated_normal_initializer: values beyond two deviations are drawn again."""
         std = self.config.initializer_range
         for name, p in module.named_parameters():
             if p.ndim == 2:

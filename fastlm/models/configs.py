@@ -1,20 +1,20 @@
-"""The models' configurations and the papers' sizes. Imports no torch: recipes and the command line need none."""
+"""The models' configurations and the papers' sizes. Imports no torch, since recipes and `--help` do without it."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar, Self
 
-from fastlm._options import option
+from fastlm._options import list_problems, option
 from fastlm.keep import keep_count
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The part of a configuration that all models have; the papers' BASE size.
+    """Holds the options that all models have. Defaults are the papers' BASE size.
 
-    context is the longest sequence S; hidden E; intermediate I; the dropouts are probabilities. Raises ValueError
-    or TypeError, naming the field, for values that make no model.
+    context is the longest sequence S, hidden is E, intermediate is I; dropouts are probabilities. Raises ValueError or
+    TypeError, naming the field, for a value that no model can have.
     """
 
     model_type: ClassVar[str]
@@ -25,7 +25,7 @@ class ModelConfig:
     hidden: int = option("width of the hidden states", 768)
     heads: int = option("attention heads", 12)
     intermediate: int = option("width of the MLPs", 3072)
-    dropout: float = option("dropout of the residual branches, and of all else that is not given", 0.1)
+    dropout: float = option("dropout of the residual branches, and the default of the other dropouts", 0.1)
     attention_dropout: float = option("dropout of attention's weights", 0.1)
     embedding_dropout: float = option("dropout of the embedding sum", 0.1)
     eps: float = option("epsilon of the layer norms", 1e-5)
@@ -44,24 +44,24 @@ class ModelConfig:
             keep_count(p)
 
     def to_json(self) -> dict[str, Any]:
+        """Returns the content of config.json."""
         return {"model_type": self.model_type, **asdict(self)}
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Self:
-        """Raises ValueError where the names are not just those of `to_json`."""
+        """Returns the configuration that `to_json` describes. Raises ValueError for missing or unknown names."""
         given, known = set(values), {"model_type", *(f.name for f in fields(cls))}
         if given != known:
-            problems = {"missing": known - given, "unknown": given - known}
-            text = "; ".join(f"{kind}: {', '.join(sorted(names))}" for kind, names in problems.items() if names)
+            text = list_problems(missing=known - given, unknown=given - known)
             hint = "a folder of transformers' is loaded by fastlm.integrations.transformers.load"
             raise ValueError(f"not the configuration of a fastlm {cls.model_type}: {text} ({hint})")
         return cls(**{name: value for name, value in values.items() if name != "model_type"})
 
     def block_flops_per_token(self, keys: float) -> int:
-        """Floating-point operations per token of all blocks, forward and backward, where a query sees `keys` keys.
+        """Returns floating-point operations per token of all blocks, forward and backward, if a query sees `keys` keys.
 
-        A product of (m, k) and (k, n) takes 2mkn, and each of its two gradients as much again: 6 per weight and token.
-        A block's weights are 4 E^2 (attention) + 2 E I (MLP); scores and context take E multiplications per key each.
+        A product of (m, k) and (k, n) takes 2mkn operations, and so does each of its two gradients: 6 per weight and
+        token. A block has 4 E^2 weights (attention) + 2 E I (MLP). q k^T and p v each take E multiplications per key.
         """
         weights = 4 * self.hidden**2 + 2 * self.hidden * self.intermediate
         return round(6 * self.layers * (weights + 2 * keys * self.hidden))
@@ -69,7 +69,7 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class GPT1Config(ModelConfig):
-    """Radford et al. 2018, section 4.1, "Model specifications".
+    """Configures GPT-1; defaults are those of Radford et al. 2018, section 4.1, "Model specifications".
 
     The vocabulary is 40,000 merges and the 478 symbols they start from.
     """
@@ -79,27 +79,30 @@ class GPT1Config(ModelConfig):
     vocab_size: int = 40478
 
     def flops_per_token(self, sequence_length: int) -> int:
-        """Floating-point operations per token of a training step: 6 per weight, and causal attention's.
+        """Returns floating-point operations per token of a training step.
 
-        6 L (4 E^2 + 2 E I) + 6 L 2 E (S + 1) / 2 + 6 V E: blocks' weights; scores and context, where a query sees
-        (S + 1) / 2 keys on average; head. Look-ups, layer norms, GELU and softmax count nothing.
+            6 L (4 E^2 + 2 E I)     weights of the blocks
+            6 L 2 E (S + 1) / 2     q k^T and p v; a query sees (S + 1) / 2 keys on average
+            6 V E                   head
+
+        Look-ups, layer norms, GELU and softmax are not counted.
         """
         return self.block_flops_per_token((sequence_length + 1) / 2) + 6 * self.vocab_size * self.hidden
 
 
 @dataclass(frozen=True)
 class BERTConfig(ModelConfig):
-    """Devlin et al. 2019, section 3, "Model architecture", BASE.
+    """Configures BERT; defaults are BASE of Devlin et al. 2019, section 3, "Model architecture".
 
-    `segments` kinds of segment; `gelu` is "tanh", as in the original code, or "none" for the exact erf form of Hugging
-    Face's weights.
+    `segments` is the number of segment ids. `gelu` is "tanh", as in the original code, or "none", the exact erf form
+    that Hugging Face's weights were made for.
     """
 
     model_type: ClassVar[str] = "bert"
 
     vocab_size: int = 30522
     eps: float = option("epsilon of the layer norms", 1e-12)
-    segments: int = option("kinds of segment", 2)
+    segments: int = option("number of segment ids", 2)
     gelu: str = option('"tanh", or "none" for the exact erf form', "tanh")
 
     def __post_init__(self) -> None:
@@ -108,17 +111,20 @@ class BERTConfig(ModelConfig):
             raise ValueError(f"gelu must be 'tanh' or 'none' (the exact erf), got {self.gelu!r}")
 
     def flops_per_token(self, sequence_length: int, predicted_fraction: float = 0.15) -> int:
-        """Floating-point operations per token of a training step: 6 per weight that it meets, and attention's.
+        """Returns floating-point operations per token of a training step.
 
-        6 L (4 E^2 + 2 E I) + 6 L 2 E S + 6 f (E^2 + V E): blocks' weights; scores and context; the masked-LM head,
-        which the fraction f of the positions goes through. The pooler and the next-sentence head, one position per
-        sequence, look-ups, layer norms, GELU and softmax count nothing.
+            6 L (4 E^2 + 2 E I)     weights of the blocks
+            6 L 2 E S               q k^T and p v
+            6 f (E^2 + V E)         masked-LM head, on the fraction f of the positions
+
+        Pooler and next-sentence head (one position per sequence), look-ups, layer norms, GELU and softmax are not
+        counted.
         """
         head = self.hidden**2 + self.vocab_size * self.hidden
         return self.block_flops_per_token(sequence_length) + round(6 * predicted_fraction * head)
 
 
-# A width of 256 is initialised wider, as 0.02 sqrt(768 / 256): a matrix then passes on as much as BASE's of 768.
+# initializer_range is 0.02 sqrt(768 / 256): x W^T then has the same variance as with 0.02 and a width of 768.
 _SMALL = {"vocab_size": 4096, "layers": 4, "hidden": 256, "heads": 4, "intermediate": 1024, "initializer_range": 0.035}
 _MINI = {
     "vocab_size": 1024, "context": 64, "layers": 2, "hidden": 128, "heads": 2, "intermediate": 512,

@@ -1,6 +1,6 @@
-"""A model's folder: config.json and model.safetensors, written whole or not at all. Pickles are never loaded.
+"""A model's folder: config.json and model.safetensors, written atomically. Pickles are never loaded.
 
-safetensors is imported when a file is written or read: a model that is not needs no more than torch.
+safetensors is imported when a file is written or read, so that models without files need only torch.
 """
 
 from __future__ import annotations
@@ -12,16 +12,20 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from fastlm._options import list_problems
 from fastlm.files import named_tensors, write_json, write_tensors
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
-_PICKLES = (b"PK\x03\x04", b"\x80")  # what torch.save writes: a zip archive, and before torch 1.6 a bare pickle
+_PICKLES = (
+    b"PK\x03\x04",
+    b"\x80",
+)  # first bytes of torch.save's files: a zip archive, or before torch 1.6 a bare pickle
 
 
 def write(folder: str | Path, config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
-    """Writes both files, each whole or not at all; makes the folder if need be.
+    """Writes both files, each atomically; makes the folder if needed.
 
-    Raises OSError (a full disk, no permission) that names the file; then the one that was there is still whole.
+    Raises OSError (a full disk, no permission) that names the file; its previous content is then still there.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -65,34 +69,31 @@ def read_weights(folder: str | Path) -> dict[str, Tensor]:
         raise ValueError(f"{path}: not a safetensors file, or a truncated one ({error})") from error
 
 
-def check_names(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], what: str) -> None:
-    """Raises ValueError unless both have the same names with the same shapes; the sentence lists what differs."""
+def check_names(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], source: str) -> None:
+    """Raises ValueError unless both have the same names and shapes; the message lists all differences."""
     shapes = {name: tuple(t.shape) for name, t in expected.items()}
     wrong = [
         f"{name} {tuple(t.shape)}, not {shapes[name]}"
         for name, t in found.items()
         if name in shapes and tuple(t.shape) != shapes[name]
     ]
-    kinds = {
-        "missing": sorted(expected.keys() - found.keys()),
-        "unknown": sorted(found.keys() - expected.keys()),
-        "of another shape": sorted(wrong),
-    }
-    problems = [f"{kind}: {', '.join(names)}" for kind, names in kinds.items() if names]
+    missing, unknown = expected.keys() - found.keys(), found.keys() - expected.keys()
+    problems = list_problems(missing=missing, unknown=unknown, of_another_shape=wrong)
     if problems:
-        raise ValueError(f"{what}: not the tensors of this model: {'; '.join(problems)}")
+        raise ValueError(f"{source}: not the tensors of this model: {problems}")
 
 
-def assign_weights(model: nn.Module, weights: Mapping[str, Tensor], what: str) -> None:
-    """Makes the given tensors, not copies, the model's parameters and persistent buffers; what is shared stays shared.
+def assign_weights(model: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:
+    """Makes the given tensors, not copies, the parameters and persistent buffers of the model; ties stay tied.
 
-    Raises ValueError, beginning with `what`, where the names or shapes are not those of `named_tensors(model)`.
+    source: the origin of the weights, named in errors. Raises ValueError if the names or shapes are not those of
+    `named_tensors(model)`.
     """
     expected = named_tensors(model)
-    check_names(weights, expected, what)
+    check_names(weights, expected, source)
     given = {}
     for name, tensor in expected.items():
         is_parameter = isinstance(tensor, nn.Parameter)
         given[id(tensor)] = nn.Parameter(weights[name], tensor.requires_grad) if is_parameter else weights[name]
-    everywhere = {name: given[id(tensor)] for name, tensor in model.state_dict(keep_vars=True).items()}
-    model.load_state_dict(everywhere, assign=True)
+    tensors = {name: given[id(tensor)] for name, tensor in model.state_dict(keep_vars=True).items()}
+    model.load_state_dict(tensors, assign=True)

@@ -17,12 +17,12 @@ from fastlm.nn import CausalLMHead, EmbeddingLayerNorm, Head, PostLNBlock
 
 
 class GPT1(Model):
-    """The decoder, initialised as N(0, initializer_range) with zero biases; its pretraining head is "lm".
+    """Builds the decoder. Matrices start as N(0, initializer_range), biases as 0.
 
     Args:
         config: see GPT1Config; `fastlm.models.PRESETS` has the paper's and small ones.
-        heads: by name; None: {"lm": CausalLMHead}, the next token (targets: "targets" (B, S) int64).
-        backend: what serves the ops: "auto", "reference", "cpu", "triton" or "cuda".
+        heads: by name; None gives {"lm": CausalLMHead}, the next token, whose targets are "targets" (B, S) int64.
+        backend: which backend runs the ops: "auto", "reference", "cpu", "triton" or "cuda".
         keep_sum: whether residual sums are kept for the backward (see `fastlm.add_layer_norm`).
     """
 
@@ -65,12 +65,12 @@ class GPT1(Model):
     def pretraining_heads(self) -> dict[str, Head]:
         return {"lm": CausalLMHead(backend=self.backend)}
 
-    def embed(self, tokens: Tensor, segments: Tensor | None, seed: Tensor | None) -> Tensor:
-        return self.embedding(tokens, seed=seed)
+    def embed(self, tokens: Tensor, segments: Tensor | None, seed: Tensor | None, first_row: Tensor | None) -> Tensor:
+        return self.embedding(tokens, seed=seed, first_row=first_row)
 
     @torch.no_grad()
     def initialise(self, module: nn.Module) -> None:
-        """Every matrix N(0, initializer_range), whatever its depth; biases 0, layer norms the identity."""
+        """Initialises every matrix as N(0, initializer_range), at any depth; biases are 0, layer norms the identity."""
         for name, p in module.named_parameters():
             if p.ndim == 2:
                 nn.init.normal_(p, std=self.config.initializer_range)

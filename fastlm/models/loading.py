@@ -1,4 +1,4 @@
-"""Models by their configuration: which class a configuration is of, building and loading."""
+"""Builds and loads a model of the class that a configuration belongs to."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ _MODELS: dict[type[ModelConfig], type[Model]] = {model.config_class: model for m
 
 
 def build(config: ModelConfig, heads: Mapping[str, Head] | None = None, *, backend: str = "auto") -> Model:
-    """A freshly initialised model of this configuration; `heads` None: those of its paper's pretraining."""
+    """Builds a freshly initialised model; heads=None gives the heads that its paper pretrains it with."""
     if type(config) not in _MODELS:
         raise TypeError(f"config must be a GPT1Config or a BERTConfig, got {type(config).__name__}")
     return _MODELS[type(config)](config, heads, backend=backend)
 
 
 def load(folder: str | Path, heads: Mapping[str, Head] | None = None, *, backend: str = "auto") -> Model:
-    """The model, of whatever class, that `save` wrote into this folder; `heads` as in `Model.load`.
+    """Loads a model of any class from a folder that `save` wrote; `heads` as in `Model.load`. Pickles are never loaded.
 
-    Raises FileNotFoundError, or ValueError for a truncated or foreign file; pickles are never loaded.
+    Raises FileNotFoundError, or ValueError for a truncated or foreign file.
     """
     model_type = files.read_config(folder).get("model_type")
     for config_class, model in _MODELS.items():
@@ -38,6 +38,6 @@ def load(folder: str | Path, heads: Mapping[str, Head] | None = None, *, backend
 
 
 def parameter_count(config: ModelConfig) -> int:
-    """Numbers that training adapts, with the heads of the paper's pretraining; a tied weight counts once."""
+    """Counts the trained parameters, the pretraining heads included; a tied weight counts once."""
     with torch.device("meta"):
         return sum(p.numel() for p in build(config).parameters())

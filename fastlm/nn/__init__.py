@@ -1,4 +1,4 @@
-"""Modules over the ops: drop-in layers, the blocks that models are made of, and heads."""
+"""Modules that call the ops: drop-in layers, the blocks of the models, and heads."""
 
 from fastlm.nn.blocks import PostLNBlock
 from fastlm.nn.heads import CausalLMHead, Head, MaskedLMHead, NextSentenceHead

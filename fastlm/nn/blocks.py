@@ -1,4 +1,4 @@
-"""Blocks: attention and MLP with their residuals."""
+"""Transformer blocks: attention and MLP with their residuals."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from fastlm.nn.layers import MLP, AddLayerNorm, SelfAttention
 
 
 class PostLNBlock(nn.Module):
-    """h = LN(x + dropout(attention(x))); LN(h + dropout(MLP(h))) (Vaswani et al. 2017; GPT-1; BERT).
+    """Computes h = LN(x + dropout(attention(x))), then LN(h + dropout(MLP(h))) (Vaswani et al. 2017; GPT-1; BERT).
 
-    Shapes: x (B, S, E) -> (B, S, E). `dropout_sites` seeds are used per call: attention's, and one per residual.
+    Shapes: x (B, S, E) -> (B, S, E). A call uses `dropout_sites` seeds: one for attention, one per residual.
 
     Args:
         hidden, heads, intermediate: E, H, and the width I of the MLP.
-        causal: a query sees the keys up to its own position.
-        dropout, attention_dropout: probabilities, of the residual branches and of attention's weights.
+        causal: whether a query sees only the keys up to its own position.
+        dropout, attention_dropout: probabilities for the residual branches and for attention's probabilities.
         gelu: "tanh" or "none" (the exact erf form).
         keep_sum: whether the residual sums are kept for the backward (see `fastlm.add_layer_norm`).
     """
@@ -46,9 +46,19 @@ class PostLNBlock(nn.Module):
         self.mlp = MLP(hidden, intermediate, approximate=gelu, **fused)
         self.mlp_norm = AddLayerNorm(hidden, **norm)
 
-    def forward(self, x: Tensor, lengths: Tensor | None, seeds: Sequence[Tensor | None]) -> Tensor:
-        """`lengths` (B,) int32 or None; `seeds`: one int64 or None per dropout site."""
-        a, bias = self.attention(x, lengths=lengths, seed=seeds[0])
-        h = self.attention_norm(a, x, bias=bias, seed=seeds[1])
+    def forward(
+        self,
+        x: Tensor,
+        lengths: Tensor | None,
+        seeds: Sequence[Tensor | None],
+        first_sequence: Tensor | None = None,
+        first_row: Tensor | None = None,
+    ) -> Tensor:
+        """Applies the block; `lengths` (B,) int32 or None, `seeds`: one int64 or None per dropout site.
+
+        `first_sequence` and `first_row`: the index of the first sequence and row in the whole batch, one int64 each.
+        """
+        a, bias = self.attention(x, lengths=lengths, seed=seeds[0], first_sequence=first_sequence)
+        h = self.attention_norm(a, x, bias=bias, seed=seeds[1], first_row=first_row)
         m, bias = self.mlp(h)
-        return self.mlp_norm(m, h, bias=bias, seed=seeds[2])
+        return self.mlp_norm(m, h, bias=bias, seed=seeds[2], first_row=first_row)

@@ -1,8 +1,8 @@
-"""Heads: from a trunk's hidden states to a loss, or to logits.
+"""Heads: they turn a trunk's hidden states into a loss or logits.
 
-A head names the entries of a batch that its loss needs (`targets`). A model calls a head only where a batch holds them,
-so a head that is not asked costs nothing. A head is given its model at each call: it may use the model's embedding or
-pooling without owning them.
+A head names the entries of a batch that its loss needs (`targets`). A model calls the head only if a batch holds them,
+so an unused head costs nothing. Each call passes the model to the head, which may use the model's embedding or pooling
+without owning them.
 """
 
 from __future__ import annotations
@@ -18,33 +18,33 @@ from fastlm.nn.layers import GELULayerNorm, LinearCrossEntropy
 if TYPE_CHECKING:
     from fastlm.models.base import Model
 
-IGNORED = -100  # the target of a position that is not to be predicted
+IGNORED = -100  # the target of a position that is not predicted
 
 
 class Head(nn.Module):
-    """Base of the heads.
+    """Defines what a head is.
 
-    targets: names of the batch's entries that `loss` takes. dropout_sites: seeds that one call of `loss` uses.
+    targets: names of the batch's entries that `loss` takes. dropout_sites: number of seeds that a call of `loss` uses.
     """
 
     targets: ClassVar[tuple[str, ...]] = ()
     dropout_sites = 0
 
     def check(self, model: Model, tokens: Tensor, **targets: Tensor) -> None:
-        """Raises TypeError or ValueError where targets do not fit tokens (B, S); called before the trunk runs."""
+        """Raises TypeError or ValueError if targets do not fit tokens (B, S). Called before the trunk runs."""
 
     def loss(self, model: Model, hidden: Tensor, **targets: Tensor) -> Tensor:
-        """The loss, a float32 scalar (float64 for float64), for hidden states (B, S, E).
+        """Returns the loss for hidden states (B, S, E): a float32 scalar (float64 for float64).
 
-        A head with dropout sites is also given `seeds`: one int64, or None outside training, per site.
+        A head with dropout sites also gets `seeds`: per site one int64, or None outside training.
         """
         raise TypeError(f"{type(self).__name__} defines no loss")
 
 
 class CausalLMHead(Head):
-    """The next token, by the word embedding (GPT-1, equations 1 and 2). It has no parameters of its own.
+    """Predicts the next token by the word embedding (GPT-1, equations 1 and 2). It has no parameters of its own.
 
-    targets (B, S) int64: the token that follows each, -100 where none is asked for.
+    targets (B, S) int64: the token after each position, or -100 for a position that is not predicted.
     """
 
     targets = ("targets",)
@@ -57,19 +57,19 @@ class CausalLMHead(Head):
         model.check_ids("targets", targets, tokens.shape, model.config.vocab_size, ignore=IGNORED)
 
     def loss(self, model: Model, hidden: Tensor, *, targets: Tensor) -> Tensor:
-        """The mean over the positions that have a target."""
+        """Returns the mean loss over the positions that have a target."""
         return self.cross_entropy(hidden, model.embedding.word, targets)
 
     def logits(self, model: Model, hidden: Tensor) -> Tensor:
-        """(B, S, V), in the dtype of the weights or autocast's."""
+        """Returns logits (B, S, V), in the dtype of the weights or of autocast."""
         return F.linear(hidden, model.embedding.word)
 
 
 class MaskedLMHead(Head):
-    """The words at chosen positions (BERT, section 3.1, task 1): LN(GELU(dense(x))), the word embedding, a bias.
+    """Predicts tokens at chosen positions (BERT, section 3.1, task 1): LN(GELU(dense(x))) We^T + bias.
 
-    mlm_positions, mlm_targets (B, P) int64: where to predict, and what; padded with any position in [0, S) and the
-    target -100, so that P is the same in every batch. Only these positions are computed.
+    We is the word embedding. mlm_positions, mlm_targets (B, P) int64: the positions and their tokens. P is the same in
+    every batch: rows are padded with any position in [0, S) and the target -100. Only these positions are computed.
     """
 
     targets = ("mlm_positions", "mlm_targets")
@@ -91,25 +91,25 @@ class MaskedLMHead(Head):
         model.check_ids("mlm_targets", mlm_targets, mlm_positions.shape, model.config.vocab_size, ignore=IGNORED)
 
     def loss(self, model: Model, hidden: Tensor, *, mlm_positions: Tensor, mlm_targets: Tensor) -> Tensor:
-        """The mean over the positions that have a target."""
+        """Returns the mean loss over the positions that have a target."""
         return self.cross_entropy(
             self.features(hidden, mlm_positions), model.embedding.word, mlm_targets, bias=self.bias
         )
 
     def logits(self, model: Model, hidden: Tensor, positions: Tensor) -> Tensor:
-        """(B, P, V) at positions (B, P) int64, in the dtype of the weights or autocast's."""
+        """Returns logits (B, P, V) at positions (B, P) int64, in the dtype of the weights or of autocast."""
         model.check_ids("positions", positions, (hidden.shape[0], *positions.shape[1:]), hidden.shape[1])
         return F.linear(self.features(hidden, positions), model.embedding.word, self.bias)
 
     def features(self, hidden: Tensor, positions: Tensor) -> Tensor:
-        """LN(GELU(dense(hidden[b, positions[b, p]]))): (B, P, E)."""
-        return self.norm(F.linear(_rows_at(hidden, positions), self.dense.weight), bias=self.dense.bias)
+        """Returns LN(GELU(dense(hidden[b, positions[b, p]]))), (B, P, E)."""
+        return self.norm(F.linear(_gather_rows(hidden, positions), self.dense.weight), bias=self.dense.bias)
 
 
 class NextSentenceHead(Head, nn.Linear):
-    """Whether the second sentence follows the first (BERT, section 3.1, task 2), from the model's pooling of [CLS].
+    """Predicts whether sentence B follows A (BERT, section 3.1, task 2) from the model's pooling of [CLS].
 
-    next_sentence_labels (B,) int64: 0 where it follows, else 1; -100 where it is not asked.
+    next_sentence_labels (B,) int64: 0 if it follows, 1 if not; -100 if it is not predicted.
     """
 
     targets = ("next_sentence_labels",)
@@ -122,16 +122,16 @@ class NextSentenceHead(Head, nn.Linear):
         model.check_ids("next_sentence_labels", next_sentence_labels, tokens.shape[:1], 2, ignore=IGNORED)
 
     def loss(self, model: Model, hidden: Tensor, *, next_sentence_labels: Tensor) -> Tensor:
-        """The mean over the sequences that have a label."""
+        """Returns the mean loss over the sequences that have a label."""
         return self.cross_entropy(model.pooled(hidden), self.weight, next_sentence_labels, bias=self.bias)
 
     def logits(self, model: Model, hidden: Tensor) -> Tensor:
-        """(B, 2); index 0 is "is next"."""
+        """Returns logits (B, 2); index 0 is "is next"."""
         return F.linear(model.pooled(hidden), self.weight, self.bias)
 
 
-def _rows_at(hidden: Tensor, positions: Tensor) -> Tensor:
-    """hidden[b, positions[b, p]]: (B, P, E)."""
+def _gather_rows(hidden: Tensor, positions: Tensor) -> Tensor:
+    """Gathers hidden[b, positions[b, p]] into (B, P, E)."""
     batch, length, _ = hidden.shape
     first = torch.arange(batch, device=positions.device) * length
     rows = (positions + first[:, None]).flatten()

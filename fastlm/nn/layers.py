@@ -1,9 +1,9 @@
-"""Drop-in modules over the ops.
+"""Drop-in modules that call the ops.
 
-Modules with dropout take the seed of their mask as an argument; in training they draw one where none is given. Such a
-module declares how many seeds one call uses (`dropout_sites`): a model draws the seeds of all calls at once
-(`draw_seeds`) and gives each call its own, also where one module is called several times. Every
-module takes `backend` ("auto", "reference", "cpu", "triton" or "cuda"), and `device` and `dtype` as in torch.nn.
+A module with dropout takes the seed of its mask as an argument; in training it draws one if none is given. It declares
+how many seeds a call uses (`dropout_sites`). A model draws the seeds of all calls at once (`draw_seeds`) and gives each
+call its own seeds, also if one module is called several times. Every module takes `backend` ("auto", "reference",
+"cpu", "triton" or "cuda"), and `device` and `dtype` as in torch.nn.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ __all__ = [
 
 
 class LayerNorm(nn.Module):
-    """LN(x) over the last dimension, as `torch.nn.LayerNorm(hidden)`: the same names in the state dict.
+    """Computes LN(x) over the last dimension, as `torch.nn.LayerNorm(hidden)`, with the same names in the state dict.
 
     Shapes: x (..., E) -> (..., E). Parameters: weight (E,); bias (E,) unless `bias` is False.
     """
@@ -50,11 +50,12 @@ class LayerNorm(nn.Module):
 
 
 class AddLayerNorm(LayerNorm):
-    """The post-LN step LN(residual + dropout(x + bias)) (Vaswani et al. 2017, sections 3.1 and 5.4).
+    """Computes the post-LN step LN(residual + dropout(x + bias)) (Vaswani et al. 2017, sections 3.1 and 5.4).
 
-    Shapes: x and residual (..., E) -> (..., E). The bias of the linear layer that made x comes with the call: see
-    `return_bias` of `SelfAttention` and `MLP`. With `return_sum` the sum comes too, as pre-LN models need it; without
-    `keep_sum` the backward reads the output instead of a sum kept for it (see `fastlm.add_layer_norm`).
+    Shapes: x and residual (..., E) -> (..., E). The bias is that of the linear layer that made x, and an argument of
+    the call: see `return_bias` of `SelfAttention` and `MLP`. With `return_sum` the result is (y, sum), for pre-LN
+    models. With keep_sum=False no sum is kept for the backward, which uses the output instead (see
+    `fastlm.add_layer_norm`).
     """
 
     dropout_sites = 1
@@ -74,16 +75,25 @@ class AddLayerNorm(LayerNorm):
         self.dropout, self.return_sum, self.keep_sum = _checked(dropout), return_sum, keep_sum
 
     def forward(
-        self, x: Tensor, residual: Tensor, *, bias: Tensor | None = None, seed: Tensor | None = None
+        self,
+        x: Tensor,
+        residual: Tensor,
+        *,
+        bias: Tensor | None = None,
+        seed: Tensor | None = None,
+        first_row: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """`bias` (E,): added to x before dropout. `seed`: one int64."""
+        """Applies the step; `bias` (E,) is added to x before dropout.
+
+        `seed`: one int64; `first_row`: as in `fastlm.add_layer_norm`.
+        """
         return ops.add_layer_norm(
             x,
             residual,
             self.weight,
             self.bias,
             bias=bias,
-            **_dropout(self, self.dropout, seed, x.device),
+            **_dropout(self, self.dropout, seed, x.device, first_row=first_row),
             eps=self.eps,
             return_sum=self.return_sum,
             keep_sum=self.keep_sum,
@@ -96,7 +106,7 @@ class AddLayerNorm(LayerNorm):
 
 
 class GELULayerNorm(LayerNorm):
-    """LN(GELU(x + bias)), the transform of BERT's masked-LM head; the linear layer's bias comes with the call.
+    """Computes LN(GELU(x + bias)), the transform of BERT's masked-LM head; the bias is an argument of the call.
 
     Shapes: x (..., E) -> (..., E). `approximate` is "tanh" (both papers' code) or "none" (erf).
     """
@@ -116,7 +126,7 @@ class GELULayerNorm(LayerNorm):
 
 
 class LayerNormGELU(LayerNorm):
-    """GELU(LN(x)). Shapes: x (..., E) -> (..., E). `approximate` is "tanh" or "none" (erf)."""
+    """Computes GELU(LN(x)). Shapes: x (..., E) -> (..., E). `approximate` is "tanh" or "none" (erf)."""
 
     def __init__(
         self, hidden: int, *, approximate: str = "tanh", eps: float = 1e-5, backend: str = "auto", **factory: Any
@@ -133,7 +143,7 @@ class LayerNormGELU(LayerNorm):
 
 
 class BiasGELU(nn.Module):
-    """GELU(x + bias). Shapes: x (..., F) -> (..., F). Parameter: bias (F,), zero at first."""
+    """Computes GELU(x + bias). Shapes: x (..., F) -> (..., F). Parameter: bias (F,), initially zero."""
 
     def __init__(self, features: int, *, approximate: str = "tanh", backend: str = "auto", **factory: Any):
         super().__init__()
@@ -148,10 +158,10 @@ class BiasGELU(nn.Module):
 
 
 class MLP(nn.Module):
-    """The feed-forward layer: down(GELU(up(x))) (GPT-1 section 4.1; BERT section 3).
+    """Computes the feed-forward layer down(GELU(up(x))) (GPT-1 section 4.1; BERT section 3).
 
     Shapes: x (..., E) -> (..., E). Parameters: up (I, E) and down (E, I), each with a bias.
-    With `return_bias` the result is (y, bias), the bias of `down` not yet added: `AddLayerNorm` adds it.
+    With `return_bias` the result is (y, bias): y without the bias of `down`, which `AddLayerNorm` then adds.
     """
 
     def __init__(
@@ -179,11 +189,11 @@ class MLP(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Multi-head self-attention with dropout on the probabilities (Vaswani et al. 2017, section 3.2).
+    """Computes multi-head self-attention with dropout on the probabilities (Vaswani et al. 2017, section 3.2).
 
-    Shapes: x (B, S, E), or packed rows (T, E) with cu_seqlens, -> the same. Parameters: qkv (3E, E), the rows of
-    the queries' heads first, then the keys' and the values'; out (E, E); each with a bias.
-    With `return_bias` the result is (y, bias), the bias of `out` not yet added: `AddLayerNorm` adds it.
+    Shapes: x (B, S, E) -> (B, S, E), or packed rows (T, E) -> (T, E) with cu_seqlens. Parameters: qkv (3E, E), whose
+    rows are those of q for all heads, then of k, then of v; out (E, E); each with a bias.
+    With `return_bias` the result is (y, bias): y without the bias of `out`, which `AddLayerNorm` then adds.
     """
 
     dropout_sites = 1
@@ -215,8 +225,12 @@ class SelfAttention(nn.Module):
         cu_seqlens: Tensor | None = None,
         max_seqlen: int | None = None,
         seed: Tensor | None = None,
+        first_sequence: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """`lengths` (B,) int32 valid tokens; `cu_seqlens` (B + 1,) int32 with `max_seqlen`; `seed`: one int64."""
+        """Attends; `lengths` (B,) int32, or `cu_seqlens` (B + 1,) int32 and `max_seqlen`.
+
+        `seed`: one int64; `first_sequence`: as in `fastlm.attention`.
+        """
         qkv = self.qkv(x).unflatten(-1, (3, self.heads, -1))
         o = ops.attention_packed(
             qkv,
@@ -224,7 +238,7 @@ class SelfAttention(nn.Module):
             lengths=lengths,
             cu_seqlens=cu_seqlens,
             max_seqlen=max_seqlen,
-            **_dropout(self, self.dropout, seed, x.device),
+            **_dropout(self, self.dropout, seed, x.device, first_sequence=first_sequence),
             backend=self.backend,
         )
         return _project(self.out, o.flatten(-2), self.return_bias)
@@ -235,10 +249,10 @@ class SelfAttention(nn.Module):
 
 
 class EmbeddingLayerNorm(nn.Module):
-    """dropout(LN(word[tokens] + position[0 ... S - 1] + segment[segments])) (BERT section 3; GPT-1 equation 2).
+    """Computes dropout(LN(word[tokens] + position[0 ... S - 1] + segment[segments])) (BERT, section 3; GPT-1, eq. 2).
 
     Shapes: tokens and segments (B, S) int64 -> (B, S, E). Parameters: word (V, E); position (C, E); segment (T, E) if
-    `segments` > 0; norm (E,) unless `layer_norm` is False. Tables start as N(0, 0.02).
+    `segments` > 0; norm (E,) unless `layer_norm` is False. Tables are initialised as N(0, 0.02).
     """
 
     dropout_sites = 1
@@ -273,8 +287,12 @@ class EmbeddingLayerNorm(nn.Module):
         *,
         position_ids: Tensor | None = None,
         seed: Tensor | None = None,
+        first_row: Tensor | None = None,
     ) -> Tensor:
-        """`position_ids` (B, S) int64, by default 0 ... S - 1; `seed`: one int64."""
+        """Looks up the embeddings; `position_ids` (B, S) int64, by default 0 ... S - 1.
+
+        `seed`: one int64; `first_row`: as in `fastlm.embedding_layer_norm`.
+        """
         norm = {} if self.norm is None else {"gamma": self.norm.weight, "beta": self.norm.bias, "eps": self.norm.eps}
         return ops.embedding_layer_norm(
             tokens,
@@ -284,7 +302,7 @@ class EmbeddingLayerNorm(nn.Module):
             segment=self.segment,
             segments=segments,
             **norm,
-            **_dropout(self, self.dropout, seed, tokens.device),
+            **_dropout(self, self.dropout, seed, tokens.device, first_row=first_row),
             backend=self.backend,
         )
 
@@ -295,11 +313,11 @@ class EmbeddingLayerNorm(nn.Module):
 
 
 class LinearCrossEntropy(nn.Module):
-    """Cross-entropy of softmax(x weight^T + bias), never holding the logits: a linear layer and `CrossEntropyLoss`.
+    """Computes the cross-entropy of softmax(x weight^T + bias) without ever holding the logits.
 
     Shapes: x (..., E), weight (V, E), targets (...) int64 -> a scalar, or (...) for reduction "none"; float32
-    (float64 for float64). It has no parameters of its own: the weight may be tied to an embedding. Where the weight has
-    an attribute `main_grad` (V, E) float32, its gradient is added there, and `weight.grad` is left alone.
+    (float64 for float64). It has no parameters of its own, so the weight may be tied to an embedding. If the weight has
+    an attribute `main_grad` (V, E) float32, its gradient is added there, and `weight.grad` does not change.
     """
 
     def __init__(
@@ -324,7 +342,7 @@ class LinearCrossEntropy(nn.Module):
         bias: Tensor | None = None,
         row_weights: Tensor | None = None,
     ) -> Tensor:
-        """`bias` (V,); `row_weights` (...) float32, each row's weight in the loss."""
+        """Returns the loss; `bias` (V,), `row_weights` (...) float32: the weight of each row in the loss."""
         return ops.linear_cross_entropy(
             x,
             weight,
@@ -347,15 +365,18 @@ class LinearCrossEntropy(nn.Module):
 
 
 def _checked(dropout: float) -> float:
+    """Returns the probability. Raises ValueError if it cannot be applied."""
     keep_count(dropout)
     return dropout
 
 
-def _dropout(module: nn.Module, p: float, seed: Tensor | None, device: torch.device) -> dict[str, Any]:
-    """The op's dropout arguments: none outside training, a seed of the module's own where none is given."""
+def _dropout(
+    module: nn.Module, p: float, seed: Tensor | None, device: torch.device, **first: Tensor | None
+) -> dict[str, Any]:
+    """Returns the dropout arguments of an op: none outside training, and a drawn seed if none is given."""
     if p == 0.0 or not module.training:
         return {}
-    return {"dropout_p": p, "seed": draw_seeds(1, device) if seed is None else seed}
+    return {"dropout_p": p, "seed": draw_seeds(1, device) if seed is None else seed, **first}
 
 
 def _project(linear: nn.Linear, x: Tensor, return_bias: bool) -> Tensor | tuple[Tensor, Tensor]:

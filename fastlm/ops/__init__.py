@@ -1,7 +1,7 @@
 """The ops: one file per op, each with its public function, its SPEC, its schema and its derivative.
 
-An op joins fastlm here, by its function and its SPEC: `fastlm info`, the README's table, the tests and the benchmarks
-go through SPECS.
+To add an op to fastlm, add its function and its SPEC here: `fastlm info`, the README's table, the tests and the
+benchmarks loop over SPECS.
 """
 
 from fastlm.backends import Spec

@@ -1,4 +1,4 @@
-"""Checks of the ops' arguments: one clear sentence, before any kernel runs."""
+"""Checks of the ops' arguments. They run before any kernel, and each error is one clear sentence."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-SMALLEST_GAMMA = 1 / 64  # by which a layer norm's backward divides y, and y's rounding
+SMALLEST_GAMMA = 1 / 64  # the backward from y divides y, with its rounding error, by gamma
 FLOATING = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
@@ -18,7 +18,7 @@ def short(dtype: torch.dtype) -> str:
 
 
 def check_tensor(op: str, name: str, x: object, what: str = "a tensor") -> None:
-    """Checks that x is a tensor without a forward-mode tangent; an error says that it must be `what`."""
+    """Checks that x is a tensor without a forward-mode tangent. `what` completes the error: "x must be <what>"."""
     if not isinstance(x, Tensor):
         raise TypeError(f"{op}: {name} must be {what}, got {type(x).__name__}")
     if forward_ad._current_level >= 0 and forward_ad.unpack_dual(x).tangent is not None:
@@ -29,7 +29,7 @@ def check_tensor(op: str, name: str, x: object, what: str = "a tensor") -> None:
 
 
 def as_number(op: str, name: str, value: object) -> float:
-    """Returns one real number as a Python float: Python's, numpy's or a tensor without dimensions."""
+    """Converts a real number to a Python float. It may be a Python or numpy number or a tensor without dimensions."""
     if isinstance(value, (float, int)):
         return float(value)
     if isinstance(value, Tensor):
@@ -42,7 +42,7 @@ def as_number(op: str, name: str, value: object) -> float:
 
 
 def as_integer(op: str, name: str, value: object) -> int:
-    """Returns one integer as a Python int: Python's, numpy's or a tensor without dimensions."""
+    """Converts an integer to a Python int. It may be a Python or numpy integer or a tensor without dimensions."""
     if isinstance(value, (int, torch.SymInt)):
         return value
     try:
@@ -52,7 +52,7 @@ def as_integer(op: str, name: str, value: object) -> int:
 
 
 def check_activation(op: str, name: str, x: Tensor, like: Tensor | None = None) -> None:
-    """Checks that x is a floating tensor; with `like`, that it has its dtype, shape and device."""
+    """Checks that x is a floating-point tensor and, with `like`, that it has the dtype, shape and device of `like`."""
     check_tensor(op, name, x)
     if x.dtype not in FLOATING:
         raise TypeError(f"{op}: {name} must be {', '.join(short(d) for d in FLOATING)}, got {short(x.dtype)}")
@@ -73,7 +73,7 @@ def check_device(op: str, name: str, x: Tensor, like: Tensor) -> None:
 
 
 def check_parameter(op: str, name: str, p: Tensor | None, x: Tensor, *shape: int) -> None:
-    """Checks that p is None, or has `shape` and the dtype of the activations `x` or float32."""
+    """Checks that p is None, or has the given shape and the dtype of the activations x, or float32."""
     if p is None:
         return
     check_tensor(op, name, p, f"a tensor of shape {shape}")
@@ -88,7 +88,7 @@ def check_parameter(op: str, name: str, p: Tensor | None, x: Tensor, *shape: int
 
 
 def check_integers(op: str, name: str, ids: Tensor | None, like: Tensor, shape: torch.Size, dtype: torch.dtype) -> None:
-    """Checks that ids are None, or have `shape` and `dtype` and lie on the device of `like`."""
+    """Checks that ids is None, or has `shape` and `dtype` and is on the device of `like`."""
     if ids is None:
         return
     check_tensor(op, name, ids, f"a tensor of {short(dtype)} of shape {tuple(shape)}")
@@ -100,7 +100,7 @@ def check_integers(op: str, name: str, ids: Tensor | None, like: Tensor, shape: 
 
 
 def check_range(op: str, name: str, ids: Tensor | None, low: int, high: int, *, ignore: int | None = None) -> None:
-    """Checks on the CPU that all ids lie in [low, high) or equal `ignore`. A look at a GPU would make the host wait."""
+    """Checks that all ids are in [low, high) or equal `ignore`, on a CPU only: on a GPU the host would have to wait."""
     if ids is None or ids.device.type != "cpu" or torch.compiler.is_compiling() or ids.numel() == 0:
         return
     smallest, largest = (bound.item() for bound in ids.aminmax())
@@ -121,20 +121,29 @@ def check_together(op: str, first: str, a: Tensor | None, second: str, b: Tensor
 
 
 def checked_seed(op: str, seed: Tensor | None, keep: int, x: Tensor) -> Tensor | None:
-    """Returns the seed as the op takes it: None without dropout, else one int64 (1,) on the activations' device."""
+    """Checks the seed. Returns None without dropout, else the seed as int64 (1,) on the device of x."""
     if keep == 256:
         return None
     if seed is None:
         raise ValueError(f"{op}: dropout_p > 0 needs a seed: one int64 on {x.device} (see fastlm.dropout.draw_seeds)")
-    check_tensor(op, "seed", seed, "a tensor of one int64")
-    check_device(op, "seed", seed, x)
-    if seed.dtype != torch.int64 or seed.numel() != 1:
-        raise TypeError(f"{op}: seed must hold one int64, got {short(seed.dtype)} of shape {tuple(seed.shape)}")
-    return seed.reshape(1)
+    return _one_int64(op, "seed", seed, x)
+
+
+def checked_first(op: str, name: str, first: Tensor | None, keep: int, x: Tensor) -> Tensor | None:
+    """Checks the global number of the call's first row or sequence. Returns None without dropout, else int64 (1,)."""
+    return None if keep == 256 or first is None else _one_int64(op, name, first, x)
+
+
+def _one_int64(op: str, name: str, value: Tensor, x: Tensor) -> Tensor:
+    check_tensor(op, name, value, "a tensor of one int64")
+    check_device(op, name, value, x)
+    if value.dtype != torch.int64 or value.numel() != 1:
+        raise TypeError(f"{op}: {name} must hold one int64, got {short(value.dtype)} of shape {tuple(value.shape)}")
+    return value.reshape(1)
 
 
 def checked_eps(op: str, eps: float) -> float:
-    """Returns eps as a Python float of at least 0."""
+    """Checks that eps is at least 0, and returns it as a Python float."""
     eps = as_number(op, "eps", eps)
     if not eps >= 0.0:
         raise ValueError(f"{op}: eps must be at least 0, got {eps}")
@@ -142,9 +151,9 @@ def checked_eps(op: str, eps: float) -> float:
 
 
 def check_invertible(op: str, gamma: Tensor, beta: Tensor | None) -> None:
-    """Checks that gamma and beta give xhat back from y, up to y's rounding divided by gamma.
+    """Checks that the backward can compute xhat = (y - beta) / gamma from y: no gamma may be too small.
 
-    On a GPU, where looking would make the host wait, the failure is the device's error.
+    On a GPU the host does not wait for the check, and a failure is an error of the device (an assertion).
     """
     scale = torch.ones_like(gamma) if beta is None else beta.abs().clamp(min=1.0)
     small = gamma.abs() < SMALLEST_GAMMA * scale

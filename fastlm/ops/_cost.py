@@ -1,8 +1,8 @@
-"""The least that an op must move and compute: lower bounds to hold measurements against.
+"""Lower bounds of an op's bytes and operations, to compare measurements with.
 
-A tensor that the op is given is read once, a tensor that it returns is written once, and nothing in between exists.
-What a kernel does is counted at the head of its file. In the ops' costs N rows (tokens) have E columns, `element` is
-the bytes of an activation, and parameters' gradients and statistics are fp32.
+An op reads each argument once, writes each result once, and stores nothing else. The head of a kernel's file counts the
+bytes that the kernel moves. In all costs there are N rows (tokens) of E columns, `element` is the number of bytes per
+activation, and statistics and gradients of parameters are fp32.
 """
 
 from __future__ import annotations
@@ -19,6 +19,6 @@ class Cost(NamedTuple):
     backward_flops: int
 
 
-# Operations per element; an exponential and a division count as one each. GELU by tanh, and its derivative where GELU's
-# intermediate results are there already.
+# Operations per element of GELU in its tanh form, and of its derivative if GELU's intermediate results are at hand. An
+# exponential counts as one operation, and so does a division.
 GELU, GELU_SLOPE = 10, 8

@@ -1,4 +1,4 @@
-"""Facts and outputs that the ops with a layer norm have in common."""
+"""Limits, costs and outputs of all ops with a layer norm."""
 
 from __future__ import annotations
 
@@ -26,9 +26,10 @@ NORM_FORWARD, NORM_BACKWARD = 7, 13
 
 
 def norm_cost(rows: int, columns: int, element: int = 2, more_forward: int = 0, more_backward: int = 0) -> Cost:
-    """Returns the cost of a layer norm of x (N, E) that does some more operations per element, without more bytes.
+    """Returns the cost of a layer norm of x (N, E), with `more_forward` and `more_backward` operations per element.
 
-    bytes = element * 2 N E + 8 N (x to y and statistics), backward element * 3 N E + 8 N (dy and x to dx).
+    Forward bytes = element * 2 N E + 8 N: reads x, writes y and the statistics.
+    Backward bytes = element * 3 N E + 8 N: reads dy, x and the statistics, writes dx.
     """
     n = rows * columns
     forward, backward = 2 * element * n + 8 * rows, 3 * element * n + 8 * rows
@@ -36,7 +37,7 @@ def norm_cost(rows: int, columns: int, element: int = 2, more_forward: int = 0, 
 
 
 class NormOutputs(NamedTuple):
-    """The outputs of a layer norm: y of the shape of x, and the rows' statistics (N,)."""
+    """The outputs of a layer norm: y of the shape of x, and mean and rstd of its rows (N,)."""
 
     y: Tensor
     mean: Tensor
@@ -44,7 +45,7 @@ class NormOutputs(NamedTuple):
 
 
 class NormGradients(NamedTuple):
-    """The gradients of a layer norm: dx of the shape of x, and wide dgamma and dbeta (E,)."""
+    """The gradients of a layer norm: dx of the shape of x, and dgamma and dbeta (E,), float32 (float64 for float64)."""
 
     dx: Tensor
     dgamma: Tensor
@@ -52,7 +53,7 @@ class NormGradients(NamedTuple):
 
 
 def empty_norm_outputs(x: Tensor) -> NormOutputs:
-    """Allocates what a layer norm of x (..., E) returns."""
+    """Allocates the outputs of a layer norm of x (..., E)."""
     return NormOutputs(x.new_empty(x.shape), empty_row_stats(x), empty_row_stats(x))
 
 

@@ -1,12 +1,13 @@
-"""How an op becomes a PyTorch operator: the schema, the implementation, the fake and the derivative.
+"""Registers an op with PyTorch: the schema, the implementation, the fake implementation and the derivative.
 
-An op has a forward and a backward, each an operator of its own. The annotated signature of its function is the schema,
-and a NamedTuple of tensors is its return type. A fake takes the same arguments as one NamedTuple, and returns what the
-function returns, allocated but not computed. The derivative needs no code of its own, for names say what is what:
+The forward and the backward of an op are two operators. The annotated signature of a function is its schema; the return
+type is a NamedTuple of tensors. A fake implementation takes the same arguments as one NamedTuple, and returns outputs
+that are allocated but not computed. The derivative is put together from names:
 
-    parameter of the backward    "dy" is the incoming gradient of the forward's output y; another name is that of an
-                                 argument or an output of the forward, which is then saved
-    output of the backward       "dx" is the gradient of the forward's argument x, cast to the dtype of x
+    name                                     meaning
+    dy, a parameter of the backward          the incoming gradient of y, an output of the forward
+    other parameters of the backward         an argument or an output of the forward, which is saved for the backward
+    dx, an output of the backward            the gradient of x, an argument of the forward; it is cast to the dtype of x
 """
 
 from __future__ import annotations
@@ -29,9 +30,9 @@ _ENTERED: dict[str, Callable[..., Any]] = {}  # the function behind each operato
 
 
 class Direction(NamedTuple):
-    """A forward or a backward: the function that computes it, and its fake.
+    """A forward or a backward: the function that computes it, and its fake implementation.
 
-    `strided` names the arguments whose strides the kernels take; the others are made contiguous.
+    `strided` names the arguments that the kernels take with any strides. All others are made contiguous.
     """
 
     compute: Callable[..., Any]
@@ -50,8 +51,9 @@ def define(
     """Registers `fastlm::<name>` with its derivative `fastlm::<name>_backward`; returns the function that calls it.
 
     Args:
-        save: from the forward's arguments and outputs, those of the backward's arguments that their names do not tell.
-        finish: from the backward's outputs and the arguments that it shares with the forward, the gradients.
+        save: takes the forward's arguments and its outputs, and returns, by name, those arguments of the backward that
+            are not the forward's argument or output of the same name.
+        finish: takes the backward's outputs and its arguments, by name, and returns the gradients.
     """
     define_operator(name, forward)
     define_operator(f"{name}_backward", backward)
@@ -61,7 +63,7 @@ def define(
 
 
 def define_operator(name: str, direction: Direction, *, mutates: tuple[str, ...] = ()) -> None:
-    """Registers `fastlm::<name>` without a word on its derivative. `mutates` names the arguments that it writes to."""
+    """Registers `fastlm::<name>` without a derivative. `mutates` names the arguments that it writes to."""
     signature = inspect.signature(direction.compute, eval_str=True)
     arguments = namedtuple(name, signature.parameters)
     kept = tuple(arguments._fields.index(argument) for argument in (*direction.strided, *mutates))
@@ -78,8 +80,8 @@ def define_operator(name: str, direction: Direction, *, mutates: tuple[str, ...]
 def differentiate(name: str, setup_context: Callable[..., None], backward: Callable[..., Any]) -> Callable[..., Any]:
     """Registers the derivative of `fastlm::<name>`; returns the function that calls it.
 
-    An output that nothing used has a gradient of None, where autograd would pass zeros; `backward` is called where
-    some output has a gradient.
+    The gradient of an unused output is None; autograd's default would be zeros. `backward` is called only if at least
+    one output has a gradient.
     """
     count = len(getattr(torch.ops.fastlm, name).default._schema.arguments)
 
@@ -95,7 +97,7 @@ def differentiate(name: str, setup_context: Callable[..., None], backward: Calla
 
 
 def without_derivative(name: str) -> None:
-    """Makes differentiating `fastlm::<name>` raise: left alone, a second derivative would be silently wrong."""
+    """Makes differentiating `fastlm::<name>` raise an error. Otherwise a second derivative would be silently wrong."""
 
     def backward(ctx: Any, *grads: Any) -> Any:
         raise RuntimeError(f"fastlm::{name} has no derivative: fastlm's ops can be differentiated once, not twice")
@@ -148,7 +150,7 @@ def _is_direct(args: tuple[Any, ...]) -> bool:
 
 
 def _schema(name: str, signature: inspect.Signature, mutates: tuple[str, ...]) -> str:
-    """The schema of an annotated signature, with the names of what it returns."""
+    """Returns the schema of an annotated signature, with the names of the outputs."""
 
     def prototype() -> None: ...
 
@@ -164,10 +166,10 @@ def _outputs(signature: inspect.Signature) -> tuple[str, ...]:
 
 
 def _entered(compute: Callable[..., Any], signature: inspect.Signature, kept: tuple[int, ...]) -> Callable[..., Any]:
-    """Wraps an op's function: its tensors become contiguous, their device current, and autocast is off.
+    """Wraps an op's function: makes its tensors contiguous and their device current, and turns autocast off.
 
-    Kernels read their operands by index. Making every operand contiguous here, unless the op says that its kernels take
-    strides (the positions `kept`), makes a forgotten stride a copy and not a wrong result.
+    Most kernels assume contiguous operands. The positions `kept` are the arguments that kernels take with any strides.
+    If an op forgets to name one there, the result is a needless copy and not a wrong number.
     """
 
     tensors = _tensor_positions(signature)
@@ -201,14 +203,14 @@ def _dense(x: Tensor) -> Tensor:
 
 
 def _returned(outputs: Any) -> Any:
-    """Returns an op's outputs as the dispatcher wants them: one tensor bare, more as a plain tuple."""
+    """Returns an op's outputs as the dispatcher expects them: a single tensor by itself, several as a plain tuple."""
     if outputs is None:
         return None
     return outputs[0] if len(outputs) == 1 else tuple(outputs)
 
 
 class _Derivative:
-    """The derivative of an op, put together from the names of its forward's and its backward's arguments."""
+    """The derivative of an op, put together from the names of the arguments of its forward and its backward."""
 
     def __init__(
         self, name: str, forward: Callable, backward: Callable, save: Callable | None, finish: Callable | None
@@ -265,12 +267,12 @@ def as_dtype(x: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def autocast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
-    """Returns the tensors in autocast's dtype where autocast is on (float64 stays), else as they are."""
+    """Casts the tensors to autocast's dtype if autocast is on, except float64; otherwise returns them unchanged."""
     return tuple(t.to(autocast_dtype(t)) if isinstance(t, Tensor) and t.is_floating_point() else t for t in tensors)
 
 
 def autocast_dtype(table: Tensor) -> torch.dtype:
-    """Returns the dtype that autocast gives to what is read from a table of parameters."""
+    """Returns the dtype that autocast gives to activations that are read from a table of parameters."""
     device = table.device.type
     if table.dtype == torch.float64 or not _is_autocast(device):
         return table.dtype
@@ -278,7 +280,7 @@ def autocast_dtype(table: Tensor) -> torch.dtype:
 
 
 def _is_autocast(device: str) -> bool:
-    """Tells whether autocast is on; devices that it does not know ("meta") have none."""
+    """Tells whether autocast is on. It never is for devices without autocast ("meta")."""
     return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
 
 
@@ -298,20 +300,20 @@ def wide_dtype(x: Tensor) -> torch.dtype:
 
 
 def empty_row_stats(x: Tensor) -> Tensor:
-    """Allocates one number per row of (..., E): (N,), wide."""
+    """Allocates one number per row of x (..., E): (N,), in `wide_dtype`."""
     return x.new_empty(math.prod(x.shape[:-1]), dtype=wide_dtype(x))
 
 
 def empty_parameter_gradient(x: Tensor) -> Tensor:
-    """Allocates the gradient of a parameter with one element per column of (..., E): (E,), wide."""
+    """Allocates the gradient of a parameter with one element per column of x (..., E): (E,), in `wide_dtype`."""
     return x.new_empty(x.shape[-1], dtype=wide_dtype(x))
 
 
 def num_partials(rows: int, device: torch.device) -> int:
-    """Returns how many programs a backward that sums over rows runs; each writes a partial sum of its own.
+    """Returns the number of programs of a backward that sums over rows. Each program writes one partial sum.
 
-    It is a function of the shape and the chip alone, so that results repeat bit for bit: four programs per SM, which
-    fills a Hopper chip at 64 registers per thread; eight on a CPU, where they run in turn.
+    It depends only on the shape and the chip, so that results repeat bit for bit. A GPU runs four programs per SM,
+    which fill a Hopper chip at 64 registers per thread. A CPU (emulator, interpreter) runs eight, one after the other.
     """
     most = 4 * torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 8
     return max(1, min(most, rows))

@@ -16,15 +16,15 @@ from fastlm.ops._cost import Cost
 from fastlm.ops._register import num_partials
 
 OP = "adamw"
-SLICE = 8192  # elements of a tensor that a CTA takes in a turn (csrc/adamw.cu, kernels/adamw.py)
-TENSORS = 480  # that one launch of csrc/adamw.cu takes
+SLICE = 8192  # elements that a CTA or program takes in a turn (csrc/adamw.cu, kernels/adamw.py)
+TENSORS = 480  # tensors per launch of csrc/adamw.cu, at most
 
 
 def cost(elements: int, element: int = 4) -> Cost:
-    """One update of `elements` parameters, clipped: gradients to their norm, then with it parameters and fp32 moments.
+    """Returns the cost of one clipped update of n = `elements` parameters with fp32 moments. There is no backward.
 
-    bytes = element * (2 + 2) n + 16 n: gradients twice, parameters and both moments read and written. Operations: the
-    norm 2, scaling 1, moments 3 and 4, corrections 2, root, eps and division 3, decay 2, step 2. There is no backward.
+    bytes = element * (2 + 2) n + 16 n: the gradients are read twice, parameters and moments are read and written.
+    Operations: norm 2, scaling 1, moments 3 and 4, corrections 2, root, eps and division 3, decay 2, step 2.
     """
     return Cost((4 * element + 16) * elements, 19 * elements, 0, 0)
 
@@ -52,12 +52,12 @@ def gradient_squares(gradients: Sequence[Tensor], *, backend: str = "auto") -> T
         backend: "auto", "reference", "cpu", "triton" or "cuda".
 
     Returns:
-        squares: (K,) partial sums, float32 (float64 for float64), on the device: nothing waits for them. Their sum is
-        the square of the gradients' norm. K depends on the shapes, the device and the backend. A sharded run adds
-        `squares.sum()` up over its ranks before it gives them to `adamw`.
+        squares: (K,) partial sums, float32 (float64 for float64), on the device; the host does not wait. Their sum is
+        the square of the gradients' norm. K depends on the shapes, the device and the backend. A sharded run sums
+        `squares.sum()` over its ranks and passes the result to `adamw`.
 
     Raises:
-        TypeError, ValueError: a gradient's dtype, device or layout is wrong, or there is none.
+        TypeError, ValueError: a gradient's dtype, device or layout is wrong, or there is no gradient.
         RuntimeError: the backend asked for cannot serve the call.
     """
     if not gradients:
@@ -100,8 +100,8 @@ def adamw(
     With norm = scale * sqrt(sum(squares)) and g = gradient * scale * min(1, max_norm / norm),
     m = b1 m + (1 - b1) g;  v = b2 v + (1 - b2) g^2;  p = (1 - lr decay) p - lr / c1 * m / (sqrt(v / c2) + eps).
 
-    What changes from step to step is read from the device, so a CUDA graph that has captured this call can be replayed
-    with other rates, decays, corrections, max_norm and scale: write them into the same tensors before the replay.
+    rates, decays, corrections, max_norm and scale are read from device memory. A captured CUDA graph of this call can
+    therefore use other values: write them into the same tensors before the replay.
 
     Args:
         parameters, gradients: contiguous, of any shapes; a gradient has its parameter's shape and dtype: float32,
@@ -110,23 +110,23 @@ def adamw(
         rates, decays: (n,), the learning rate and the weight decay of each parameter. They and all other tensors below
             are contiguous, on the parameters' device, and float32 (float64 if a parameter is).
         corrections: (n, 2), c1 and c2 of each parameter, which are 1 - b1^step and 1 - b2^step after its own number of
-            steps; None is (1, 1), no bias correction.
-        squares: (K,) for any K: what `gradient_squares` returned for these gradients, or its sum over the ranks of a
-            sharded run; None computes them here, one launch more.
-        max_norm: (), above 0: what the norm is clipped to; None does not clip.
-        scale: (), what the gradients are multiplied by first; None is 1.
+            steps. None means (1, 1), no bias correction.
+        squares: (K,) for any K, the result of `gradient_squares` for these gradients, or its sum over the ranks of a
+            sharded run. None computes them here, with one more launch.
+        max_norm: (), above 0, the maximum of the norm after clipping. None does not clip.
+        scale: (), the factor of all gradients, applied first. None means 1.
         backend: "auto", "reference", "cpu", "triton" or "cuda".
 
     Returns:
-        norm: (), the norm before clipping, float32 (float64 for float64), on the device: nothing waits for it. If it
-        is not finite the update is worthless: whoever reads the norm has to look.
+        norm: (), the norm before clipping, float32 (float64 for float64), on the device; the host does not wait. The
+        caller must check it: if it is not finite, the updated parameters are useless.
 
     Raises:
         TypeError, ValueError: a tensor's dtype, shape, device or layout is wrong, or a number out of range (numbers on
-            a GPU are not looked at: that would make the host wait).
+            a GPU are not checked, because the host would have to wait).
         RuntimeError: the backend asked for cannot serve the call.
 
-    Half-precision parameters are rounded to nearest; updates under half a unit in their last place are lost.
+    Half-precision parameters are rounded to nearest: updates of less than half a unit in the last place are lost.
     """
     tensors = (parameters, gradients, first_moments, second_moments)
     _check_lists(*tensors)
@@ -170,7 +170,7 @@ def _num_ctas(tensors: Sequence[Tensor]) -> int:
 
 
 def _widest(tensors: Sequence[Tensor]) -> torch.dtype:
-    """The dtype that decides which backend can serve the tensors."""
+    """Returns the widest dtype of the tensors, which decides the backend."""
     return max((x.dtype for x in tensors), key=lambda dtype: torch.finfo(dtype).bits)
 
 
@@ -236,7 +236,7 @@ def _check_tensor(
     shape: Sequence[int] | None = None,
     whose: str = "shape",
 ) -> None:
-    """Checks a contiguous tensor on `device`; without a dtype any floating one will do, without a shape any shape."""
+    """Checks that x is contiguous, on `device`, and has the dtype (None: any floating one) and shape (None: any)."""
     if not isinstance(x, Tensor):
         raise TypeError(f"{OP}: {name} must be a tensor, got {type(x).__name__}")
     if x.dtype not in _checks.FLOATING if dtype is None else x.dtype != dtype:

@@ -26,10 +26,12 @@ from fastlm.ops._register import (
 
 
 def cost(rows: int, columns: int, element: int = 2, *, dropout: bool = True, keep_sum: bool = True) -> Cost:
-    """x and residual (N, E) to y, statistics and, if kept, the sum; dy and the sum or y to ds and, with dropout, dx.
+    """Returns the cost for x and residual (N, E).
 
-    bytes = element * (3 + keep_sum) N E + 8 N, backward element * (3 + dropout) N E + 8 N. Beside the layer norm the
-    bias, the residual and dropout's factor are an operation each forward; dropout's factor and dbias backward.
+    Forward bytes = element * (3 + keep_sum) N E + 8 N: reads x, residual, writes y, statistics and, if kept, the sum.
+    Backward bytes = element * (3 + dropout) N E + 8 N: reads dy, the sum or y, statistics, writes ds and, with dropout,
+    dx. Operations per element besides the layer norm: forward bias, residual, dropout's factor; backward dropout's
+    factor, dbias.
     """
     n = rows * columns
     forward = (3 + keep_sum) * element * n + 8 * rows
@@ -41,7 +43,7 @@ SPEC = Spec("add_layer_norm", kernels="layer_norm", limits=NORM_LIMITS, cost=cos
 
 
 class Outputs(NamedTuple):
-    """y and, if saved, the sum, of the shape of x; the statistics of the sum's rows."""
+    """y and the sum (empty unless saved), of the shape of x, and mean and rstd of the sum's rows."""
 
     y: Tensor
     sum: Tensor
@@ -50,7 +52,7 @@ class Outputs(NamedTuple):
 
 
 class Gradients(NamedTuple):
-    """dx is empty where nothing is dropped: it is dresidual then."""
+    """The gradients. Without dropout dx is empty, because it equals dresidual."""
 
     dresidual: Tensor
     dx: Tensor
@@ -68,6 +70,7 @@ def add_layer_norm(
     bias: Tensor | None = None,
     dropout_p: float = 0.0,
     seed: Tensor | None = None,
+    first_row: Tensor | None = None,
     eps: float = 1e-5,
     return_sum: bool = False,
     keep_sum: bool = True,
@@ -77,22 +80,23 @@ def add_layer_norm(
 
     Args:
         x, residual: (..., E), one dtype: float32, float16, bfloat16 (float64 on the reference backend).
-        gamma, beta, bias: (E,), the dtype of x or float32. `bias` is that of the linear layer that made x.
+        gamma, beta, bias: (E,), the dtype of x or float32. `bias` belongs to the linear layer whose output is x.
         dropout_p: probability of dropping an element of x + bias, applied in steps of 1/256.
-        seed: one int64 on the device of x, needed where dropout_p > 0.
+        seed: one int64 on the device of x, needed if dropout_p > 0.
+        first_row: the number of the first row of x in the whole batch, one int64 on the device of x, by default 0. With
+            it, the parts of a batch draw the same masks as the whole batch would.
         return_sum: also return residual + dropout(x + bias), for pre-LN models; gradients flow through both.
-        keep_sum: whether the sum is kept for the backward. If False, the backward reads y instead, which is often kept
-            anyway by what comes next: one (..., E) less in memory, for y's rounding divided by gamma in the
-            gradients. Each |gamma| must then be at least 1/64 times the larger of 1 and |beta|.
+        keep_sum: whether the sum is kept for the backward. If False, the backward reads y instead, which the next layer
+            often keeps anyway. This saves one (..., E) of memory, but the gradients then contain the rounding error of
+            y divided by gamma. Each |gamma| must be at least 1/64 times the larger of 1 and |beta|.
         backend: "auto", "reference", "cpu", "triton" or "cuda".
 
     Returns:
         y of the shape and dtype of x, or (y, sum).
 
     Raises:
-        TypeError, ValueError: an argument's dtype, shape, device or range is wrong. A gamma too small for
-            keep_sum=False is found on the CPU; on a GPU, where looking would make the host wait, it is the
-            device's error.
+        TypeError, ValueError: an argument's dtype, shape, device or range is wrong. On a GPU the host does not wait, so
+            a gamma that is too small for keep_sum=False is an error of the device there.
         RuntimeError: the backend asked for cannot serve the call.
     """
     keep = keep_count(_checks.as_number(SPEC.op, "dropout_p", dropout_p))
@@ -103,12 +107,13 @@ def add_layer_norm(
         _checks.check_parameter(SPEC.op, name, p, x, x.shape[-1])
     eps = _checks.checked_eps(SPEC.op, eps)
     seed = _checks.checked_seed(SPEC.op, seed, keep, x)
+    first_row = _checks.checked_first(SPEC.op, "first_row", first_row, keep, x)
     if return_sum and not keep_sum:
         raise ValueError(f"{SPEC.op}: return_sum=True keeps the sum: give it or keep_sum=False, not both")
     backend = backends.choose(SPEC, backend, backends.call_of(x, width=x.shape[-1]))
     differentiable = wants_gradient(x, residual, gamma, beta, bias)
     save_sum, from_output = return_sum or (differentiable and keep_sum), differentiable and not keep_sum
-    y, s, _, _ = _call(x, residual, bias, gamma, beta, seed, keep, eps, save_sum, from_output, backend)
+    y, s, _, _ = _call(x, residual, bias, gamma, beta, seed, first_row, keep, eps, save_sum, from_output, backend)
     return (y, s) if return_sum else y
 
 
@@ -119,6 +124,7 @@ def _forward(
     gamma: Tensor,
     beta: Tensor | None,
     seed: Tensor | None,
+    first_row: Tensor | None,
     keep: int,
     eps: float,
     save_sum: bool,
@@ -128,7 +134,7 @@ def _forward(
     if from_output:
         _checks.check_invertible(SPEC.op, gamma, beta)
     compute = backends.implementation(SPEC, backend, "add_layer_norm_forward", _launch_forward)
-    y, s, mean, rstd = compute(as_rows(x), as_rows(residual), bias, gamma, beta, seed, keep, eps, save_sum)
+    y, s, mean, rstd = compute(as_rows(x), as_rows(residual), bias, gamma, beta, seed, first_row, keep, eps, save_sum)
     return Outputs(y.view(x.shape), s.view(x.shape) if save_sum else s, mean, rstd)
 
 
@@ -140,14 +146,15 @@ def _launch_forward(
     gamma: Tensor,
     beta: Tensor | None,
     seed: Tensor | None,
+    first_row: Tensor | None,
     keep: int,
     eps: float,
     save_sum: bool,
 ) -> Outputs:
-    """Launches LN(residual + dropout(x + bias)) of (N, E)."""
+    """Launches the forward of LN(residual + dropout(x + bias)), x (N, E)."""
     y, s, mean, rstd = outputs = _empty_outputs(x, save_sum)
     launchers.add_layer_norm_forward(
-        x, residual, bias, gamma, beta, seed, y, s if save_sum else None, mean, rstd, keep, eps
+        x, residual, bias, gamma, beta, seed, first_row, y, s if save_sum else None, mean, rstd, keep, eps
     )
     return outputs
 
@@ -166,22 +173,23 @@ def _backward(
     gamma: Tensor,
     beta: Tensor | None,
     seed: Tensor | None,
+    first_row: Tensor | None,
     keep: int,
     from_output: bool,
     backend: str,
 ) -> Gradients:
-    """`saved` (..., E) is the sum, or y if `from_output`; dy or dsum may be missing."""
+    """Computes the gradients. `saved` (..., E) is the sum, or y if `from_output`. dy or dsum may be None."""
     dy = torch.zeros_like(saved) if dy is None else dy
     rows, statistics = as_rows(saved), (mean, rstd, gamma)
     if from_output:
         compute = backends.implementation(
             SPEC, backend, "add_layer_norm_backward_from_output", _launch_backward_from_output
         )
-        ds, dx, *parameters = compute(as_rows(dy), rows, *statistics, beta, seed, keep)
+        ds, dx, *parameters = compute(as_rows(dy), rows, *statistics, beta, seed, first_row, keep)
     else:
         compute = backends.implementation(SPEC, backend, "add_layer_norm_backward", _launch_backward)
         dsum = None if dsum is None else as_rows(dsum)
-        ds, dx, *parameters = compute(as_rows(dy), dsum, rows, *statistics, seed, keep)
+        ds, dx, *parameters = compute(as_rows(dy), dsum, rows, *statistics, seed, first_row, keep)
     dx = dx.view(saved.shape) if keep < LEVELS else ds.new_empty(0)
     return Gradients(ds.view(saved.shape), dx, *parameters)
 
@@ -195,11 +203,12 @@ def _launch_backward(
     rstd: Tensor,
     gamma: Tensor,
     seed: Tensor | None,
+    first_row: Tensor | None,
     keep: int,
 ) -> Gradients:
-    """Launches the gradients of LN(s) of (N, E), and of s by dsum."""
+    """Launches the backward of y = LN(s), s (N, E). dsum is the gradient of s from its other uses."""
     gradients, outs = _rows_of_gradients(dy, keep)
-    launchers.add_layer_norm_backward(dy, dsum, s, mean, rstd, gamma, seed, *outs)
+    launchers.add_layer_norm_backward(dy, dsum, s, mean, rstd, gamma, seed, first_row, *outs)
     return gradients
 
 
@@ -212,16 +221,17 @@ def _launch_backward_from_output(
     gamma: Tensor,
     beta: Tensor | None,
     seed: Tensor | None,
+    first_row: Tensor | None,
     keep: int,
 ) -> Gradients:
-    """Launches the gradients of LN(s) of (N, E), where y stands for s; the kernels need no mean."""
+    """Launches the backward of y = LN(s) (N, E) that reads y and not s. Its kernels do not use the mean."""
     gradients, outs = _rows_of_gradients(dy, keep)
-    launchers.add_layer_norm_backward_from_output(dy, y, rstd, gamma, beta, seed, *outs)
+    launchers.add_layer_norm_backward_from_output(dy, y, rstd, gamma, beta, seed, first_row, *outs)
     return gradients
 
 
 def _rows_of_gradients(dy: Tensor, keep: int) -> tuple[Gradients, tuple[Any, ...]]:
-    """Allocates the gradients of rows (N, E), and lists what launchers take from them on."""
+    """Allocates the gradients of rows (N, E). Returns them, and the launchers' arguments from ds on."""
     ds, dx, *parameters = gradients = _empty_gradients(dy, keep)
     partials = parameters[0].new_empty(3, num_partials(dy.shape[0], dy.device), dy.shape[1])
     return gradients, (ds, dx if keep < LEVELS else None, *parameters, keep, partials)

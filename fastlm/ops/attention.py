@@ -1,4 +1,4 @@
-"""Self-attention with dropout on the probabilities: `attention` of q, k, v and `attention_packed` of a projection."""
+"""Self-attention with dropout on the probabilities: `attention` of q, k, v and `attention_packed` of one tensor qkv."""
 
 from __future__ import annotations
 
@@ -18,11 +18,13 @@ from fastlm.ops._register import Direction, autocast, define, wide_dtype
 
 
 def cost(pairs: int, rows: int, heads: int, head_dim: int, element: int = 2) -> Cost:
-    """q, k, v (N, H, D) to o and lse (H, N); do, q, k, v, o and lse to dq, dk and dv; x = N H D elements.
+    """Returns the cost for q, k, v (N, H, D), each of x = N H D elements.
 
-    `pairs` counts the (query, key) of one head that see each other, over all sequences: B S^2, and B S (S + 1) / 2 with
-    a causal mask. bytes = element * 4 x + 4 N H, backward element * 8 x + 4 N H. Only the products count as operations,
-    2 D per pair: forward two, backward the scores again and four.
+    `pairs` is the number of unmasked (query, key) pairs of one head, over all sequences: B S^2, or B S (S + 1) / 2 with
+    a causal mask.
+    Forward bytes = element * 4 x + 4 N H: reads q, k, v, writes o and lse.
+    Backward bytes = element * 8 x + 4 N H: reads do, q, k, v, o and lse, writes dq, dk, dv.
+    Only matrix products count as operations, 2 D per pair each: two forward; five backward, with the scores again.
     """
     x, lse = rows * heads * head_dim, 4 * rows * heads
     product = 2 * pairs * heads * head_dim
@@ -45,7 +47,7 @@ PACKED = dataclasses.replace(SPEC, op="attention_packed")
 
 
 class Outputs(NamedTuple):
-    """o (B, S, H, D) and lse (B, H, S), or of packed rows (T, H, D) and (T, H)."""
+    """o (B, S, H, D) and lse (B, H, S); for packed rows (T, H, D) and (T, H)."""
 
     o: Tensor
     lse: Tensor
@@ -73,22 +75,26 @@ def attention(
     max_seqlen: int | None = None,
     dropout_p: float = 0.0,
     seed: Tensor | None = None,
+    first_sequence: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor:
     """Computes dropout(softmax(scale * q k^T + mask)) v (Vaswani et al. 2017, equation 1 and section 3.2.3).
 
     Args:
-        q, k, v: (B, S, H, D), one dtype (float32, float16, bfloat16, float64), any strides but 1 in the last
-            dimension; or with cu_seqlens the packed rows (T, H, D) of all sequences. Backend "triton" takes D up to
-            128, and computes as if it were the next power of 2; "cuda" takes multiples of 8 up to 128, as if 32, 64 or
-            128, and copies what does not begin and go on at multiples of 16 bytes.
-        causal: a query sees the keys up to its own position.
+        q, k, v: (B, S, H, D), or with cu_seqlens the packed rows (T, H, D) of all sequences; one dtype (float32,
+            float16, bfloat16, float64). The last stride must be 1, the others may be any. Backend "triton" takes D up
+            to 128 and pads it to a power of 2. Backend "cuda" takes multiples of 8 up to 128, pads them to 32, 64 or
+            128, and copies a tensor whose rows do not all start at multiples of 16 bytes.
+        causal: whether a query sees only the keys up to its own position.
         scale: above 0, by default 1 / sqrt(D).
-        lengths: (B,) int32; keys from a sequence's length on take no part, and queries there give zeros.
-        cu_seqlens: (B + 1,) int32, where each sequence of packed rows starts, and T.
-        max_seqlen: the longest packed sequence or more; needed with cu_seqlens.
-        dropout_p: probability of dropping a probability, in steps of 1/256. seed: one int64, needed where it is > 0.
-            The mask depends on the sequence, head, query and key alone: packed and padded batches draw the same.
+        lengths: (B,) int32, the lengths of padded sequences: keys past them are ignored, and queries there give zeros.
+        cu_seqlens: (B + 1,) int32, the first packed row of each sequence, and T at the end.
+        max_seqlen: an upper bound of the lengths of the packed sequences; needed with cu_seqlens.
+        dropout_p: probability of dropping an attention probability, in steps of 1/256.
+        seed: one int64 on the device of q, needed if dropout_p > 0. The mask depends only on the seed, sequence, head,
+            query and key, so packed and padded batches draw the same masks.
+        first_sequence: the number of the first sequence in the whole batch, one int64 on the device of q, by default 0.
+            With it, the parts of a batch draw the same masks as the whole batch would.
         backend: "auto", "reference", "cpu", "triton" or "cuda".
 
     Returns:
@@ -104,10 +110,12 @@ def attention(
     for name, x in (("k", k), ("v", v)):
         _checks.check_activation(op, name, x, q)
         _check_stride(op, name, x)
-    rows, keep, seed = _check_sequences(op, q, lengths, cu_seqlens, max_seqlen, dropout_p, seed)
+    rows, keep, seed, first_sequence = _check_sequences(
+        op, q, lengths, cu_seqlens, max_seqlen, dropout_p, seed, first_sequence
+    )
     scale = _check_scale(op, scale, q)
     backend = backends.choose(SPEC, backend, backends.call_of(q, width=q.shape[-1]))
-    return _call(q, k, v, lengths, cu_seqlens, rows, seed, causal, scale, keep, backend)[0]
+    return _call(q, k, v, lengths, cu_seqlens, rows, seed, first_sequence, causal, scale, keep, backend)[0]
 
 
 def attention_packed(
@@ -120,9 +128,10 @@ def attention_packed(
     max_seqlen: int | None = None,
     dropout_p: float = 0.0,
     seed: Tensor | None = None,
+    first_sequence: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor:
-    """Computes `attention` of a projection read in place, with one gradient of its shape.
+    """Computes `attention` of the q, k, v inside a projection, which is not copied and has a single gradient.
 
     Args:
         qkv: (B, S, 3, H, D), or with cu_seqlens (T, 3, H, D); the rest as in `attention`.
@@ -131,17 +140,19 @@ def attention_packed(
         o (B, S, H, D) or (T, H, D), contiguous, in the dtype of qkv.
 
     Raises:
-        As `attention`.
+        The errors of `attention`.
     """
     op = PACKED.op
     (qkv,) = autocast(qkv)
     _check_projection(op, "qkv", qkv, 4 if cu_seqlens is not None else 5, "(T, 3, H, D)", "(B, S, 3, H, D)")
     if qkv.shape[-3] != 3:
         raise ValueError(f"{op}: qkv must have 3 (q, k, v) third from the right, got {tuple(qkv.shape)}")
-    rows, keep, seed = _check_sequences(op, qkv, lengths, cu_seqlens, max_seqlen, dropout_p, seed)
+    rows, keep, seed, first_sequence = _check_sequences(
+        op, qkv, lengths, cu_seqlens, max_seqlen, dropout_p, seed, first_sequence
+    )
     scale = _check_scale(op, scale, qkv)
     backend = backends.choose(PACKED, backend, backends.call_of(qkv, width=qkv.shape[-1]))
-    return _call_packed(qkv, lengths, cu_seqlens, rows, seed, causal, scale, keep, backend)[0]
+    return _call_packed(qkv, lengths, cu_seqlens, rows, seed, first_sequence, causal, scale, keep, backend)[0]
 
 
 def _check_projection(op: str, name: str, x: Tensor, ndim: int, packed: str, padded: str) -> None:
@@ -178,16 +189,18 @@ def _check_sequences(
     max_seqlen: int | None,
     dropout_p: float,
     seed: Tensor | None,
-) -> tuple[int, int, Tensor | None]:
-    """The longest sequence, the keep count and the seed."""
+    first_sequence: Tensor | None,
+) -> tuple[int, int, Tensor | None, Tensor | None]:
+    """Checks the arguments on sequences. Returns max_seqlen, the keep count, the seed and first_sequence."""
     keep = keep_count(_checks.as_number(op, "dropout_p", dropout_p))
     seed = _checks.checked_seed(op, seed, keep, x)
+    first_sequence = _checks.checked_first(op, "first_sequence", first_sequence, keep, x)
     if cu_seqlens is None:
         if max_seqlen is not None:
             raise ValueError(f"{op}: max_seqlen goes with cu_seqlens")
         _checks.check_integers(op, "lengths", lengths, x, x.shape[:1], torch.int32)
         _checks.check_range(op, "lengths", lengths, 0, x.shape[1] + 1)
-        return x.shape[1], keep, seed
+        return x.shape[1], keep, seed, first_sequence
     if lengths is not None:
         raise ValueError(f"{op}: give lengths (padded rows) or cu_seqlens (packed rows), not both")
     if max_seqlen is None:
@@ -199,7 +212,7 @@ def _check_sequences(
     _checks.check_integers(op, "cu_seqlens", cu_seqlens, x, cu_seqlens.shape, torch.int32)
     if cu_seqlens.device.type == "cpu" and not torch.compiler.is_compiling():
         _check_offsets(op, cu_seqlens, x.shape[0], max_seqlen)
-    return max_seqlen, keep, seed
+    return max_seqlen, keep, seed, first_sequence
 
 
 def _check_offsets(op: str, cu_seqlens: Tensor, rows: int, max_seqlen: int) -> None:
@@ -218,6 +231,7 @@ def _forward(
     cu_seqlens: Tensor | None,
     max_seqlen: int,
     seed: Tensor | None,
+    first_sequence: Tensor | None,
     causal: bool,
     scale: float,
     keep: int,
@@ -225,7 +239,7 @@ def _forward(
 ) -> Outputs:
     compute = backends.implementation(SPEC, backend, "self_attention_forward", _launch_forward)
     q, k, v = _readable(backend, q, k, v)
-    return Outputs(*compute(q, k, v, lengths, cu_seqlens, max_seqlen, seed, causal, scale, keep))
+    return Outputs(*compute(q, k, v, lengths, cu_seqlens, max_seqlen, seed, first_sequence, causal, scale, keep))
 
 
 def _packed_forward(
@@ -234,12 +248,15 @@ def _packed_forward(
     cu_seqlens: Tensor | None,
     max_seqlen: int,
     seed: Tensor | None,
+    first_sequence: Tensor | None,
     causal: bool,
     scale: float,
     keep: int,
     backend: str,
 ) -> Outputs:
-    return _forward(*qkv.unbind(-3), lengths, cu_seqlens, max_seqlen, seed, causal, scale, keep, backend)
+    return _forward(
+        *qkv.unbind(-3), lengths, cu_seqlens, max_seqlen, seed, first_sequence, causal, scale, keep, backend
+    )
 
 
 def _launch_forward(
@@ -251,11 +268,12 @@ def _launch_forward(
     cu_seqlens: Tensor | None,
     max_seqlen: int,
     seed: Tensor | None,
+    first_sequence: Tensor | None,
     *numbers: Any,
 ) -> Outputs:
     """Launches the forward; `numbers` are causal, scale and keep."""
     o, lse = outputs = _empty_outputs(q, q.shape)
-    launchers.attention_forward(q, k, v, lengths, cu_seqlens, max_seqlen, seed, o, lse, *numbers)
+    launchers.attention_forward(q, k, v, lengths, cu_seqlens, max_seqlen, seed, first_sequence, o, lse, *numbers)
     return outputs
 
 
@@ -267,7 +285,7 @@ def _empty_outputs(x: Tensor, shape: tuple[int, ...]) -> Outputs:
 
 
 def _readable(backend: str, *tensors: Tensor) -> tuple[Tensor, ...]:
-    """Returns the tensors, with copies of those that a backend cannot read as many elements at a time as it does."""
+    """Returns the tensors, where those whose rows are not aligned as the backend's loads need it are copied."""
     elements = SPEC.limits[backend].multiple
 
     def readable(x: Tensor) -> bool:
@@ -288,6 +306,7 @@ def _backward(
     cu_seqlens: Tensor | None,
     max_seqlen: int,
     seed: Tensor | None,
+    first_sequence: Tensor | None,
     causal: bool,
     scale: float,
     keep: int,
@@ -295,7 +314,9 @@ def _backward(
 ) -> Gradients:
     compute = backends.implementation(SPEC, backend, "self_attention_backward", _launch_backward)
     do, q, k, v, o = _readable(backend, do, q, k, v, o)
-    return Gradients(*compute(do, q, k, v, o, lse, lengths, cu_seqlens, max_seqlen, seed, causal, scale, keep))
+    return Gradients(
+        *compute(do, q, k, v, o, lse, lengths, cu_seqlens, max_seqlen, seed, first_sequence, causal, scale, keep)
+    )
 
 
 def _packed_backward(
@@ -307,6 +328,7 @@ def _packed_backward(
     cu_seqlens: Tensor | None,
     max_seqlen: int,
     seed: Tensor | None,
+    first_sequence: Tensor | None,
     causal: bool,
     scale: float,
     keep: int,
@@ -314,7 +336,9 @@ def _packed_backward(
 ) -> PackedGradient:
     compute = backends.implementation(SPEC, backend, "packed_attention_backward", _launch_packed_backward)
     do, qkv, o = _readable(backend, do, qkv, o)
-    return PackedGradient(compute(do, qkv, o, lse, lengths, cu_seqlens, max_seqlen, seed, causal, scale, keep))
+    return PackedGradient(
+        compute(do, qkv, o, lse, lengths, cu_seqlens, max_seqlen, seed, first_sequence, causal, scale, keep)
+    )
 
 
 def _launch_backward(launchers: Any, do: Tensor, q: Tensor, *rest: Any) -> tuple[Tensor, ...]:
@@ -342,11 +366,12 @@ def _launch_backward_into(
     cu_seqlens: Tensor | None,
     max_seqlen: int,
     seed: Tensor | None,
+    first_sequence: Tensor | None,
     *numbers: Any,
 ) -> tuple[Tensor, ...]:
     """Launches the backward into `gradients`; `numbers` are causal, scale and keep."""
     scratch = lse.new_empty(2, *lse.shape)
-    sequences = (lengths, cu_seqlens, max_seqlen, seed)
+    sequences = (lengths, cu_seqlens, max_seqlen, seed, first_sequence)
     launchers.attention_backward(do, q, k, v, o, lse, *sequences, *gradients, scratch, *numbers)
     return gradients
 

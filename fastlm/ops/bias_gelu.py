@@ -15,9 +15,10 @@ from fastlm.ops._register import Direction, as_rows, autocast, define, empty_par
 
 
 def cost(rows: int, columns: int, element: int = 2) -> Cost:
-    """x (N, F) to y; dy and x to dx. bytes = element * 2 N F, backward element * 3 N F.
+    """Returns the cost for x (N, F).
 
-    Operations: forward the bias and GELU; backward both again, GELU's derivative, a product and dbias.
+    Forward bytes = element * 2 N F: reads x, writes y. Backward bytes = element * 3 N F: reads dy, x, writes dx.
+    Forward operations: bias, GELU. Backward operations: both again, GELU's derivative, a product, dbias.
     """
     n = rows * columns
     return Cost(2 * element * n, (1 + GELU) * n, 3 * element * n, (1 + GELU + GELU_SLOPE + 2) * n)
@@ -51,7 +52,7 @@ def bias_gelu(x: Tensor, bias: Tensor | None = None, *, approximate: str = "tanh
     Args:
         x: (..., F) float32, float16, bfloat16 or float64.
         bias: (F,), the dtype of x or float32.
-        approximate: "tanh", both papers' code, or "none", the exact erf form of Hugging Face's BERT.
+        approximate: "tanh", as in the code of GPT-1 and BERT, or "none", the exact erf form, as in Hugging Face's BERT.
         backend: "auto", "reference", "cpu", "triton" or "cuda".
 
     Returns:
@@ -75,7 +76,7 @@ def _forward(x: Tensor, bias: Tensor | None, approximate: str, backend: str) -> 
 
 
 def _launch_forward(launchers: Any, x: Tensor, bias: Tensor | None, approximate: str) -> Tensor:
-    """Launches GELU(x + bias) of (N, F)."""
+    """Launches the forward of GELU(x + bias), x (N, F)."""
     y = x.new_empty(x.shape)
     launchers.bias_gelu_forward(x, bias, y, approximate == "tanh")
     return y
@@ -88,9 +89,9 @@ def _backward(dy: Tensor, x: Tensor, bias: Tensor | None, approximate: str, back
 
 
 def _launch_backward(launchers: Any, dy: Tensor, x: Tensor, bias: Tensor | None, approximate: str) -> Gradients:
-    """Launches the gradients of GELU(x + bias) of (N, F)."""
+    """Launches the backward of GELU(x + bias), x (N, F)."""
     dx, dbias = gradients = _empty_gradients(x)
-    # Programs share the columns too, 256 to each.
+    # The programs also divide the columns, 256 to each.
     down = max(1, num_partials(x.shape[0], x.device) // math.ceil(x.shape[1] / 256))
     partials = dbias.new_empty(1, down, x.shape[1])
     launchers.bias_gelu_backward(dy, x, bias, dx, dbias, approximate == "tanh", partials)

@@ -26,7 +26,7 @@ from fastlm.ops._register import (
     wide_dtype,
 )
 
-RUN = 32  # places of the sorted ids that one sum covers where they hold a single id
+RUN = 32  # positions of the sorted ids that are summed first, if they hold a single id
 
 
 def cost(
@@ -40,12 +40,14 @@ def cost(
     *,
     layer_norm: bool = True,
 ) -> Cost:
-    """int64 ids of N tokens and tables of `table` bytes per element to y, and with LN the sum and statistics.
+    """Returns the cost for N tokens with int64 ids and tables of `table` bytes per element.
 
-    bytes = table * E (min(N, V) + positions + segments) + 8 N for each table with ids + element * N E, and with LN
-    element * N E + 8 N more. Backward: dy, ids, with LN the sum and statistics, to fp32 gradients of whole tables,
-    4 E (V + positions + segments). Operations: forward a sum for each further table, LN, dropout's factor; backward
-    dropout's factor, LN, a sum for each table.
+    Forward bytes = table * E (min(N, V) + positions + segments) + 8 N per table with ids + element * N E: reads tables
+    and ids, writes y; with LN element * N E + 8 N more, for the sum and statistics.
+    Backward: reads dy, ids and with LN the sum and statistics, writes the fp32 gradients of whole tables,
+    4 E (V + positions + segments).
+    Forward operations: a sum per table but the first, LN, dropout's factor.
+    Backward operations: dropout's factor, LN, a sum per table.
     """
     n, tables = rows * columns, 1 + (positions > 0) + (segments > 0)
     ids = 8 * rows * (1 + (segments > 0))
@@ -65,7 +67,7 @@ SPEC = Spec("embedding_layer_norm", kernels="embedding_layer_norm", limits=NORM_
 
 
 class Outputs(NamedTuple):
-    """y (..., S, E); if saved, the tables' sum of its shape; with a layer norm, the statistics of the sum's rows."""
+    """y and the tables' sum (..., S, E), mean and rstd of the sum's rows. What is not saved or not needed is empty."""
 
     y: Tensor
     sum: Tensor
@@ -74,7 +76,7 @@ class Outputs(NamedTuple):
 
 
 class Gradients(NamedTuple):
-    """All wide, and empty for what is not there."""
+    """The gradients, float32 (float64 for float64), empty for tables and parameters that are not given."""
 
     dword: Tensor
     dposition: Tensor
@@ -95,6 +97,7 @@ def embedding_layer_norm(
     beta: Tensor | None = None,
     dropout_p: float = 0.0,
     seed: Tensor | None = None,
+    first_row: Tensor | None = None,
     eps: float = 1e-5,
     backend: str = "auto",
 ) -> Tensor:
@@ -106,16 +109,16 @@ def embedding_layer_norm(
             are float32.
         position: (C, E), added at `position_ids` (int64, the shape of tokens), by default 0 ... S - 1.
         segment: (T, E), added at `segments` (int64, the shape of tokens).
-        gamma, beta: (E,) of the layer norm; without gamma there is none (GPT-1).
-        dropout_p, seed: as in `add_layer_norm`.
+        gamma, beta: (E,), of the layer norm. Without gamma there is no layer norm (GPT-1).
+        dropout_p, seed, first_row: as in `add_layer_norm`.
         backend: "auto", "reference", "cpu", "triton" or "cuda".
 
     Returns:
         (..., S, E) in the dtype of `word`, or autocast's.
 
     Raises:
-        TypeError, ValueError: an argument's dtype, shape, device or range is wrong. Ids out of range are found
-            on the CPU; on a GPU, where looking would make the host wait, they are the device's error.
+        TypeError, ValueError: an argument's dtype, shape, device or range is wrong. On a GPU the host does not wait, so
+            ids out of range are an error of the device there.
         RuntimeError: the backend asked for cannot serve the call.
     """
     keep = keep_count(_checks.as_number(SPEC.op, "dropout_p", dropout_p))
@@ -130,12 +133,12 @@ def embedding_layer_norm(
         _checks.check_range(SPEC.op, "segments", segments, 0, segment.shape[0])
     eps = _checks.checked_eps(SPEC.op, eps)
     seed = _checks.checked_seed(SPEC.op, seed, keep, word)
+    first_row = _checks.checked_first(SPEC.op, "first_row", first_row, keep, word)
     dtype = autocast_dtype(word)
     backend = backends.choose(SPEC, backend, backends.call_of(word, dtype=dtype, width=word.shape[1]))
     save_sum = gamma is not None and wants_gradient(word, position, segment, gamma, beta)
-    return _call(
-        tokens, word, position, position_ids, segment, segments, gamma, beta, seed, keep, eps, dtype, save_sum, backend
-    )[0]
+    tables = (tokens, word, position, position_ids, segment, segments, gamma, beta, seed, first_row)
+    return _call(*tables, keep, eps, dtype, save_sum, backend)[0]
 
 
 def _check_tables(
@@ -178,6 +181,7 @@ def _forward(
     gamma: Tensor | None,
     beta: Tensor | None,
     seed: Tensor | None,
+    first_row: Tensor | None,
     keep: int,
     eps: float,
     dtype: torch.dtype,
@@ -186,7 +190,7 @@ def _forward(
 ) -> Outputs:
     compute = backends.implementation(SPEC, backend, "embedding_layer_norm_forward", _launch_forward)
     flat, positions, segments = (None if t is None else t.view(-1) for t in (tokens, position_ids, segments))
-    tables = (flat, word, position, positions, segment, segments, gamma, beta, seed)
+    tables = (flat, word, position, positions, segment, segments, gamma, beta, seed, first_row)
     y, s, mean, rstd = compute(*tables, tokens.shape[-1], keep, eps, dtype, save_sum)
     shape = (*tokens.shape, word.shape[1])
     return Outputs(y.view(shape), s.view(shape) if save_sum else s, mean, rstd)
@@ -203,15 +207,16 @@ def _launch_forward(
     gamma: Tensor | None,
     beta: Tensor | None,
     seed: Tensor | None,
+    first_row: Tensor | None,
     sequence: int,
     keep: int,
     eps: float,
     dtype: torch.dtype,
     save_sum: bool,
 ) -> Outputs:
-    """Launches the forward of ids (N,); row n takes position n % sequence where there are no position_ids."""
+    """Launches the forward for ids (N,). Without position_ids, row n has position n % sequence."""
     y, s, mean, rstd = outputs = _empty_outputs(tokens, word, gamma, dtype, save_sum)
-    tables = (tokens, word, position, position_ids, segment, segments, gamma, beta, seed)
+    tables = (tokens, word, position, position_ids, segment, segments, gamma, beta, seed, first_row)
     norm = (None, None, None) if gamma is None else (s if save_sum else None, mean, rstd)
     launchers.embedding_layer_norm_forward(*tables, y, *norm, sequence, keep, eps)
     return outputs
@@ -233,12 +238,13 @@ def _backward(
     segments: Tensor | None,
     gamma: Tensor | None,
     seed: Tensor | None,
+    first_row: Tensor | None,
     keep: int,
     table_rows: list[int],
     backend: str,
 ) -> Gradients:
-    """`table_rows` are the rows of word, position and segment, 0 for a table that is not there."""
-    ds, dgamma, dbeta = _sum_gradient(as_rows(dy), sum, mean, rstd, gamma, seed, keep, backend)
+    """Computes the gradients. `table_rows` are the numbers of rows of word, position and segment, 0 for no table."""
+    ds, dgamma, dbeta = _sum_gradient(as_rows(dy), sum, mean, rstd, gamma, seed, first_row, keep, backend)
     word_rows, position_rows, segment_rows = table_rows
     dword = _table_gradient(ds, tokens, word_rows, backend)
     if position_ids is None and position_rows:
@@ -255,14 +261,15 @@ def _sum_gradient(
     rstd: Tensor,
     gamma: Tensor | None,
     seed: Tensor | None,
+    first_row: Tensor | None,
     keep: int,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns ds (N, E) of the tables' sum, dgamma and dbeta (E,), which are empty without layer norm."""
+    """Returns ds (N, E), the gradient of the tables' sum, and dgamma, dbeta (E,), empty without layer norm."""
     if gamma is None and keep == LEVELS:
         return dy, mean.new_empty(0), mean.new_empty(0)
     compute = backends.implementation(SPEC, backend, "embedding_layer_norm_backward", _launch_backward)
-    return compute(dy, None if gamma is None else as_rows(s), mean, rstd, gamma, seed, keep)
+    return compute(dy, None if gamma is None else as_rows(s), mean, rstd, gamma, seed, first_row, keep)
 
 
 def _launch_backward(
@@ -273,21 +280,24 @@ def _launch_backward(
     rstd: Tensor,
     gamma: Tensor | None,
     seed: Tensor | None,
+    first_row: Tensor | None,
     keep: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Launches the gradients of dropout(LN(s)) of (N, E); without gamma, of dropout alone."""
+    """Launches the backward of dropout(LN(s)), s (N, E); without gamma, of dropout(s)."""
     ds = torch.empty_like(dy)
     if gamma is None:
-        launchers.embedding_layer_norm_backward(dy, None, None, None, None, seed, ds, None, None, keep, None)
+        launchers.embedding_layer_norm_backward(dy, None, None, None, None, seed, first_row, ds, None, None, keep, None)
         return ds, mean.new_empty(0), mean.new_empty(0)
     dgamma, dbeta = empty_parameter_gradient(dy), empty_parameter_gradient(dy)
     partials = mean.new_empty(2, num_partials(dy.shape[0], dy.device), dy.shape[1])
-    launchers.embedding_layer_norm_backward(dy, s, mean, rstd, gamma, seed, ds, dgamma, dbeta, keep, partials)
+    launchers.embedding_layer_norm_backward(
+        dy, s, mean, rstd, gamma, seed, first_row, ds, dgamma, dbeta, keep, partials
+    )
     return ds, dgamma, dbeta
 
 
 def _table_gradient(ds: Tensor, ids: Tensor | None, rows: int, backend: str) -> Tensor:
-    """Returns the (rows, E) sums of ds (N, E) over the places of each id, wide; without ids, no rows."""
+    """Returns the gradient of a table: row r is the sum of the rows of ds (N, E) whose id is r. Empty without ids."""
     if ids is None:
         return ds.new_empty(0, ds.shape[1], dtype=wide_dtype(ds))
     return backends.implementation(SPEC, backend, "embedding_gradient", _launch_embedding_gradient)(
@@ -297,7 +307,7 @@ def _table_gradient(ds: Tensor, ids: Tensor | None, rows: int, backend: str) -> 
 
 def _launch_embedding_gradient(launchers: Any, ds: Tensor, ids: Tensor, rows: int) -> Tensor:
     """Launches the gradient of a table of `rows` rows."""
-    # Half the bits, half the passes of the sort; rows of equal id stay in their order, so that sums repeat.
+    # int32 ids take half the passes of the sort. It is stable, so that rows of equal ids are added in a fixed order.
     sorted_ids, order = torch.sort(ids.to(torch.int32), stable=True)
     starts = torch.searchsorted(sorted_ids, torch.arange(rows + 1, dtype=torch.int32, device=ids.device))
     runs, out = (ds.new_empty(n, ds.shape[1], dtype=torch.float32) for n in (ds.shape[0] // RUN, rows))
@@ -306,7 +316,7 @@ def _launch_embedding_gradient(launchers: Any, ds: Tensor, ids: Tensor, rows: in
 
 
 def _position_gradient(ds: Tensor, tokens: Tensor, rows: int) -> Tensor:
-    """Does what `_table_gradient` does where the ids of every sequence are 0 ... S - 1: sums over the batch."""
+    """Does what `_table_gradient` does for the position ids 0 ... S - 1 of every sequence: sums over the batch."""
     batch, sequence = math.prod(tokens.shape[:-1]), tokens.shape[-1]
     out = ds.new_zeros(rows, ds.shape[1], dtype=wide_dtype(ds))
     torch.sum(ds.view(batch, sequence, ds.shape[1]), 0, dtype=out.dtype, out=out[:sequence])

@@ -15,7 +15,7 @@ from fastlm.ops._register import Direction, as_rows, autocast, define, empty_par
 
 
 def cost(rows: int, columns: int, element: int = 2) -> Cost:
-    """A layer norm's cost, the bias and GELU; backward both again, GELU's derivative, a product and dbias."""
+    """Returns a layer norm's cost plus bias, GELU. Backward: both again, GELU's derivative, a product, dbias."""
     return norm_cost(rows, columns, element, 1 + GELU, 1 + GELU + GELU_SLOPE + 2)
 
 
@@ -75,7 +75,7 @@ def _forward(
 def _launch_forward(
     launchers: Any, x: Tensor, bias: Tensor | None, gamma: Tensor, beta: Tensor | None, approximate: str, eps: float
 ) -> NormOutputs:
-    """Launches LN(GELU(x + bias)) of (N, E)."""
+    """Launches the forward of LN(GELU(x + bias)), x (N, E)."""
     y, mean, rstd = outputs = empty_norm_outputs(x)
     launchers.gelu_layer_norm_forward(x, bias, gamma, beta, y, mean, rstd, approximate == "tanh", eps)
     return outputs
@@ -106,7 +106,7 @@ def _launch_backward(
     gamma: Tensor,
     approximate: str,
 ) -> Gradients:
-    """Launches the gradients of LN(GELU(x + bias)) of (N, E)."""
+    """Launches the backward of LN(GELU(x + bias)), x (N, E)."""
     dx, dbias, dgamma, dbeta = gradients = _empty_gradients(x)
     partials = mean.new_empty(3, num_partials(x.shape[0], x.device), x.shape[1])
     launchers.gelu_layer_norm_backward(

@@ -55,7 +55,7 @@ def _forward(x: Tensor, gamma: Tensor, beta: Tensor | None, eps: float, backend:
 
 
 def _launch_forward(launchers: Any, x: Tensor, gamma: Tensor, beta: Tensor | None, eps: float) -> NormOutputs:
-    """Launches LN(x) of (N, E)."""
+    """Launches the forward of LN(x), x (N, E)."""
     y, mean, rstd = outputs = empty_norm_outputs(x)
     launchers.layer_norm_forward(x, gamma, beta, y, mean, rstd, eps)
     return outputs
@@ -68,7 +68,7 @@ def _backward(dy: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, gamma: Tensor, 
 
 
 def _launch_backward(launchers: Any, dy: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, gamma: Tensor) -> NormGradients:
-    """Launches the gradients of LN(x) of (N, E)."""
+    """Launches the backward of LN(x), x (N, E)."""
     dx, dgamma, dbeta = gradients = empty_norm_gradients(x)
     partials = mean.new_empty(2, num_partials(x.shape[0], x.device), x.shape[1])
     launchers.layer_norm_backward(dy, x, mean, rstd, gamma, dx, dgamma, dbeta, partials)

@@ -22,7 +22,7 @@ from fastlm.ops._register import Direction, as_rows, autocast, define, num_parti
 
 
 def cost(rows: int, columns: int, element: int = 2) -> Cost:
-    """A layer norm's cost, and GELU; backward its argument again (2), its derivative and a product."""
+    """Returns a layer norm's cost plus GELU. Backward: GELU's argument (2), GELU, its derivative, a product."""
     return norm_cost(rows, columns, element, GELU, 2 + GELU + GELU_SLOPE + 1)
 
 
@@ -72,7 +72,7 @@ def _forward(x: Tensor, gamma: Tensor, beta: Tensor | None, approximate: str, ep
 def _launch_forward(
     launchers: Any, x: Tensor, gamma: Tensor, beta: Tensor | None, approximate: str, eps: float
 ) -> NormOutputs:
-    """Launches GELU(LN(x)) of (N, E)."""
+    """Launches the forward of GELU(LN(x)), x (N, E)."""
     y, mean, rstd = outputs = empty_norm_outputs(x)
     launchers.layer_norm_gelu_forward(x, gamma, beta, y, mean, rstd, approximate == "tanh", eps)
     return outputs
@@ -103,7 +103,7 @@ def _launch_backward(
     beta: Tensor | None,
     approximate: str,
 ) -> NormGradients:
-    """Launches the gradients of GELU(LN(x)) of (N, E)."""
+    """Launches the backward of GELU(LN(x)), x (N, E)."""
     dx, dgamma, dbeta = gradients = empty_norm_gradients(x)
     partials = mean.new_empty(2, num_partials(x.shape[0], x.device), x.shape[1])
     launchers.layer_norm_gelu_backward(

@@ -1,11 +1,11 @@
-"""Softmax cross-entropy of x W^T + bias against targets, never holding the (N, V) logits.
+"""Softmax cross-entropy of x W^T + bias against targets, without the (N, V) logits in memory at once.
 
-Both passes go over the rows in chunks: logits of a chunk by a matrix product, the loss and the gradient of
-the logits in place by a row kernel, and the products of dx and dW from it. When gradients are wanted the
-forward makes them in the same pass (three products instead of four) and saves them unscaled; with
-reduction "none", where each row has a gradient of its own to come, the backward computes them anew.
+The rows are processed in chunks. For each chunk a matrix product computes the logits, a row kernel computes the losses
+and overwrites the logits with their gradient, and two more products compute the chunk's dx and its part of dW. If
+gradients are needed, the forward computes and saves them in the same pass (three products instead of four), without the
+factor of the incoming gradient. With reduction "none" each row has its own factor, so the backward recomputes them.
 
-The weight is copied once, cast to the dtype of x where it is not, with rows of zeros up to a multiple of 64: matrix
+The weight is copied once, in the dtype of x, and padded with rows of zeros to a multiple of 64: matrix
 products take aligned sizes several times as fast as 40478 or 30522, and rows of logits begin on lines of memory. The
 CPU's backend reads it where it lies.
 """
@@ -34,22 +34,23 @@ from fastlm.ops._register import (
 
 REDUCTIONS = ("mean", "sum", "none")
 
-# Logits held at a time. GPT-1's vocabulary makes them 5632 rows: 44 tiles of 128 rows by 3 of the 768 columns
-# of dx are one wave of 132 multiprocessors, and the chunk is long enough for the other two products.
+# Logits in memory at a time. For GPT-1's vocabulary these are 5632 rows. The product of dx then has 44 x 3 tiles of
+# 128 x 256: one wave on 132 SMs. The chunk is also long enough for the other two products.
 CHUNK_LOGITS = 5632 * 40478
 
 # On the CPU's backend a chunk's logits are 4 MiB, so that the passes over them stay in the caches, but at least 256
 # rows: each chunk's products read or write all of W.
 CPU_LOGITS, CPU_ROWS = 1 << 20, 256
 
-PADDING = 64  # columns that a row of logits is a multiple of: 128 bytes of half precision
+PADDING = 64  # a row of logits has a multiple of so many columns: 128 bytes in half precision
 
 
 def cost(rows: int, columns: int, vocabulary: int, element: int = 2) -> Cost:
-    """Forward: x (N, E), W (V, E) in the activations' dtype and int64 targets to one loss; the product is 2 N E V.
+    """Returns the cost for x (N, E), W (V, E) in the dtype of x, and int64 targets.
 
-    bytes = element * (N E + V E) + 8 N + 4. The backward computes the logits' gradient again, or has kept it: x and W
-    to dx (N, E) and dW (V, E) in fp32; two products, 4 N E V. bytes = element * (2 N E + V E) + 4 V E.
+    Forward bytes = element * (N E + V E) + 8 N + 4: reads x, W and targets, writes one loss. One product, 2 N E V.
+    Backward bytes = element * (2 N E + V E) + 4 V E: reads x and W, writes dx and the fp32 dW. Two products, 4 N E V;
+    the gradient of the logits is taken as given.
     """
     x, w = rows * columns, vocabulary * columns
     product = 2 * rows * columns * vocabulary
@@ -57,9 +58,10 @@ def cost(rows: int, columns: int, vocabulary: int, element: int = 2) -> Cost:
 
 
 def row_cost(rows: int, vocabulary: int, element: int = 2) -> Cost:
-    """The row kernel alone: logits (N, V) and int64 targets to losses and lse, gradients in place; no products.
+    """Returns the cost of the row kernel alone, without products, for logits (N, V) and int64 targets.
 
-    bytes = element * N V + (8 + 4 + 4) N read and written for the losses, and element * N V written for the gradients.
+    Bytes of the losses = element * N V + (8 + 4 + 4) N: reads logits and targets, writes losses and lse.
+    Bytes of the gradients = element * N V, which overwrite the logits.
     """
     logits = element * rows * vocabulary
     return Cost(logits + 16 * rows, 0, logits, 0)
@@ -79,7 +81,7 @@ SPEC = Spec(
 
 
 class Outputs(NamedTuple):
-    """The loss () or (N,), lse (N,), the divisor () and those gradients of the losses' sum that are needed."""
+    """The loss () or (N,), lse (N,), the divisor (), and the gradients of the losses' sum (empty if not needed)."""
 
     loss: Tensor
     lse: Tensor
@@ -90,7 +92,7 @@ class Outputs(NamedTuple):
 
 
 class Gradients(NamedTuple):
-    """Empty where a gradient is not needed."""
+    """The gradients. Those that are not needed are empty."""
 
     dx: Tensor
     dw: Tensor
@@ -113,29 +115,30 @@ def linear_cross_entropy(
 ) -> Tensor:
     """Computes the cross-entropy of softmax(x weight^T + bias) against targets (GPT-1 equations 1-2; BERT section 3.1).
 
-    A row's loss, with lse the log-sum-exp of its logits l, is
-    w * ((1 - e) * (lse - l[target]) + e * (lse - mean(l)) + z * lse^2), and 0 where the target is ignored.
-    The logits are rounded once, to the dtype of x; everything after is float32 (float64 for float64).
+    The loss of a row with logits l and lse = logsumexp(l) is
+    w * ((1 - e) * (lse - l[target]) + e * (lse - mean(l)) + z * lse^2), or 0 if the target is ignored.
+    The logits are rounded to the dtype of x. All later arithmetic is float32 (float64 for float64).
 
     Args:
         x: (..., E) float32, float16, bfloat16 or float64.
-        weight: (V, E), the dtype of x or float32; `bias` (V,) likewise.
-        targets: (...) int64 in [0, V), or equal to `ignore_index`: such a row takes no part, whatever stands in its x,
-            its weight and its incoming gradient, NaN included.
-        row_weights: (...) float32 w, without gradient.
-        reduction: "mean" divides by the sum of the weights of the rows that count (and is 0 if that is 0),
-            "sum", or "none".
-        label_smoothing: e in [0, 1]. z_loss: z >= 0.
-        main_grad: (V, E) float32; the gradient of `weight` is added to it, and `weight.grad` is left alone.
+        weight: (V, E), the dtype of x or float32.
+        bias: (V,), the dtype of x or float32.
+        targets: (...) int64 in [0, V) or equal to `ignore_index`. A row with `ignore_index` is ignored, even if its x,
+            its weight or its incoming gradient is NaN.
+        row_weights: (...) float32, w; without gradient.
+        reduction: "mean" divides by the sum of the weights of the rows that are not ignored (if it is 0, the loss is
+            0); "sum"; or "none".
+        label_smoothing: e in [0, 1].
+        z_loss: z >= 0.
+        main_grad: (V, E) float32, to which the gradient of `weight` is added; `weight.grad` stays unchanged.
         backend: "auto", "reference", "cpu", "triton" or "cuda".
 
     Returns:
         float32 (float64 for float64): a scalar, or the shape of targets for "none".
 
     Raises:
-        TypeError, ValueError: an argument's dtype, shape, device or range is wrong. Targets out of range are
-            found on the CPU; on a GPU, where looking would make the host wait, they make the loss NaN
-            ("triton", "cuda") or are the device's error ("reference").
+        TypeError, ValueError: an argument's dtype, shape, device or range is wrong. On a GPU the host does not wait:
+            targets out of range make the loss NaN ("triton", "cuda") or are an error of the device ("reference").
         RuntimeError: the backend asked for cannot serve the call.
     """
     (x,) = autocast(x)
@@ -232,7 +235,7 @@ def _forward(
 
 
 def _divisor(targets: Tensor, row_weights: Tensor | None, ignore_index: int, reduction: str, losses: Tensor) -> Tensor:
-    """Returns the divisor of the losses' sum, and so of its gradients."""
+    """Returns the divisor of the losses' sum and of its gradients."""
     if reduction != "mean":
         return losses.new_ones(())
     counted = targets != ignore_index
@@ -250,7 +253,7 @@ def _over_chunks(
     need: tuple[bool, bool, bool],
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Returns losses, lse and those gradients of the losses' sum that are needed; the others are empty."""
+    """Returns losses, lse and the gradients of the losses' sum. Gradients that are not needed are empty."""
     need_dx, need_dw, need_dbias = need
     rows, vocabulary = x.shape[0], weight.shape[0]
     multiple = 1 if backend == "cpu" else PADDING
@@ -308,15 +311,15 @@ def _padded(parameter: Tensor, dtype: torch.dtype, multiple: int) -> Tensor:
 
 
 def _launch_rows(launchers: Any, *arguments: Any) -> None:
-    """Launches the row kernel, whose arguments are those of `reference.cross_entropy_rows`."""
+    """Launches the row kernel. Its arguments are those of `reference.cross_entropy_rows`."""
     launchers.cross_entropy_rows(*arguments)
 
 
 def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
-    """Adds a b to `total` in its width throughout; a and b may be half as wide."""
+    """Adds a b to `total`, with all arithmetic in the dtype of `total`; a and b may be in half precision."""
     if total.device.type == "cuda" and a.dtype != total.dtype:
         torch.addmm(total, a, b, out_dtype=total.dtype, out=total)
-    else:  # the CPU has no product of mixed widths
+    else:  # the CPU has no product of mixed dtypes
         total.addmm_(a.to(total.dtype), b.to(total.dtype))
 
 
@@ -388,8 +391,12 @@ def _autograd(ctx: Any, dloss: Tensor, *_: Tensor | None) -> tuple[Any, ...]:
 def _scaled(
     factor: Tensor, dx: Tensor, dw: Tensor, dbias: Tensor, weight_dtype: torch.dtype, bias_dtype: torch.dtype
 ) -> Gradients:
-    """Multiplies the saved gradients, constants to autograd, by the loss's; an op, so that its derivative raises."""
-    factor = factor.view(1)  # without dimensions, CUDA would round it to the dtype of dx before it multiplies
+    """Multiplies the saved gradients by the incoming gradient of the loss.
+
+    Autograd takes the saved gradients as constants, so a second derivative would be wrong. This is an op without a
+    derivative, so that a second derivative raises an error instead.
+    """
+    factor = factor.view(1)  # CUDA would round a tensor without dimensions to the dtype of dx first
     dtypes = zip((dx, dw, dbias), (dx.dtype, weight_dtype, bias_dtype), strict=True)
     return Gradients(*(torch.mul(g, factor, out=g.new_empty(g.shape, dtype=dtype)) for g, dtype in dtypes))
 

@@ -1,4 +1,4 @@
-"""The papers' values, one file per paper, by the names that `--model` takes. Imports no torch."""
+"""Recipes with the papers' values, one file per paper. `--model` takes their names. Imports no torch."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ ENOUGH_UPDATES = 300  # 31 of gpt1_small end above the unigram model, 200 of gpt
 STEP_RATE = 0.5  # of the rate of matrix products, which a whole step makes (measured: 0.5 to 0.7 on an EPYC core)
 DEFAULT = "gpt1"
 
-# What format 1 of a run folder's config.json calls by other names.
+# Names in format 1 of a run folder's config.json, and their names today.
 _OLD_NAMES = {"gpt1": "gpt1_full"}
-_OLD_OPTIMIZERS = {"adamw": True, "bert": False}  # to bias_correction
+_OLD_OPTIMIZERS = {"adamw": True, "bert": False}  # their value of bias_correction
 
 
 def resolve(name: str, *, cuda: bool) -> tuple[Recipe, str | None]:
-    """The recipe that `--model` names, and a sentence if the machine chose it.
+    """Returns the recipe with the name that `--model` gives, and, for a family, a sentence that explains the choice.
 
-    Raises ValueError for a name that there is not.
+    Raises ValueError for an unknown name.
     """
     if name in FAMILIES:
         full, small, *_ = FAMILIES[name]
@@ -69,9 +69,9 @@ def fitting(name: str, minutes: float | None, flops: float) -> tuple[Recipe, str
 
 
 def from_record(record: dict[str, Any]) -> Recipe:
-    """The recipe of a run folder's config.json, of this format or of format 1.
+    """Returns the recipe that a run folder's config.json holds, in today's format or in format 1.
 
-    Raises KeyError, TypeError or ValueError where it holds something else.
+    Raises KeyError, TypeError or ValueError if it holds anything else.
     """
     if "config" in record:
         return _from_format_1(record["config"])

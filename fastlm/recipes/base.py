@@ -1,4 +1,4 @@
-"""A recipe: what to learn, how, and where. Imports no torch."""
+"""A recipe: model, corpus, training and devices of a run. Imports no torch."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
     from fastlm.tasks.base import Task
 
 SECTIONS = ("model", "corpus", "train", "placement")
-_DROPOUTS = ("attention_dropout", "embedding_dropout")  # follow `dropout` where they are not given
+_DROPOUTS = ("attention_dropout", "embedding_dropout")  # where they are not given, `dropout` sets them
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """The values of a kind of run: a model and its corpus, how it is trained, and where it computes.
+    """All options of a run: the model, its corpus, the training, and the placement on devices.
 
-    make_task: makes the task of the recipe. Raises ValueError, naming the option, for values that do not fit together.
+    `make_task` makes the task of the recipe. It raises ValueError, with the option's name, if values contradict.
     """
 
     name: str
@@ -49,10 +49,10 @@ class Recipe:
         return self.train.batch_size * length * self.model.flops_per_token(length)
 
     def with_options(self, given: Mapping[str, Any]) -> Recipe:
-        """This recipe with other values, by the names of the options.
+        """Returns this recipe with the given options replaced.
 
-        One of steps, minutes and epochs takes the place of another; a dropout that is not given follows `dropout`.
-        Raises ValueError, naming the option, for one that the recipe's model has not, or a value that makes no sense.
+        steps, minutes and epochs replace each other. `dropout` also sets the dropouts that are not given.
+        Raises ValueError, with the option's name, for an option that this recipe does not have or an invalid value.
         """
         left, sections = dict(given), {}
         if "dropout" in left:
@@ -68,12 +68,12 @@ class Recipe:
         return replace(self, **sections)
 
     def to_json(self) -> dict[str, Any]:
-        """The recipe as a run folder records it."""
+        """Returns the recipe as the config.json of a run folder holds it."""
         return {"recipe": self.name, **{section: option_values(getattr(self, section)) for section in SECTIONS}}
 
 
 def all_options(recipes: Mapping[str, Recipe]) -> list[Field]:
-    """The options of all recipes together, each once, in the order of the sections."""
+    """Returns the options of all recipes, each name once, in the order of SECTIONS."""
     found: dict[str, Field] = {}
     for section in SECTIONS:
         for recipe in recipes.values():

@@ -1,4 +1,4 @@
-"""BERT's pretraining: Devlin et al. 2019, appendix A.2. The small sizes have values that learn most in minutes."""
+"""BERT's pretraining: Devlin et al. 2019, appendix A.2. The small ones suit runs of minutes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""GPT-1's pretraining: Radford et al. 2018, section 4.1. The small sizes have values that learn most in minutes."""
+"""GPT-1's pretraining: Radford et al. 2018, section 4.1. The small ones suit runs of minutes."""
 
 from __future__ import annotations
 

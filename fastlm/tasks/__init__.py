@@ -1,1 +1,1 @@
-"""What is learned: a task is its data, its model with heads, its losses, its metrics and its report."""
+"""Tasks: each is its data, its model with heads, its losses, its metrics and its report."""

@@ -1,4 +1,4 @@
-"""The task: all that a training run is told of what it learns. The trainer and the loop know nothing else of it."""
+"""The interface between a training run and what it learns. The trainer and the loop know only this."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ Notify = Callable[[str], None]
 
 
 class Dataset(Protocol):
-    """Batches of one split at one sequence length; `batch(step)` depends on (seed, step) alone."""
+    """Makes the batches of one split at one sequence length; `batch(step)` depends on (seed, step) alone.
+
+    A dataset may also have `warnings`: sentences about the data, which are shown before training.
+    """
 
     batches_per_epoch: int
 
@@ -25,82 +28,85 @@ class Dataset(Protocol):
 
 
 class Group(NamedTuple):
-    """Parameters that learn at `rate` times the schedule's learning rate."""
+    """Holds parameters that learn at `rate` times the schedule's learning rate."""
 
     parameters: list[nn.Parameter]
     rate: float = 1.0
 
 
 class Task(ABC):
-    """What a run learns.
+    """Defines what a run learns.
 
-    loss_names: the names of what `losses` returns; the first is minimised.
-    data_version: raised when `prepare` makes something else of the same files.
-    figure_names: the report's name of each figure and how it is written, in the order of the table.
+    loss_names: the names of the losses that `losses` returns; the first one is minimised.
+    data_version: raised when `prepare` gives another result for the same files.
+    metric_names: {metric: (its title in the report, its number format)}, in the order of the report's table.
     """
 
     loss_names: ClassVar[tuple[str, ...]] = ("loss",)
     data_version: ClassVar[int] = 1
-    figure_names: ClassVar[dict[str, tuple[str, str]]] = {"loss": ("loss", ".3f")}
+    metric_names: ClassVar[dict[str, tuple[str, str]]] = {"loss": ("loss", ".3f")}
 
     # Data --------------------------------------------------------------------------------------------------------
 
     def sources(self) -> list[Path]:
-        """The files that the task's data is made from. A run folder keeps what was made from them while they stay."""
+        """Returns the files that the data is made from. A run folder keeps prepared data until one of them changes."""
         return []
 
     @abstractmethod
     def prepare(self, folder: Path, notify: Notify) -> None:
-        """Makes, in a run's folder, what the task reads while it trains; what is there already is taken as it is.
+        """Makes the data that the task reads in training, in a run folder. Uses data that is already there.
 
-        It is kept in `data/` and `tokenizer.json`, which a run folder removes when they were made from something else.
+        The data is `data/` and `tokenizer.json`; a run folder removes both if their source files or options change.
         """
 
     def is_prepared(self, folder: Path) -> bool:
-        """Whether all that `prepare` would make is in a run's folder."""
+        """Returns whether a run folder already holds all that `prepare` makes."""
         return True
 
     def identity(self) -> dict[str, Any]:
-        """What a prepared task is, as JSON: a checkpoint is only used for a task of the same identity."""
+        """Identifies a prepared task, as JSON. A checkpoint is only used for a task with the same identity."""
         return {}
 
     @abstractmethod
     def dataset(self, split: str, length: int, batch_size: int, seed: int) -> Dataset:
-        """The batches of "train" or "validation". Raises DataError where the split holds too little for one batch."""
+        """Returns the dataset of "train" or "validation". Raises DataError if the split is too small for one batch."""
 
     @abstractmethod
     def tokens(self, batch: Batch) -> int:
-        """Tokens of a batch that count as read."""
+        """Returns how many tokens a batch holds, padding not counted."""
 
     # Model -------------------------------------------------------------------------------------------------------
 
     @abstractmethod
     def build(self, backend: str) -> nn.Module:
-        """The model at the start of training, on the CPU. It is called with a batch's entries as keyword arguments."""
+        """Builds the model at the start of training, on the CPU.
+
+        If the model has `draw_seeds`, its training batches also hold "seeds" and "first_sequence", for `Model.forward`:
+        the micro-batches of an update then draw the dropout masks that the whole batch would draw.
+        """
 
     def groups(self, model: nn.Module) -> Sequence[Group]:
-        """The parameters that train, by their rate; by default all at the schedule's."""
+        """Groups the trained parameters by their rate; by default all learn at the schedule's rate."""
         return [Group([p for p in model.parameters() if p.requires_grad])]
 
-    # Figures -----------------------------------------------------------------------------------------------------
+    # Metrics -----------------------------------------------------------------------------------------------------
 
     @abstractmethod
     def losses(self, model: nn.Module, batch: Batch) -> tuple[Tensor, ...]:
-        """The losses of a batch, scalars, in the order of `loss_names`."""
+        """Returns the losses of a batch, scalars, in the order of `loss_names`."""
 
     @abstractmethod
     def evaluate(self, model: nn.Module, batches: Iterable[Batch]) -> dict[str, float]:
-        """Figures on some batches, over all of them together; "loss" is among them. The model is in eval mode."""
+        """Returns metrics over all the given batches together, "loss" among them. The model is in eval mode."""
 
     def report(self, trainer: Trainer, name: str) -> dict[str, Any]:
-        """What the finished run's report says of the held-out data.
+        """Returns the task's part of a finished run's report, on the held-out data.
 
-        "scores": {name of a model: its figures}, the trained one under `name`; optionally "examples": lines of text,
-        with "examples_title".
+        "scores": {model: its metrics}, with the trained model under `name` and any baselines beside it. Optional:
+        "examples", lines of text, and "examples_title".
         """
-        figures = trainer.evaluate(trainer.validation_batches())
-        return {"scores": {name: figures}}
+        return {"scores": {name: trainer.evaluate(trainer.validation_batches())}}
 
     def try_command(self, folder: Path) -> str | None:
-        """A command that uses the finished run, or None."""
+        """Returns a command that uses the finished run, or None."""
         return None

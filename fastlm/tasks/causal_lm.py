@@ -23,15 +23,15 @@ from fastlm.tasks.pretraining import Pretraining, as_line, held_out_sentences
 if TYPE_CHECKING:
     from fastlm.train.trainer import Trainer
 
-GIVEN, WRITTEN = 4, 60  # words that the model is given in an example, tokens that it writes
-QUOTES = str.maketrans("", "", '"“”_')  # would close later than the beginning that is given
+PROMPT_WORDS, NEW_TOKENS = 4, 60  # in an example of the report
+QUOTES = str.maketrans("", "", '"“”_')  # removed from prompts, where they would open and never close
 
 
 class CausalLM(Pretraining):
-    """The next token of windows of running text, of a model with the head "lm"."""
+    """Learns the next token in windows of text, with a model that has the head "lm"."""
 
     loss_names = ("loss",)
-    figure_names = {  # noqa: RUF012
+    metric_names = {  # noqa: RUF012
         "loss": ("loss", ".3f"),
         "perplexity": ("perplexity", ".1f"),
         "bits_per_byte": ("bits per byte", ".3f"),
@@ -50,12 +50,14 @@ class CausalLM(Pretraining):
         return (model(**batch).loss,)
 
     def evaluate(self, model: nn.Module, batches: Iterable[Batch]) -> dict[str, float]:
-        losses = torch.stack([model(**batch).loss.float() for batch in batches])  # equal numbers of tokens
+        losses = torch.stack([model(**batch).loss.float() for batch in batches])  # all of the same size
         return {"loss": losses.mean().item()}
 
     def report(self, trainer: Trainer, name: str) -> dict[str, Any]:
-        """Loss, perplexity and bits per byte on the held-out windows, those of the n-grams on the same tokens, and text
-        that the model writes from the beginnings of held-out sentences."""
+        """Reports loss, perplexity and bits per byte on the held-out windows, the same for n-grams, and examples.
+
+        In an example the model continues the beginning of a held-out sentence.
+        """
         batches = list(trainer.validation_batches())
         before, after = (np.concatenate([batch[part].numpy() for batch in batches]) for part in ("tokens", "targets"))
         losses = ngrams.ngram_losses(self.shards.split("train").tokens, before, after, self.tokenizer.vocab_size)
@@ -76,17 +78,17 @@ class CausalLM(Pretraining):
         sampling = {"temperature": 0.8, "top_k": 40, "generator": generator}
         examples = []
         for sentence in held_out_sentences(self.shards.split("validation")):
-            begun = " ".join(as_line(self.tokenizer, sentence).translate(QUOTES).split()[:GIVEN])
-            if not begun:  # a sentence of nothing but quotes
+            prompt = " ".join(as_line(self.tokenizer, sentence).translate(QUOTES).split()[:PROMPT_WORDS])
+            if not prompt:  # the sentence is only quotes
                 continue
-            text = generate_text(trainer.model, self.tokenizer, begun, WRITTEN, **sampling)
-            examples.append(_emphasised(begun, " ".join(text.split())))
+            text = generate_text(trainer.model, self.tokenizer, prompt, NEW_TOKENS, **sampling)
+            examples.append(_emphasised(prompt, " ".join(text.split())))
         return examples
 
 
-def _emphasised(begun: str, text: str) -> str:
-    """The beginning in bold, then the text up to the end of its last whole sentence, if there is one."""
-    begun = begun if text.startswith(begun) else ""
-    rest = text[len(begun) :]
+def _emphasised(prompt: str, text: str) -> str:
+    """Returns the text with the prompt in bold, cut after its last whole sentence, if there is one."""
+    prompt = prompt if text.startswith(prompt) else ""
+    rest = text[len(prompt) :]
     ends = [match.end() for match in re.finditer(r"[.!?]+[\"'”’)]*", rest)]
-    return (f"**{begun}**" if begun else "") + (rest[: ends[-1]] if ends else rest)
+    return (f"**{prompt}**" if prompt else "") + (rest[: ends[-1]] if ends else rest)

@@ -26,10 +26,10 @@ if TYPE_CHECKING:
 
 
 class MaskedLM(Pretraining):
-    """Masked tokens and next sentences of sentence pairs, of a model with the heads "mlm" and "nsp"."""
+    """Learns masked tokens and next sentences of sentence pairs, with a model that has the heads "mlm" and "nsp"."""
 
     loss_names = ("loss", "mlm_loss", "nsp_loss")
-    figure_names = {  # noqa: RUF012
+    metric_names = {  # noqa: RUF012
         "mlm_loss": ("masked loss", ".3f"),
         "nsp_loss": ("next-sentence loss", ".3f"),
         "masked_accuracy": ("masked accuracy", ".1%"),
@@ -50,29 +50,30 @@ class MaskedLM(Pretraining):
         return output.loss, output.losses["mlm"], output.losses["nsp"]
 
     def evaluate(self, model: nn.Module, batches: Iterable[Batch]) -> dict[str, float]:
-        """Means over all masked positions and all pairs; the loss is their sum, as in training."""
-        sums = torch.stack([torch.stack(_sums(model, batch)) for batch in batches]).double().sum(0).tolist()
-        masked, mlm_loss, mlm_right, pairs, nsp_loss, nsp_right = sums
+        """Returns means over all masked positions and over all pairs; "loss" is the sum of both, as in training."""
+        sums = torch.stack([torch.stack(_batch_sums(model, batch)) for batch in batches]).double().sum(0).tolist()
+        masked, mlm_loss, mlm_correct, pairs, nsp_loss, nsp_correct = sums
         return {
             "loss": mlm_loss / masked + nsp_loss / pairs,
             "mlm_loss": mlm_loss / masked,
             "nsp_loss": nsp_loss / pairs,
-            "masked_accuracy": mlm_right / masked,
-            "nsp_accuracy": nsp_right / pairs,
+            "masked_accuracy": mlm_correct / masked,
+            "nsp_accuracy": nsp_correct / pairs,
         }
 
     def report(self, trainer: Trainer, name: str) -> dict[str, Any]:
-        """Figures on the held-out pairs, beside guesses that know only counts, and held-out sentences filled in.
+        """Reports metrics on the held-out pairs, those of two baselines on the same pairs, and examples.
 
-        For the same masked positions: the unigram model guesses the most frequent token; the bigram model is shown the
-        true token before, even where the model sees a [MASK]. For the same pairs: "is next", always.
+        "unigram" guesses the most frequent token at every masked position, and "is next" for every pair. "bigram" sees
+        the true token before each masked position, even if the model sees a [MASK] there. In an example the model
+        fills in a word of a held-out sentence.
         """
         batches = list(trainer.validation_batches())
         before, after = (np.concatenate(parts) for parts in zip(*map(_masked_pairs, batches), strict=True))
         tokens, vocab_size = self.shards.split("train").tokens, self.tokenizer.vocab_size
         losses = ngrams.ngram_losses(tokens, before, after, vocab_size)
         labels = torch.cat([batch["next_sentence_labels"] for batch in batches])
-        guesses = {
+        baselines = {
             "unigram": {
                 "mlm_loss": losses["unigram"],
                 "masked_accuracy": float((after == ngrams.most_frequent(tokens, vocab_size)).mean()),
@@ -80,10 +81,10 @@ class MaskedLM(Pretraining):
             },
             "bigram": {"mlm_loss": losses["bigram"]},
         }
-        figures = trainer.evaluate(batches)
-        del figures["loss"]  # the sum of the two
+        metrics = trainer.evaluate(batches)
+        del metrics["loss"]  # the sum of the two losses
         return {
-            "scores": guesses | {name: figures},
+            "scores": baselines | {name: metrics},
             "examples_title": "Held-out sentences: the hidden word, and what it puts there",
             "examples": self._examples(trainer),
         }
@@ -96,7 +97,7 @@ class MaskedLM(Pretraining):
         examples = []
         for sentence in held_out_sentences(self.shards.split("validation")):
             sentence = sentence[: trainer.model.config.context - 2]
-            hidden = _a_word(self.tokenizer, sentence)
+            hidden = _central_word(self.tokenizer, sentence)
             shown = [*sentence[:hidden], mask, *sentence[hidden + 1 :]]
             guesses = fill(trainer.model, self.tokenizer, [begin, *shown, end], top=3)[0]
             words = ", ".join(f"{guess.token} {guess.probability:.0%}" for guess in guesses)
@@ -105,17 +106,17 @@ class MaskedLM(Pretraining):
         return examples
 
 
-def _sums(model: nn.Module, batch: Batch) -> list[Tensor]:
-    """Of a batch: masked positions, their loss and right guesses; pairs, their loss and right guesses."""
+def _batch_sums(model: nn.Module, batch: Batch) -> list[Tensor]:
+    """Returns scalars for a batch: masked positions, their loss and correct guesses; the same three for the pairs."""
     targets, labels = batch["mlm_targets"], batch["next_sentence_labels"]
     hidden = model(batch["tokens"], batch["segments"], batch["lengths"]).hidden
     words = model.logits("mlm", hidden, batch["mlm_positions"]).float()
     next_sentence = model.logits("nsp", hidden).float()
-    asked = targets != IGNORED
+    predicted = targets != IGNORED
     return [
-        asked.sum(),
+        predicted.sum(),
         F.cross_entropy(words.flatten(0, 1), targets.flatten(), reduction="sum"),
-        ((words.argmax(-1) == targets) & asked).sum(),
+        ((words.argmax(-1) == targets) & predicted).sum(),
         torch.tensor(labels.numel(), device=labels.device),
         F.cross_entropy(next_sentence, labels, reduction="sum"),
         (next_sentence.argmax(-1) == labels).sum(),
@@ -123,7 +124,7 @@ def _sums(model: nn.Module, batch: Batch) -> list[Tensor]:
 
 
 def _masked_pairs(batch: Batch) -> tuple[np.ndarray, np.ndarray]:
-    """The true tokens at the predicted positions, and before each of them the true one that precedes it."""
+    """Returns two arrays: the true token before each predicted position, and the true token at it."""
     tokens, positions, targets = (batch[name].numpy() for name in ("tokens", "mlm_positions", "mlm_targets"))
     row, column = np.nonzero(targets != IGNORED)
     text = tokens.copy()
@@ -131,8 +132,8 @@ def _masked_pairs(batch: Batch) -> tuple[np.ndarray, np.ndarray]:
     return text[row, positions[row, column] - 1], targets[row, column]
 
 
-def _a_word(tokenizer: Tokenizer, sentence: list[int]) -> int:
-    """The place of a token that is a whole word, as near the middle of a sentence as can be (else the middle)."""
+def _central_word(tokenizer: Tokenizer, sentence: list[int]) -> int:
+    """Returns the index of the whole-word token nearest to the middle of a sentence, else of the middle token."""
     pieces = [tokenizer.decode([token]) for token in sentence] + [""]
     whole = [i for i in range(len(sentence)) if pieces[i].isalpha() and not pieces[i + 1].startswith("##")]
     return min(whole or range(len(sentence)), key=lambda i: abs(i - len(sentence) // 2))

@@ -1,4 +1,4 @@
-"""What both pretraining tasks share: from text files to a tokenizer and shards, and the examples of a report."""
+"""The base of both pretraining tasks: from text files to a tokenizer and shards, and the examples of a report."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from fastlm.models import ModelConfig
 from fastlm.run_folder import RunFolder
 from fastlm.tasks.base import Notify, Task
 
-EXAMPLES = 4  # of the report
+EXAMPLES = 4  # in a report
 
 
 class Pretraining(Task):
-    """A task on raw text: a tokenizer trained on it, shards, and a model of the tokenizer's size."""
+    """Learns from raw text: trains a tokenizer on it, makes shards, builds a model with the tokenizer's vocabulary."""
 
     data_version = FORMAT
 
@@ -35,10 +35,10 @@ class Pretraining(Task):
 
     @abstractmethod
     def train_tokenizer(self, documents: Iterable[str], vocab_size: int) -> Tokenizer:
-        """A tokenizer of at most `vocab_size` entries, trained on documents that can be read twice."""
+        """Trains a tokenizer of at most `vocab_size` entries on documents that can be read twice."""
 
     def sources(self) -> list[Path]:
-        """Raises DataError for a file that is not there or not of a known kind."""
+        """Returns the text files. Raises DataError for a file that does not exist or has an unknown suffix."""
         return self._documents().paths
 
     def is_prepared(self, folder: Path) -> bool:
@@ -60,6 +60,8 @@ class Pretraining(Task):
             options = {"validation_fraction": config.validation_fraction, "document": config.document}
             prepare(self._documents().paths, run.data, self.tokenizer, **options)
         self.shards = Shards.open(run.data, self.tokenizer)
+        for warning in self.shards.warnings:
+            notify(warning)
 
     def identity(self) -> dict[str, Any]:
         return {"vocab_size": self.tokenizer.vocab_size, "tokenizer_hash": self.tokenizer.hash}
@@ -72,7 +74,7 @@ class Pretraining(Task):
 
 
 def held_out_sentences(split: Split) -> Iterator[list[int]]:
-    """EXAMPLES sentences that are neither short nor long, evenly spread over a split."""
+    """Yields up to EXAMPLES sentences of 12 to 40 tokens, spread over a split; without such, the longest ones."""
     sizes = np.diff(split.sentences)
     chosen = np.flatnonzero((sizes >= 12) & (sizes <= 40))
     chosen = chosen if len(chosen) else np.flatnonzero(sizes == sizes.max())
@@ -81,5 +83,5 @@ def held_out_sentences(split: Split) -> Iterator[list[int]]:
 
 
 def as_line(tokenizer: Tokenizer, tokens: list[int]) -> str:
-    """Tokens as text on one line."""
+    """Returns tokens as text on one line."""
     return " ".join(tokenizer.decode(tokens).split())

@@ -1,1 +1,1 @@
-"""Pretraining: the papers' optimizers and schedules, checkpoints, the loop and its report."""
+"""Training: optimizers, schedules, checkpoints, the loop and its report, for any task."""

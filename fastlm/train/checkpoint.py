@@ -1,13 +1,14 @@
-"""Checkpoints of a run: safetensors and JSON, written whole or not at all, checked before they are believed.
+"""Checkpoints of a run: safetensors and JSON, written atomically, and verified before they are loaded.
 
-    checkpoints/step-00000120/model/             config.json and model.safetensors, as the model's `save` writes them
+    checkpoints/step-00000120/model/             config.json and model.safetensors, written by the model's `save`
                               optimizer.safetensors   "<state>/<parameter>", e.g. "exp_avg/blocks.0.out.weight"
                               rng.safetensors         torch's CPU generator and, on CUDA, the device's
                               state.json              step, the run's hash, the frozen parameters, each file's size
                                                       and CRC-32, each tensor's dtype and shape
 
-The optimizer's file holds what the optimizer has: nothing for a parameter that is frozen or had no gradient yet, and a
-shared parameter once. The data's position is the step: batches are a pure function of it. Nothing is pickled.
+The optimizer's file holds the optimizer's own state. A parameter that is frozen or had no gradient yet has no entry; a
+shared parameter has one. The position in the data is the step, since batches are a pure function of it. Nothing is
+pickled.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from fastlm.backends import dtype_name
 from fastlm.files import named_tensors, new_folder, remove_unfinished, write_json, write_tensors
 from fastlm.run_folder import find_checkpoints
 from fastlm.train.optim import bias_corrected
@@ -32,7 +34,7 @@ _MODEL, _OPTIMIZER, _RNG = "model/model.safetensors", "optimizer.safetensors", "
 
 
 class CheckpointError(ValueError):
-    """Reports a checkpoint that is truncated, damaged, foreign or not there, or that could not be read back."""
+    """Reports a checkpoint that is truncated, damaged, foreign or missing, or that could never be loaded again."""
 
 
 def save(
@@ -45,10 +47,10 @@ def save(
     keep: int = 2,
     **extra,
 ) -> Path:
-    """Writes folder/step-N and keeps the last `keep`; returns its path. `extra` goes into state.json.
+    """Writes folder/step-N atomically, deletes all but the last `keep` checkpoints, and returns the path.
 
-    The folder appears when it is whole. Raises OSError (a full disk, say), with everything written before still in
-    place, and CheckpointError if `model.save` left out a parameter or a persistent buffer.
+    `extra` goes into state.json. Raises OSError (a full disk, say), and CheckpointError if `model.save` left out a
+    parameter or a persistent buffer; older checkpoints are then still there.
     """
     remove_unfinished(folder)
     final = folder / f"step-{step:08d}"
@@ -57,13 +59,13 @@ def save(
         _OPTIMIZER: _optimizer_state(model, optimizer),
         _RNG: _rng_state(next(model.parameters()).device),
     }
-    with new_folder(final) as temporary:  # one that is there is of the same step of the same run: the same content
+    with new_folder(final) as temporary:  # may replace the checkpoint of the same step, which has the same content
         model.save(temporary / "model")
-        _check_same(temporary / _MODEL, _described(_read(temporary / _MODEL)), _described(tensors[_MODEL]), "the model")
+        _check_same(temporary / _MODEL, _describe(_read(temporary / _MODEL)), _describe(tensors[_MODEL]), "the model")
         for name in (_OPTIMIZER, _RNG):
             write_tensors(temporary / name, tensors[name])
         state = {"format": FORMAT, "step": step, "run_hash": run_hash, **extra, "frozen": _frozen(model)}
-        state["tensors"] = {name: _described(of_file) for name, of_file in tensors.items()}
+        state["tensors"] = {name: _describe(of_file) for name, of_file in tensors.items()}
         state["files"] = {name: _checksum(temporary / name) for name in _files(temporary)}
         write_json(temporary / "state.json", state)
     for old in find_checkpoints(folder)[:-keep]:
@@ -79,10 +81,10 @@ def restore(
     run_hash: str,
     notify: Callable[[str], None],
 ) -> dict | None:
-    """Loads the newest usable checkpoint and returns its state.json; None if there is none at all.
+    """Loads the newest usable checkpoint and returns its state.json; returns None if there is no checkpoint.
 
-    An unusable one is named to `notify`, renamed to step-N.unusable, and the one before it is used. Raises
-    CheckpointError if there are checkpoints and none is usable: a run never starts anew in silence.
+    An unusable checkpoint is reported to `notify` and renamed to step-N.unusable, and the one before it is tried.
+    Raises CheckpointError if there are checkpoints but none is usable: a run never starts anew silently.
     """
     remove_unfinished(folder)
     checkpoints = find_checkpoints(folder)
@@ -94,7 +96,7 @@ def restore(
             continue
         for newer in checkpoints[checkpoints.index(path) + 1 :]:
             unusable = newer.with_name(newer.name + ".unusable")
-            shutil.rmtree(unusable, ignore_errors=True)  # of an earlier time
+            shutil.rmtree(unusable, ignore_errors=True)  # left by an earlier resume
             newer.rename(unusable)
         return state
     if checkpoints:
@@ -108,7 +110,7 @@ def restore(
 def load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, *, run_hash: str) -> dict:
     """Loads one checkpoint into model, optimizer and torch's generators; returns its state.json.
 
-    Raises CheckpointError before it has changed anything.
+    Raises CheckpointError for a checkpoint that does not fit; then nothing has changed.
     """
     state = verify(path)
     if state["run_hash"] != run_hash:
@@ -118,18 +120,18 @@ def load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, *, run_
     device = next(model.parameters()).device
     stored = {name: _read(path / name) for name in (_MODEL, _OPTIMIZER, _RNG)}
     for name, tensors in stored.items():
-        _check_same(path / name, _described(tensors), state["tensors"][name], "its state.json")
-    held = named_tensors(model)
-    _check_same(path / _MODEL, _described(stored[_MODEL]), _described(held), "this run's model")
-    _check_optimizer_state(path / _OPTIMIZER, stored[_OPTIMIZER], held, optimizer)
+        _check_same(path / name, _describe(tensors), state["tensors"][name], "its state.json")
+    own = named_tensors(model)
+    _check_same(path / _MODEL, _describe(stored[_MODEL]), _describe(own), "this run's model")
+    _check_optimizer_state(path / _OPTIMIZER, stored[_OPTIMIZER], own, optimizer)
     rng = stored[_RNG]
     with torch.no_grad():
-        for name, tensor in held.items():
+        for name, tensor in own.items():
             tensor.copy_(stored[_MODEL][name])
     optimizer.state.clear()
     for key, value in stored[_OPTIMIZER].items():
         kind, name = key.split("/", 1)
-        optimizer.state[held[name]][kind] = value.to(device, copy=True)  # the fused AdamW's step is there too
+        optimizer.state[own[name]][kind] = value.to(device, copy=True)  # fused AdamW also keeps its step there
     torch.set_rng_state(rng["cpu"])
     if device.type == "cuda" and "cuda" in rng:
         torch.cuda.set_rng_state(rng["cuda"], device)
@@ -160,7 +162,7 @@ def verify(path: Path) -> dict:
 
 
 def _optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Returns "<state>/<parameter>": tensor for what the optimizer has. Raises CheckpointError for what has no name."""
+    """Returns {"<state>/<parameter>": tensor}. Raises CheckpointError for state that cannot be saved."""
     parameters = dict(model.named_parameters())
     if optimizer.state.keys() - set(parameters.values()):
         raise CheckpointError("optimizer: it has state of parameters that are not the model's, which cannot be saved")
@@ -176,10 +178,10 @@ def _optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict
 
 
 def _check_optimizer_state(
-    file: Path, stored: Mapping[str, Tensor], held: Mapping[str, Tensor], optimizer: torch.optim.Optimizer
+    file: Path, stored: Mapping[str, Tensor], model: Mapping[str, Tensor], optimizer: torch.optim.Optimizer
 ) -> None:
-    """Raises CheckpointError unless each parameter in the file is the optimizer's, and its state complete."""
-    names = {id(tensor): name for name, tensor in held.items()}
+    """Raises CheckpointError unless the optimizer has each parameter of the file, and each has its whole state."""
+    names = {id(tensor): name for name, tensor in model.items()}
     own = {names[id(p)]: p for group in optimizer.param_groups for p in group["params"]}
     kinds = ["exp_avg", "exp_avg_sq"] + (["step"] if bias_corrected(optimizer) else [])
     with_state = {key.split("/", 1)[-1] for key in stored}
@@ -210,13 +212,13 @@ def _read(file: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{file}: not a safetensors file that can be read ({error})") from error
 
 
-def _described(tensors: Mapping[str, Tensor]) -> dict[str, str]:
-    """Each tensor's dtype and shape, e.g. "float32 (768, 3072)"."""
-    return {name: f"{str(t.dtype).removeprefix('torch.')} {tuple(t.shape)}" for name, t in tensors.items()}
+def _describe(tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """Returns the dtype and shape of each tensor, e.g. "float32 (768, 3072)"."""
+    return {name: f"{dtype_name(t.dtype)} {tuple(t.shape)}" for name, t in tensors.items()}
 
 
 def _check_same(file: Path, found: Mapping[str, str], expected: Mapping[str, str], whose: str) -> None:
-    """Raises CheckpointError that names the first tensor which differs between a file and what it has to agree with."""
+    """Raises CheckpointError for the first tensor that is not as expected; `whose` names the expecting side."""
     for name in sorted(found.keys() | expected.keys()):
         here, there = found.get(name, "(not there)"), expected.get(name, "(not there)")
         if here != there:

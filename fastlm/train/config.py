@@ -1,4 +1,4 @@
-"""How a run learns: length, batches, optimizer, schedule, and how often it is checked and saved. Imports no torch."""
+"""The configuration of training: length, batches, optimizer, schedule, validation, checkpoints. Imports no torch."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ LENGTHS = ("steps", "minutes", "epochs")
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How a run learns. A field with `free` in its metadata changes no loss, and may differ when a run is resumed.
+    """Holds the options of training.
 
-    The length of a run is one of `steps`, `minutes` (turned into steps once, by a measurement) and `epochs`.
-    Raises ValueError, naming the option, for values that make no sense.
+    The length of a run is given by one of `steps`, `minutes` (turned into steps once, by a measurement) and `epochs`.
+    An option with `free` in its metadata changes no loss, so a resumed run may change it. Raises ValueError, naming the
+    option, for a value out of range.
     """
 
     steps: int | None = option("length of the run in updates", None)
@@ -24,21 +25,21 @@ class TrainConfig:
     epochs: float | None = option("length of the run in passes over the data", None)
     phases: tuple[tuple[float, int], ...] = option("sequence lengths, as FRACTION:LENGTH,...", ((1.0, 128),))
     batch_size: int = option("sequences per update", 16)
-    accumulation: int = option("parts that a batch is split into, one after the other", 1)
+    accumulation: int = option("micro-batches that a batch is split into", 1)
     learning_rate: float = option("peak of the learning rate", 2.5e-4)
     warmup: int = option("updates of linear warm-up (at most a tenth of the run)", 2000)
     decay: str = option("shape of the decay to 0", "cosine", choices=("cosine", "linear"))
     beta1: float = option("decay of Adam's first moment", 0.9)
     beta2: float = option("decay of Adam's second moment", 0.999)
     epsilon: float = option("Adam's epsilon", 1e-8)
-    bias_correction: bool = option("Adam's correction of its first moments' bias to 0", True)
-    weight_decay: float = option("decoupled decay of the matrices, embeddings included", 0.01)
+    bias_correction: bool = option("Adam's correction of moments that start at 0", True)
+    weight_decay: float = option("decoupled weight decay of the matrices, embeddings included", 0.01)
     clip: float = option("largest global norm of the gradient (inf: no clipping)", 1.0)
-    seed: int = option("of weights, dropout and data order", 0)
+    seed: int = option("seed of initialisation, dropout and data order", 0)
     validate_every: int = option("updates between validations", 1000)
-    validation_batches: int = option("batches of a validation during the run; the last one takes all", 16)
+    validation_batches: int = option("batches per validation during the run; the last validation takes all", 16)
     checkpoint_every: int = option("updates between checkpoints", 1000, free=True)
-    checkpoint_seconds: float = option("seconds between checkpoints, whichever is first", 600.0, free=True)
+    checkpoint_seconds: float = option("seconds between checkpoints, if these pass first", 600.0, free=True)
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "accumulation", "validate_every", "validation_batches", "checkpoint_every"):
@@ -64,14 +65,14 @@ class TrainConfig:
 
     @property
     def part_size(self) -> int:
-        """Sequences of one part of a batch."""
+        """Returns the number of sequences per micro-batch."""
         return self.batch_size // self.accumulation
 
     @property
     def longest(self) -> int:
-        """The longest sequence of the run."""
+        """Returns the longest sequence length of the run."""
         return max(length for _, length in self.phases)
 
     def with_length(self, **lengths: Any) -> TrainConfig:
-        """This configuration with another of steps, minutes and epochs."""
+        """Returns this configuration with another length: `steps`, `minutes` or `epochs`."""
         return replace(self, **{**dict.fromkeys(LENGTHS), **lengths})

@@ -1,4 +1,4 @@
-"""The training loop: a run is a function of its task, its configuration and the step, whatever interrupts it."""
+"""The training loop. An interrupted and resumed run makes the same updates as one without interruption."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Notify = Callable[[str], None]
 
 
 class Interrupted(Exception):
-    """The run was asked to stop (SIGINT, SIGTERM) and has saved its last step; the sentence says how to resume."""
+    """Reports a run that SIGINT or SIGTERM stopped, and that saved its last step; the message says how to resume."""
 
 
 def train(
@@ -42,22 +42,22 @@ def train(
     name: str,
     notify: Notify = tqdm.write,
 ) -> dict[str, Any]:
-    """Trains a task in a run folder, or goes on with the run that is there; returns the run's report.
+    """Trains a task in a run folder, or resumes the run that is there; returns the run's report.
 
-    A finished run is reported again, not trained further.
+    A finished run is not trained further: its report is returned again.
 
     Args:
-        record: what the run is, as JSON, in sections: {section: {option: value}}; a run is only resumed with the same.
-        name: of the model, in the report.
+        record: the configuration of the run as JSON, {section: {option: value}}; only an equal one resumes the run.
+        name: the model's name in the report.
 
     Raises:
-        RunError: another configuration, a full disk, a loss that is not finite.
-        CheckpointError, DataError, DeviceError: checkpoints, data or a device that cannot be used.
-        Interrupted: after SIGINT or SIGTERM.
+        RunError: the folder holds a run of another configuration, the disk is full, or a loss is not finite.
+        CheckpointError, DataError, DeviceError: the checkpoints, the data or the device cannot be used.
+        Interrupted: SIGINT or SIGTERM stopped the run.
     """
     run = TrainingFolder(folder)
     try:
-        with _full_disk_as_a_sentence(run):
+        with _full_disk_as_run_error(run):
             run.open(task, record, notify)
             if run.report.is_file():
                 notify(f"{run.path} is finished; this is its report")
@@ -77,7 +77,7 @@ def _train(
     notify: Notify,
 ) -> dict[str, Any]:
     task.prepare(run.path, notify)
-    check_data(task, config)
+    check_data(task, config, notify)
     plan = _plan(task, config, placement, run, record, notify)
     with _deterministic(plan.device), Trainer(task, config, plan, placement.backend) as trainer:
         totals = _make_updates(trainer, run, run_hash(record, plan), name, notify)
@@ -87,7 +87,7 @@ def _train(
 def _plan(
     task: Task, config: TrainConfig, placement: Placement, run: TrainingFolder, record: Record, notify: Notify
 ) -> Plan:
-    """The recorded plan, or a new one, which is then recorded."""
+    """Returns the recorded plan of the run, or makes one and records it."""
     recorded = run.recorded()["plan"]
     if not recorded:
         plan = make_plan(task, config, placement, notify)
@@ -95,12 +95,12 @@ def _plan(
         return plan
     plan = Plan(**recorded)
     if plan.task != task.identity():
-        raise RunError(f"run: {run.path} holds other data than what the run began with; put that back: {plan.task}")
+        raise RunError(f"run: {run.path} holds other data than the run began with; put back the data with {plan.task}")
     return plan
 
 
 def _make_updates(trainer: Trainer, run: TrainingFolder, run_hash: str, name: str, notify: Notify) -> dict[str, Any]:
-    """Makes the updates that are left; returns the tokens that all of them read and the seconds that they took."""
+    """Makes the remaining updates; returns the tokens and the training seconds of the whole run."""
     state = checkpoint.restore(run.checkpoints, trainer.model, trainer.optimizer, run_hash=run_hash, notify=notify)
     start = state["step"] if state else 0
     if state:
@@ -112,30 +112,30 @@ def _make_updates(trainer: Trainer, run: TrainingFolder, run_hash: str, name: st
         for step in range(start, steps):
             recorder.add(trainer.update(step))
             done = step + 1
-            late = time.monotonic() - saved > config.checkpoint_seconds
-            save = stop.requested or late or done % config.checkpoint_every == 0 or done == steps
+            overdue = time.monotonic() - saved > config.checkpoint_seconds
+            save = stop.requested or overdue or done % config.checkpoint_every == 0 or done == steps
             if done % config.validate_every == 0 or done == steps:
                 recorder.read()
                 batches = trainer.validation_batches(config.validation_batches, step=step)
-                recorder.note_validation(trainer.evaluate(batches))
-            if save or recorder.full:
+                recorder.add_validation(trainer.evaluate(batches))
+            if save or recorder.is_full:
                 recorder.write()
             if save:
                 recorder.save(run_hash)
                 saved = time.monotonic()
             if stop.requested and done < steps:
-                raise Interrupted(f"stopped and saved at step {done} of {steps}; give the same command again to go on")
+                raise Interrupted(f"stopped and saved at step {done} of {steps}; give the same command again to resume")
     return {"tokens": recorder.tokens, "training_seconds": round(recorder.seconds, 1)}
 
 
 def _finish(trainer: Trainer, run: TrainingFolder, totals: dict[str, Any], name: str, notify: Notify) -> dict[str, Any]:
-    """Writes model/ and the report."""
+    """Writes model/ and the report; returns the report."""
     with new_folder(run.model) as folder:
         trainer.model.save(folder)
     notify("validating on all of the held-out text")
     result = {"model": name, "parameters": sum(p.numel() for p in trainer.model.parameters())}
-    figures = {name: list(style) for name, style in trainer.task.figure_names.items()}
-    result |= {"steps": trainer.plan.steps, **totals, "figures": figures}
+    titles = {metric: list(title) for metric, title in trainer.task.metric_names.items()}
+    result |= {"steps": trainer.plan.steps, **totals, "figures": titles}
     result |= trainer.task.report(trainer, name)
     write_bytes(run.report_text, report.markdown(result).encode())
     write_json(run.report, result)
@@ -144,7 +144,7 @@ def _finish(trainer: Trainer, run: TrainingFolder, totals: dict[str, Any], name:
 
 @contextlib.contextmanager
 def _deterministic(device: str) -> Iterator[None]:
-    """On the CPU, every op gives the same bits again, so that a resumed run does; on CUDA that would cost speed."""
+    """Makes the CPU's ops deterministic, so that a resumed run has the same bits. On CUDA that would cost speed."""
     before = torch.are_deterministic_algorithms_enabled()
     fill = torch.utils.deterministic.fill_uninitialized_memory
     torch.use_deterministic_algorithms(before or device == "cpu")
@@ -157,7 +157,8 @@ def _deterministic(device: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _full_disk_as_a_sentence(run: TrainingFolder) -> Iterator[None]:
+def _full_disk_as_run_error(run: TrainingFolder) -> Iterator[None]:
+    """Turns the OSError of a full disk into a RunError that says what is saved."""
     try:
         yield
     except OSError as error:
@@ -171,4 +172,5 @@ def _full_disk_as_a_sentence(run: TrainingFolder) -> Iterator[None]:
 
 
 def versions() -> dict[str, str]:
+    """Returns the versions that a run's record keeps."""
     return {"fastlm": fastlm.__version__, "torch": torch.__version__, "python": platform.python_version()}

@@ -17,9 +17,9 @@ Parts = Iterable[tuple[Iterable[Tensor], float]]
 def parameter_groups(parts: Parts, weight_decay: float) -> list[dict]:
     """Builds an optimizer's parameter groups from (parameters, rate multiplier) pairs.
 
-    Each pair becomes two groups: its matrices, embeddings included, with `weight_decay`, and its biases and layer norms
-    without. Parameters that require no gradient are left out, and so are groups without parameters. A group's "rate" is
-    the multiplier that `set_rate` respects.
+    Each pair becomes two groups: matrices (embeddings included) with `weight_decay`, biases and layer norms without.
+    Parameters that require no gradient and empty groups are left out. A group's "rate" is the multiplier for
+    `set_rate`.
     """
     groups = []
     for parameters, rate in parts:
@@ -40,19 +40,20 @@ def build_optimizer(
     weight_decay: float,
     backend: str = "auto",
 ) -> torch.optim.Optimizer:
-    """Builds the optimizer of a run: FusedAdam where a kernel serves it, else torch's AdamW or UncorrectedAdam.
+    """Builds the optimizer of a run: FusedAdam if a kernel runs it, else torch's AdamW or UncorrectedAdam.
 
     Args:
         parts: (parameters, rate multiplier) pairs, as `parameter_groups` takes them; [(model.parameters(), 1.0)] for
             one rate.
-        bias_correction: whether the moments are corrected for their start at zero (Kingma and Ba 2015) or not, as in
-            BERT's original code (Devlin et al. 2019).
-        lr, betas, eps, weight_decay: Adam's numbers; weight decay is decoupled.
-        backend: "auto", "reference", "cpu", "triton" or "cuda": what serves the update, chosen here once.
+        bias_correction: whether the moments are corrected for their start at zero (Kingma and Ba 2015). BERT's original
+            code does not correct them (Devlin et al. 2019).
+        lr, betas, eps, weight_decay: Adam's hyperparameters; weight decay is decoupled.
+        backend: "auto", "reference", "cpu", "triton" or "cuda": which backend runs the updates. It is chosen once,
+            here.
 
     Raises:
         ValueError: no parameter requires a gradient.
-        RuntimeError: the backend asked for cannot serve the parameters.
+        RuntimeError: the requested backend cannot take the parameters.
     """
     groups, options = parameter_groups(parts, weight_decay), {"lr": lr, "betas": betas, "eps": eps}
     if not groups:
@@ -70,18 +71,18 @@ def build_optimizer(
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Sets each group's learning rate to `rate` times the group's multiplier, which is 1 where it has none."""
+    """Sets the learning rate of each group to `rate` times the group's multiplier (1 if it has none)."""
     for group in optimizer.param_groups:
         group["lr"] = rate * group.get("rate", 1.0)
 
 
 def bias_corrected(optimizer: torch.optim.Optimizer) -> bool:
-    """Says whether the optimizer's state has a step beside the moments."""
+    """Returns whether the optimizer keeps a step beside the moments, for the bias correction."""
     return isinstance(optimizer, torch.optim.AdamW) or getattr(optimizer, "bias_correction", False)
 
 
 def clip_and_step(optimizer: torch.optim.Optimizer, max_norm: float) -> Tensor:
-    """Makes one update with the gradients clipped to max_norm; returns their norm before that, as clip_global_norm."""
+    """Clips the gradients to max_norm and makes one update; returns the norm before clipping, as clip_global_norm."""
     if isinstance(optimizer, FusedAdam):
         return optimizer.step(max_norm=max_norm)
     norm = clip_global_norm((p for group in optimizer.param_groups for p in group["params"]), max_norm)
@@ -91,24 +92,23 @@ def clip_and_step(optimizer: torch.optim.Optimizer, max_norm: float) -> Tensor:
 
 @torch.no_grad()
 def clip_global_norm(params: Iterable[Tensor], max_norm: float) -> Tensor:
-    """Scales the gradients in place by max_norm / max(norm, max_norm) and returns their global 2-norm before that.
+    """Scales the gradients in place by max_norm / max(norm, max_norm); returns their global 2-norm before clipping.
 
-    The norm is a 0-dim tensor (fp32; fp64 for fp64) on the gradients' device: nothing waits for it here. If it is not
-    finite, the gradients are worthless: whoever reads the norm has to look. An infinite max_norm leaves them as they
-    are.
+    The norm is a 0-dim tensor (fp32; fp64 for fp64) on the gradients' device, without a host synchronisation. The
+    caller has to check that it is finite; if not, the gradients are useless. An infinite max_norm changes no gradient.
     """
     grads = [p.grad for p in params if p.grad is not None]
     if not grads:
         raise ValueError("params: none of them has a gradient; call backward() before clipping")
-    wide = torch.promote_types(grads[0].dtype, torch.float32)
-    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads, 2, dtype=wide)))
+    dtype = torch.promote_types(grads[0].dtype, torch.float32)
+    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads, 2, dtype=dtype)))
     if max_norm < math.inf:
         torch._foreach_mul_(grads, max_norm / norm.clamp(min=max_norm))
     return norm
 
 
 class UncorrectedAdam(torch.optim.Optimizer):
-    """Adam without bias correction and with decoupled weight decay, as in BERT's original code (Devlin et al. 2019).
+    """Implements Adam without bias correction, with decoupled weight decay, as in BERT's code (Devlin et al. 2019).
 
     m = beta1 m + (1 - beta1) g;  v = beta2 v + (1 - beta2) g^2;  p -= lr (m / (sqrt(v) + eps) + weight_decay p).
     Parameters, gradients and state share one dtype; all tensors of a group are on one device.
@@ -160,13 +160,13 @@ class UncorrectedAdam(torch.optim.Optimizer):
 
 
 class FusedAdam(torch.optim.Optimizer):
-    """Adam by `fastlm.adamw`: clipping and all updates in two launches, without a wait for the device.
+    """Implements Adam by `fastlm.adamw`: clipping and all updates in two launches, without a host synchronisation.
 
-    Its state is that of torch.optim.AdamW with `bias_correction`, else that of UncorrectedAdam: checkpoints fit both.
-    Each parameter has its own number of updates, rate and decay; betas and eps are the same for all.
+    With `bias_correction` the state is that of torch.optim.AdamW, else that of UncorrectedAdam, so checkpoints can be
+    exchanged. Each parameter has its own step, rate and decay; betas and eps are shared.
 
-    `step` is `prepare`, which runs on the host, and `update`, which a CUDA graph can capture: call `prepare` before
-    each replay, with the same parameters having gradients, and the replay reads that step's numbers.
+    `step` calls `prepare`, which runs on the host, and `update`, which a CUDA graph can capture. Call `prepare` before
+    each replay, with gradients on the same parameters: the replay then reads the scalars of its step.
     """
 
     def __init__(
@@ -182,49 +182,49 @@ class FusedAdam(torch.optim.Optimizer):
     ):
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
         self.bias_correction, self.backend = bias_correction, backend
-        self._given: list[tuple[Tensor, dict]] = []  # the parameters of the prepared update, each with its group
-        self._numbers: Tensor | None = None  # rates (n,), decays (n,), corrections (n, 2) if any, max_norm
+        self._prepared: list[tuple[Tensor, dict]] = []  # the parameters of the prepared update and their groups
+        self._scalars: Tensor | None = None  # rates (n,), decays (n,), corrections (n, 2) if any, max_norm
 
     def __getstate__(self) -> dict:
-        """What a copy starts from: all but the numbers of a prepared update."""
-        own = {"bias_correction": self.bias_correction, "backend": self.backend, "_given": [], "_numbers": None}
+        """Returns the state of a copy: all but a prepared update."""
+        own = {"bias_correction": self.bias_correction, "backend": self.backend, "_prepared": [], "_scalars": None}
         return super().__getstate__() | own
 
     def step(self, closure=None, *, max_norm: float = math.inf) -> Tensor:
-        """Updates the parameters that have gradients; returns the norm of those, before clipping to max_norm."""
+        """Updates the parameters that have gradients; returns the gradients' norm before clipping to max_norm."""
         if closure is not None:
             raise ValueError("closure: none expected: FusedAdam.step returns the gradients' norm")
         self.prepare(max_norm=max_norm)
         return self.update()
 
     def prepare(self, *, max_norm: float = math.inf) -> None:
-        """Counts an update of the parameters that have gradients and writes its numbers to the device.
+        """Advances the step of each parameter that has a gradient, and writes the scalars of the update to the device.
 
-        The numbers are the rates, decays and corrections of all parameters, and max_norm: one copy from pinned memory
-        to the same place each time, for which nothing waits.
+        The scalars are the rates, decays and corrections of all parameters, and max_norm. They are one asynchronous
+        copy from pinned memory, always to the same device memory.
         """
         if not max_norm > 0:
             raise ValueError(f"max_norm: a number above 0 expected, got {max_norm}")
-        self._given = [(p, group) for group in self.param_groups for p in group["params"] if p.grad is not None]
-        if not self._given:
+        self._prepared = [(p, group) for group in self.param_groups for p in group["params"] if p.grad is not None]
+        if not self._prepared:
             raise ValueError("params: none of them has a gradient; call backward() before a step")
-        rates = [group["lr"] for _, group in self._given]
-        decays = [group["weight_decay"] for _, group in self._given]
-        device = self._given[0][0].device
-        dtype = torch.promote_types(_widest([p for p, _ in self._given]), torch.float32)
-        numbers = torch.tensor(
+        rates = [group["lr"] for _, group in self._prepared]
+        decays = [group["weight_decay"] for _, group in self._prepared]
+        device = self._prepared[0][0].device
+        dtype = torch.promote_types(_widest([p for p, _ in self._prepared]), torch.float32)
+        scalars = torch.tensor(
             [*rates, *decays, *self._corrections(), max_norm], dtype=dtype, pin_memory=device.type == "cuda"
         )
-        if self._numbers is None or self._numbers.shape != numbers.shape or self._numbers.device != device:
-            self._numbers = torch.empty_like(numbers, device=device)
-        self._numbers.copy_(numbers, non_blocking=True)
+        if self._scalars is None or self._scalars.shape != scalars.shape or self._scalars.device != device:
+            self._scalars = torch.empty_like(scalars, device=device)
+        self._scalars.copy_(scalars, non_blocking=True)
 
     def update(self) -> Tensor:
         """Makes the prepared update; returns the gradients' norm before clipping, on the device."""
-        parameters = [p for p, _ in self._given]
+        parameters = [p for p, _ in self._prepared]
         states = [self.state[p] for p in parameters]
         n = len(parameters)
-        rates, decays, corrections, max_norm = self._numbers.split([n, n, 2 * n * self.bias_correction, 1])
+        rates, decays, corrections, max_norm = self._scalars.split([n, n, 2 * n * self.bias_correction, 1])
         betas, eps = self._shared("betas"), self._shared("eps")
         return ops.adamw(
             parameters,
@@ -241,8 +241,8 @@ class FusedAdam(torch.optim.Optimizer):
         )
 
     def _corrections(self) -> list[float]:
-        """Advances the states and returns 1 - beta1^step and 1 - beta2^step of each parameter, if any."""
-        states = [self._state_of(p) for p, _ in self._given]
+        """Advances the steps; returns 1 - beta1^step and 1 - beta2^step per parameter, if biases are corrected."""
+        states = [self._state_of(p) for p, _ in self._prepared]
         if not self.bias_correction:
             return []
         steps = [state["step"] for state in states]
@@ -251,17 +251,17 @@ class FusedAdam(torch.optim.Optimizer):
         return [1 - beta**step for step in torch.stack(steps).tolist() for beta in betas]
 
     def _state_of(self, p: Tensor) -> dict[str, Tensor]:
-        """A parameter's state, which begins with its first gradient. The step stays on the host."""
-        state, wide = self.state[p], torch.promote_types(p.dtype, torch.float32)
+        """Returns the state of a parameter, created at its first gradient. The step stays on the host."""
+        state, dtype = self.state[p], torch.promote_types(p.dtype, torch.float32)
         for moment in ("exp_avg", "exp_avg_sq"):
             if moment not in state:
-                state[moment] = torch.zeros_like(p, dtype=wide, memory_format=torch.contiguous_format)
+                state[moment] = torch.zeros_like(p, dtype=dtype, memory_format=torch.contiguous_format)
         if self.bias_correction:
             state["step"] = state.get("step", torch.zeros(())).cpu()  # a checkpoint may have put it on the device
         return state
 
     def _shared(self, name: str):
-        """The value of an option that all groups must share, for one update serves them all."""
+        """Returns an option that must be the same in all groups, since one launch updates them all."""
         values = [group[name] for group in self.param_groups]
         if any(value != values[0] for value in values):
             raise ValueError(f"{name}: one value for all parameter groups expected, got {values}")
@@ -269,5 +269,5 @@ class FusedAdam(torch.optim.Optimizer):
 
 
 def _widest(parameters: Iterable[Tensor]) -> torch.dtype:
-    """A dtype that holds every parameter's values."""
+    """Returns the dtype that holds the values of every parameter."""
     return functools.reduce(torch.promote_types, (p.dtype for p in parameters))

@@ -22,12 +22,17 @@ RATE_SECONDS = 0.5
 Notify = Callable[[str], None]
 
 
-def check_data(task: Task, config: TrainConfig) -> None:
-    """Raises DataError if a split of a prepared task is too small for one batch at any of the run's lengths."""
+def check_data(task: Task, config: TrainConfig, notify: Notify) -> None:
+    """Gives `notify` the warnings of a prepared task's training data.
+
+    Raises DataError if a split is too small for one batch at any of the run's lengths.
+    """
     for split in ("train", "validation"):
         for length in (length for fraction, length in config.phases if fraction > 0):
             try:
-                task.dataset(split, length, config.part_size, config.seed)
+                dataset = task.dataset(split, length, config.part_size, config.seed)
+                for warning in getattr(dataset, "warnings", ()) if split == "train" else ():
+                    notify(warning)
             except DataError as error:
                 hint = ", or a larger validation_fraction" if split == "validation" else ""
                 raise DataError(f"{error}{hint}") from None

@@ -1,4 +1,4 @@
-"""What is written while a run goes on: records, progress bar, checkpoints and the loss curve."""
+"""The output of a running run: records, progress bar, checkpoints and the loss curve."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from fastlm.train import checkpoint, report
 from fastlm.train.metrics import Metrics
 from fastlm.train.trainer import Trainer, Update
 
-READ_EVERY = {"cpu": 1, "cuda": 10}  # updates between the reads of the losses, each of which waits for the device
+READ_EVERY = {"cpu": 1, "cuda": 10}  # updates per read of the losses, which synchronises with the device
 
 
 class Recorder:
-    """Takes the updates of a run in order; `state` is that of the checkpoint that the run resumes from, or None."""
+    """Records the updates of a run in order. `state` is the state.json that the run resumes from, or None."""
 
     def __init__(self, trainer: Trainer, run: RunFolder, state: dict[str, Any] | None, name: str):
         self.trainer, self.run, self.name = trainer, run, name
@@ -30,7 +30,7 @@ class Recorder:
         self.metrics = Metrics(run.metrics_file, self.step)
         self._updates: list[Update] = []
         self._records: list[dict[str, Any]] = []
-        self._shown: dict[str, str] = {}
+        self._validation: dict[str, str] = {}  # shown in the progress bar
         self._since = time.perf_counter()
         interval = 0.5 if sys.stderr.isatty() else 10.0
         self._bar = tqdm(
@@ -38,19 +38,21 @@ class Recorder:
         )
 
     @property
-    def full(self) -> bool:
-        """Whether it is time to read the losses."""
+    def is_full(self) -> bool:
+        """Returns whether it is time to read and write the losses."""
         return len(self._updates) + len(self._records) >= READ_EVERY[self.trainer.device.type]
 
     def close(self) -> None:
+        """Closes the progress bar and metrics.jsonl."""
         self._bar.close()
         self.metrics.close()
 
     def add(self, update: Update) -> None:
+        """Keeps the next update; its losses are read later."""
         self._updates.append(update)
 
     def read(self) -> None:
-        """Turns the updates made since the last read into records; waits for the device."""
+        """Turns the updates since the last read into records. Synchronises with the device."""
         if not self._updates:
             return
         values = torch.stack([update.values for update in self._updates]).tolist()
@@ -66,19 +68,19 @@ class Recorder:
         self._updates.clear()
         self._since = now
 
-    def note_validation(self, figures: dict[str, float]) -> None:
-        """Adds a validation to the last record; its time does not count as training."""
-        self._records[-1] |= {f"validation_{name}": value for name, value in figures.items()}
-        self._shown["val"] = f"{figures['loss']:.3f}"
+    def add_validation(self, metrics: dict[str, float]) -> None:
+        """Adds the metrics of a validation to the last record. Its time does not count as training."""
+        self._records[-1] |= {f"validation_{name}": value for name, value in metrics.items()}
+        self._validation["val"] = f"{metrics['loss']:.3f}"
         self._since = time.perf_counter()
 
     def write(self) -> None:
-        """Writes the records, and shows their means."""
+        """Writes the records, and shows the mean of the last ones in the progress bar."""
         self.read()
         self.metrics.append(self._records)
         self._bar.set_postfix(
             loss=f"{_mean(self.metrics.last, 'loss'):.3f}",
-            **self._shown,
+            **self._validation,
             **{"tok/s": f"{_mean(self.metrics.last, 'tokens_per_second'):,.0f}"},
             refresh=False,
         )

@@ -1,4 +1,4 @@
-"""A run's report and loss curve, for people to read."""
+"""The report of a run, as Markdown, and its loss curve, as a picture."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from matplotlib.figure import Figure  # without pyplot: no global state, no disp
 from fastlm.files import write_bytes
 from fastlm.train.metrics import Curve
 
-PLAIN = ".3f"  # how a figure is written that the task says nothing of
+PLAIN = ".3f"  # number format of a metric that the task has no title for
 
 
 def markdown(result: dict[str, Any]) -> str:
     """Returns the report as Markdown that also reads well in a terminal.
 
-    result["scores"]: for each model, its figures on the held-out text; result["figures"]: the name of each figure and
-    how it is written, in the table's order; result["examples"], if there are any: lines of text.
+    result["scores"]: {model: {metric: value}} on the held-out text. result["figures"]: {metric: (title, format)}, in
+    the order of the table. result["examples"], optional: lines of text.
     """
     head = (
         f"# {result['model']}: {result['parameters']:,} parameters, {result['steps']:,} updates, "
@@ -34,7 +34,7 @@ def markdown(result: dict[str, Any]) -> str:
 
 
 def read(file: Path) -> dict[str, Any]:
-    """Returns what a finished run's report.json holds. Raises ValueError, naming the file, if it is damaged."""
+    """Returns the content of report.json of a finished run. Raises ValueError, naming the file, if it is damaged."""
     try:
         result = json.loads(file.read_text())
         markdown(result)
@@ -47,9 +47,9 @@ def read(file: Path) -> dict[str, Any]:
 
 
 def plot(curve: Curve, file: Path, *, title: str) -> None:
-    """Draws the loss curve as a PNG: each update (in a long run the range of neighbours), a smoothed line, validations.
+    """Draws the loss curve as a PNG: each update (in a long run, ranges of updates), a smoothed line, validations.
 
-    A million updates take as long as a few thousand. Raises OSError.
+    The time does not grow with the run, since a Curve has a bounded number of bins. Raises OSError.
     """
     training, validation = curve.training.bins, curve.validation.bins
     steps = [b.step for b in training]
@@ -75,7 +75,7 @@ def plot(curve: Curve, file: Path, *, title: str) -> None:
 
 
 def _smoothed(values: list[float], weight: float = 0.97) -> list[float]:
-    """Returns the exponential moving average, without the bias of its start."""
+    """Returns the exponential moving average, corrected for its start at 0."""
     smooth, total, out = 0.0, 0.0, []
     for value in values:
         smooth, total = weight * smooth + (1 - weight) * value, weight * total + (1 - weight)
@@ -84,16 +84,18 @@ def _smoothed(values: list[float], weight: float = 0.97) -> list[float]:
 
 
 def _table(scores: dict[str, dict[str, float]], known: dict[str, Sequence[str]]) -> list[str]:
-    found = dict.fromkeys(name for figures in scores.values() for name in figures)
+    """Returns one row per model and one column per metric: the known metrics first, in their order."""
+    found = dict.fromkeys(name for metrics in scores.values() for name in metrics)
     names = {name: known.get(name, (name, PLAIN)) for name in [*(n for n in known if n in found), *found]}
     rows = [["on the held-out text", *(title for title, _ in names.values())]]
-    for model, figures in scores.items():
-        cells = (format(figures[name], style) if name in figures else "" for name, (_, style) in names.items())
+    for model, metrics in scores.items():
+        cells = (format(metrics[name], style) if name in metrics else "" for name, (_, style) in names.items())
         rows.append([model, *cells])
     return _aligned(rows)
 
 
 def _aligned(rows: list[list[str]]) -> list[str]:
+    """Returns a Markdown table with columns of equal width; the first row is its head."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
 
     def line(row: list[str]) -> str:

@@ -1,4 +1,4 @@
-"""A run's folder while a run is in it: who may write to it, and whether what it holds belongs to what is asked for."""
+"""The run folder in training: a lock for one process, and checks that its content belongs to the requested run."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from fastlm.tasks.base import Task
 from fastlm.train.config import TrainConfig
 from fastlm.train.trainer import Plan
 
-# Every change after which the same command gives other losses adds 1: in tokenizers, sampling, models, ops of the CPU,
-# optimizers or schedules. An unfinished run of another version is refused. Folders without a version have version 0.
-NUMERICS = 1
+# Raised by 1 with every change after which the same command gives other losses: in tokenizers, sampling, models, ops on
+# the CPU, optimizers or schedules. An unfinished run of another version is refused. A folder without one has version 0.
+NUMERICS = 3
 
 Notify = Callable[[str], None]
 Record = dict[str, Any]
 
-# Options that change no loss: they may differ when a run is resumed.
+# Options that change no loss, so that a resumed run may change them.
 FREE = tuple(f.name for f in fields(TrainConfig) if f.metadata.get("free"))
-_KEPT = ("format", "numerics", "made_from", "plan", "versions")  # of config.json, beside the caller's record
+_OWN_ENTRIES = ("format", "numerics", "made_from", "plan", "versions")  # of config.json, beside the caller's record
 
 
 class TrainingFolder(RunFolder):
-    """Lets one process at a time hold a run's folder, until it ends, be it by kill -9."""
+    """Locks a run folder for one process. The lock ends with the process, also after kill -9."""
 
     def __init__(self, path: str | Path):
         super().__init__(path)
@@ -39,15 +39,13 @@ class TrainingFolder(RunFolder):
         self._made_from: dict[str, Any] | None = None
 
     def open(self, task: Task, record: Record, notify: Notify = print) -> None:
-        """Takes the folder for a run of `task`, new or resumed; `record` says what the run is, as JSON.
+        """Locks the folder for a run of `task`, new or resumed; `record` is the configuration of the run, as JSON.
 
-        A run that has made no update gives way to any other; the data that it left is kept only if it was made from the
-        same files by the same options. A run that has made one keeps its data for good, and `notify` gets a sentence if
-        the files are not what they were.
+        A run without an update is replaced by any other run; its data is kept only if it was made from the same files
+        with the same options. A run with an update keeps its data, and `notify` reports source files that have changed.
 
-        Raises RunError if another process holds the folder, if it holds a run of another record (the differing fields
-        are named) or of another numerics version, or if it is not a run's folder; DataError for data files that are not
-        there.
+        Raises RunError if another process has the lock, if the folder holds a run of another record (the message names
+        the differing fields) or of another numerics version, or if it is no run folder; DataError for missing files.
         """
         if self.path.exists() and not self.path.is_dir():
             raise RunError(f"run: {self.path} is a file; a folder is needed")
@@ -75,24 +73,24 @@ class TrainingFolder(RunFolder):
             self._check_data_files(task, recorded, notify)
 
     def close(self) -> None:
-        """Lets other processes have the folder."""
+        """Releases the lock."""
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
 
     def record(self, record: Record, plan: Plan | None, **more: Any) -> None:
-        """Writes config.json, whole or not at all, for the data files that `open` found."""
+        """Writes config.json atomically, with the identity of the data files that `open` found."""
         kept = {"format": FORMATS[-1], "numerics": NUMERICS, "made_from": self._made_from}
         write_json(self.config_file, {**kept, **record, "plan": plan and asdict(plan), **more})
 
     def _start(self, task: Task, record: Record, before: dict[str, Any], notify: Notify) -> None:
-        """Records what the run is and its data files; removes what was made from others."""
+        """Records a new run and its data files; removes data that was made from other files or options."""
         files = [_identity(path) for path in task.sources()]
         self._made_from = {"version": task.data_version, "files": files}
         same = before.get("numerics") == NUMERICS and not differences(record, before)
         if not (same and _contents(before.get("made_from")) == _contents(self._made_from)):
             if self.tokenizer_file.exists() or self.data.exists():
-                notify(f"{self.path} has data that was made from other files or options; it is made anew")
+                notify(f"{self.path} has data that was made from other files or options; it is made again")
             self.tokenizer_file.unlink(missing_ok=True)
             if self.data.exists():
                 shutil.rmtree(self.data)
@@ -109,7 +107,7 @@ class TrainingFolder(RunFolder):
             )
 
     def _check_data_files(self, task: Task, recorded: dict[str, Any], notify: Notify) -> None:
-        """Says which data files have changed. Raises RunError if data would have to be made from such files."""
+        """Reports data files that have changed. Raises RunError if the data would have to be made again from them."""
         complete = task.is_prepared(self.path)
         changes = [
             f"{before['path']} {change}"
@@ -117,7 +115,7 @@ class TrainingFolder(RunFolder):
             if (change := _change(before, read=not complete))
         ]
         if changes and complete:
-            notify(f"data: {', '.join(changes)}; the run goes on with the text that it began with, kept in {self.data}")
+            notify(f"data: {', '.join(changes)}; the run continues with its original text, kept in {self.data}")
         elif changes:
             raise RunError(
                 f"run: {self.path} has lost its tokenizer or its shards, and they cannot be made again: "
@@ -134,41 +132,41 @@ class TrainingFolder(RunFolder):
 
 
 def differences(record: Record, recorded: dict[str, Any]) -> list[str]:
-    """Lists the fields in which two runs differ, each with both values; those that change no loss do not count."""
-    now, there = _bound(record), _bound(recorded)
+    """Lists the fields in which two runs differ, with both values; fields that change no loss are left out."""
+    now, there = _loss_fields(record), _loss_fields(recorded)
     missing = object()
     return [
-        f"{name} (now {_shown(now, name)}, there {_shown(there, name)})"
+        f"{name} (now {_repr_of(now, name)}, there {_repr_of(there, name)})"
         for name in {**now, **there}
         if now.get(name, missing) != there.get(name, missing)
     ]
 
 
 def run_hash(record: Record, plan: Plan) -> str:
-    """Returns the SHA-256 of all that makes a run what it is; its checkpoints carry it."""
-    bound = {"record": _bound(record), "plan": asdict(plan)}
-    return hashlib.sha256(json.dumps(bound, sort_keys=True).encode()).hexdigest()
+    """Returns the SHA-256 of all that determines a run. Its checkpoints carry this hash."""
+    determining = {"record": _loss_fields(record), "plan": asdict(plan)}
+    return hashlib.sha256(json.dumps(determining, sort_keys=True).encode()).hexdigest()
 
 
-def _bound(record: Record) -> dict[str, Any]:
-    """Returns the fields of a record's sections that change a loss, by name, as JSON has them."""
+def _loss_fields(record: Record) -> dict[str, Any]:
+    """Returns the fields of all sections of a record that change a loss, by name, with values as in JSON."""
     found: dict[str, Any] = {}
     for section, values in json.loads(json.dumps(record)).items():
-        if section not in _KEPT:
+        if section not in _OWN_ENTRIES:
             found |= values if isinstance(values, dict) else {section: values}
     return {name: value for name, value in found.items() if name not in FREE}
 
 
-def _shown(values: dict[str, Any], name: str) -> str:
+def _repr_of(values: dict[str, Any], name: str) -> str:
     return repr(values[name]) if name in values else "(not there)"
 
 
 def _identity(path: Path) -> dict[str, Any]:
-    """Returns a data file's size, time of change and SHA-256.
+    """Returns the size, modification time and SHA-256 of a data file.
 
-    The SHA-256 decides whether a file is the same: `cp -p`, `rsync -t` or an unpacked archive may bring other text of
-    the same size and time, and a copy of the same text has another time. Reading a file takes far less time than
-    tokenising it.
+    The SHA-256 decides whether a file is the same. Size and time do not: `cp -p`, `rsync -t` and archives can bring
+    other text of the same size and time, and a copy of the same text has another time. Hashing a file takes far less
+    time than tokenising it.
     """
     status = path.stat()
     with open(path, "rb") as file:
@@ -177,12 +175,12 @@ def _identity(path: Path) -> dict[str, Any]:
 
 
 def _contents(made_from: dict[str, Any] | None) -> tuple[int, list[str]] | None:
-    """Returns what decides if a task's data is used again; the paths are compared with the record."""
+    """Returns what must be equal for prepared data to be used again; `differences` compares the paths."""
     return made_from and (made_from["version"], [file["sha256"] for file in made_from["files"]])
 
 
 def _change(before: dict[str, Any], *, read: bool) -> str | None:
-    """Says how a data file differs from what it was; without `read`, the same size and time count as no difference."""
+    """Returns how a data file has changed, or None. Without `read`, a file of the same size and time is unchanged."""
     path = Path(before["path"])
     if not path.is_file():
         return "is gone"

@@ -1,4 +1,4 @@
-"""Learning rate and sequence length as pure functions of the step, so that a resumed run goes on exactly."""
+"""Learning rate and sequence length as pure functions of the step, so that a resumed run continues exactly."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ Phases = Sequence[tuple[float, int]]
 
 
 def learning_rate(step: int, *, peak: float, warmup: int, steps: int, decay: str) -> float:
-    """The rate of update `step` (0, 1, ..., steps - 1): linear warm-up over `warmup` updates, then decay to 0.
+    """Returns the rate of update `step` (0, 1, ..., steps - 1): linear warm-up over `warmup` updates, then decay to 0.
 
-    decay: "cosine" (GPT-1, section 4.1) or "linear" (BERT, appendix A.2). The warm-up's last update and the decay's
-    first both have the peak; 0 would be the rate of update `steps`, the first that is not made.
+    decay: "cosine" (GPT-1, section 4.1) or "linear" (BERT, appendix A.2). The last update of the warm-up and the first
+    of the decay both have the peak. The rate would be 0 at update `steps`, which is not made.
     """
     if step < warmup:
         return peak * (step + 1) / warmup
@@ -25,9 +25,9 @@ def learning_rate(step: int, *, peak: float, warmup: int, steps: int, decay: str
 
 
 def sequence_length(step: int, *, steps: int, phases: Phases) -> int:
-    """The sequence length of update `step`, where phases = ((fraction of the updates, length), ...).
+    """Returns the sequence length of update `step`; phases = ((fraction of the updates, length), ...).
 
-    BERT's are ((0.9, 128), (0.1, 512)) (appendix A.2).
+    BERT's phases are ((0.9, 128), (0.1, 512)) (appendix A.2).
     """
     end = 0.0
     for fraction, length in phases:

@@ -1,4 +1,4 @@
-"""A request to stop, by a signal."""
+"""Stopping a run by a signal."""
 
 from __future__ import annotations
 
@@ -9,12 +9,15 @@ from typing import Self
 
 
 class StopRequest:
-    """Within it, the first SIGINT or SIGTERM is a request to save and stop; a second SIGINT interrupts at once."""
+    """Turns the first SIGINT or SIGTERM in a `with` block into a request to save and stop.
+
+    A second SIGINT raises KeyboardInterrupt at once.
+    """
 
     def __enter__(self) -> Self:
         self.requested = False
         self._previous = {}
-        if threading.current_thread() is threading.main_thread():  # Python takes signals nowhere else
+        if threading.current_thread() is threading.main_thread():  # Python handles signals only there
             self._previous = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
         return self
 
@@ -26,4 +29,4 @@ class StopRequest:
         if self.requested and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.requested = True
-        os.write(2, b"\nstopping after this update ...\n")  # a handler may not touch what it may have interrupted
+        os.write(2, b"\nstopping after this update ...\n")  # no print: the signal may have interrupted one

@@ -1,4 +1,4 @@
-"""Model, optimizer and data of a run, and what one update and one validation are."""
+"""The trainer: model, optimizer and data of a run; it makes updates and validations."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from fastlm.train.schedule import learning_rate, sequence_length
 
 @dataclass(frozen=True)
 class Plan:
-    """What is fixed once, when a run starts, and recorded: from then on nothing depends on the clock or the machine."""
+    """Holds what is decided once, at the start of a run, and recorded: later nothing depends on clock or machine."""
 
     steps: int
     warmup: int
@@ -30,7 +30,7 @@ class Plan:
 
 
 class Update(NamedTuple):
-    """One update: `values` has the trainer's `names`, on the device and not waited for."""
+    """Holds the results of an update. `values` belong to the trainer's `names`; they are still on the device."""
 
     values: Tensor
     learning_rate: float
@@ -38,9 +38,9 @@ class Update(NamedTuple):
 
 
 class Trainer:
-    """Makes updates 0, 1, ... of a run. Everything drawn at random comes from (seed, step) or torch's generators.
+    """Makes updates 0, 1, ... of a run. All random numbers come from (seed, step) or torch's generators.
 
-    It is a context manager: leaving it ends the thread that prepares batches.
+    As a context manager it ends, on leaving, the thread that prepares batches.
     """
 
     def __init__(self, task: Task, config: TrainConfig, plan: Plan, backend: str = "auto"):
@@ -71,38 +71,46 @@ class Trainer:
         self._loader.close()
 
     def update(self, step: int) -> Update:
-        """Update `step`: forward and backward of each part of the batch, clipping, one step of the optimizer."""
-        parts = self.config.accumulation
+        """Makes update `step`: forward and backward per micro-batch, clipping, one step of the optimizer."""
+        count = self.config.accumulation
         losses, tokens = torch.zeros(len(self.task.loss_names), device=self.device), 0
-        if not self.model.training:  # it goes through all modules
+        if not self.model.training:  # train() goes through all modules
             self.model.train()
-        for part in range(step * parts, (step + 1) * parts):
-            batch = self._loader.get(part, last=self.plan.steps * parts - 1)
+        seeds = self.model.draw_seeds() if hasattr(self.model, "draw_seeds") else None
+        for index in range(count):
+            batch = self._loader.get(step * count + index, last=self.plan.steps * count - 1)
             tokens += self.task.tokens(batch)
             with self.autocast():
-                part_losses = self.task.losses(self.model, self._to_device(batch))
-            (part_losses[0] / parts).backward()
-            losses += torch.stack([loss.detach() for loss in part_losses]) / parts
+                micro_losses = self.task.losses(self.model, self._to_device(batch) | self._dropout(seeds, index))
+            (micro_losses[0] / count).backward()
+            losses += torch.stack([loss.detach() for loss in micro_losses]) / count
         rate = self.learning_rate(step)
         set_rate(self.optimizer, rate)
         norm = clip_and_step(self.optimizer, self.config.clip)
         self.optimizer.zero_grad(set_to_none=True)
         return Update(torch.cat([losses, norm.view(1)]), rate, tokens)
 
+    def _dropout(self, seeds: Tensor | None, index: int) -> Batch:
+        """Returns the entries of micro-batch `index` with which it draws the masks that the whole batch would draw."""
+        if seeds is None:
+            return {}
+        first = torch.full((1,), index * self.config.part_size, device=self.device)  # no copy from the host
+        return {"seeds": seeds, "first_sequence": first}
+
     def learning_rate(self, step: int) -> float:
-        """The schedule's rate of an update; a group of parameters learns at its multiple of it."""
+        """Returns the schedule's rate of an update; each parameter group multiplies it by its own rate."""
         config, plan = self.config, self.plan
         return learning_rate(step, peak=config.learning_rate, warmup=plan.warmup, steps=plan.steps, decay=config.decay)
 
-    def validation_batches(self, most: int | None = None, *, step: int | None = None) -> Iterator[Batch]:
-        """The first batches (None: all) of the validation split at a step's sequence length (None: the last step's)."""
+    def validation_batches(self, limit: int | None = None, *, step: int | None = None) -> Iterator[Batch]:
+        """Returns the first `limit` validation batches (None: all), of the length at `step` (None: the last step)."""
         dataset = self.dataset("validation", self.sequence_length(self.plan.steps - 1 if step is None else step))
-        count = min(dataset.batches_per_epoch, most or dataset.batches_per_epoch)
+        count = min(dataset.batches_per_epoch, limit or dataset.batches_per_epoch)
         return (dataset.batch(i) for i in range(count))
 
     @torch.no_grad()
     def evaluate(self, batches: Iterable[Batch]) -> dict[str, float]:
-        """The task's figures on these batches, without dropout."""
+        """Returns the task's metrics on these batches, without dropout."""
         self.model.eval()
         with self.autocast():
             return self.task.evaluate(self.model, map(self._to_device, batches))
@@ -114,14 +122,15 @@ class Trainer:
         return sequence_length(step, steps=self.plan.steps, phases=self.config.phases)
 
     def dataset(self, split: str, length: int) -> Dataset:
-        """The dataset of a split at a sequence length; its batches are those of one part of an update."""
+        """Returns the dataset of a split at a sequence length. Its batches are micro-batches."""
         if (split, length) not in self._datasets:
             self._datasets[split, length] = self.task.dataset(split, length, self.config.part_size, self.config.seed)
         return self._datasets[split, length]
 
-    def _load(self, part: int) -> Batch:
-        step = part // self.config.accumulation
-        batch = self.dataset("train", self.sequence_length(step)).batch(part)
+    def _load(self, index: int) -> Batch:
+        """Makes a micro-batch, in pinned memory for a GPU."""
+        step = index // self.config.accumulation
+        batch = self.dataset("train", self.sequence_length(step)).batch(index)
         return {name: t.pin_memory() for name, t in batch.items()} if self.device.type == "cuda" else batch
 
     def _to_device(self, batch: Batch) -> Batch:
@@ -129,7 +138,7 @@ class Trainer:
 
 
 class _Loader:
-    """Prepares the next batch in a thread while the model works on this one."""
+    """Prepares the next batch in a thread while the model trains on this one."""
 
     def __init__(self, load: Any):
         self._load = load
@@ -137,8 +146,8 @@ class _Loader:
         self._next: tuple[int, Future] | None = None
 
     def get(self, index: int, *, last: int) -> Batch:
-        ready = self._next is not None and self._next[0] == index
-        batch = self._next[1].result() if ready else self._load(index)
+        is_ready = self._next is not None and self._next[0] == index
+        batch = self._next[1].result() if is_ready else self._load(index)
         self._next = (index + 1, self._thread.submit(self._load, index + 1)) if index < last else None
         return batch
 

@@ -1,4 +1,4 @@
-// Arrays for the programs here: on the heap and of their very size, so that AddressSanitizer sees one byte too far.
+// Arrays on the heap, without padding, so that AddressSanitizer finds an access one byte past the end.
 #pragma once
 
 #include <cstdio>
@@ -13,13 +13,13 @@
 
 namespace fastlm {
 
-// Ends the program with a message unless the condition holds.
-#define EXPECT(condition)                                                          \
-  do {                                                                             \
-    if (!(condition)) {                                                            \
-      std::fprintf(stderr, "%s:%d: not so: %s\n", __FILE__, __LINE__, #condition); \
-      std::exit(1);                                                                \
-    }                                                                              \
+// Ends the program with a message if the condition is false.
+#define EXPECT(condition)                                                         \
+  do {                                                                            \
+    if (!(condition)) {                                                           \
+      std::fprintf(stderr, "%s:%d: false: %s\n", __FILE__, __LINE__, #condition); \
+      std::exit(1);                                                               \
+    }                                                                             \
   } while (false)
 
 template <typename T>
@@ -31,7 +31,7 @@ constexpr DType dtype_of() {
   return DType::kInt32;
 }
 
-// An owned, contiguous array. Normal values, or with `value` all the same.
+// A contiguous array that owns its memory.
 template <typename T>
 class HeapArray {
  public:

@@ -1,4 +1,4 @@
-// Every kernel of attention over shapes that reach each of its paths, for the sanitizers: results are tested in Python.
+// Runs every attention kernel under the sanitizers, with shapes that reach each code path. Python tests the results.
 #include "attention/attention.h"
 
 #include "arrays.h"
@@ -9,7 +9,7 @@ namespace {
 
 const Array kNone;
 
-// Of two sequences, the second of which is shorter by `missing`; with `packed` they are rows of one array.
+// Runs the forward and backward of two sequences, S and S - missing rows long, packed or padded.
 template <typename T>
 void run(int64_t S, int64_t D, int missing, bool packed, bool causal, int keep) {
   constexpr int64_t B = 2, H = 2;
@@ -27,9 +27,9 @@ void run(int64_t S, int64_t D, int missing, bool packed, bool causal, int keep) 
   const Array& of_padded = packed ? kNone : static_cast<const Array&>(lengths);
   const Array& of_packed = packed ? static_cast<const Array&>(starts) : kNone;
   const Array& if_dropped = keep < 256 ? static_cast<const Array&>(seed) : kNone;
-  attention_forward(q, k, v, of_padded, of_packed, S, if_dropped, o, lse, causal, 0.125f, keep, 0);
-  attention_backward(dout, q, k, v, o, lse, of_padded, of_packed, S, if_dropped, dq, dk, dv, scratch, causal, 0.125f,
-                     keep, 0);
+  attention_forward(q, k, v, of_padded, of_packed, S, if_dropped, kNone, o, lse, causal, 0.125f, keep, 0);
+  attention_backward(dout, q, k, v, o, lse, of_padded, of_packed, S, if_dropped, if_dropped, dq, dk, dv, scratch,
+                     causal, 0.125f, keep, 0);
   EXPECT(o.finite() && dq.finite() && dk.finite() && dv.finite());
 }
 

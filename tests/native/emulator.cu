@@ -1,17 +1,19 @@
-// The emulator against what the hardware's documentation says, computed another way.
+// Tests the emulator against CUDA's documentation: each expected result is computed here in another way.
 #include <cmath>
 
 #include "arrays.h"
 #include "common/launch.cuh"
-#include "common/ptx.cuh"
+#include "common/ptx/barrier.cuh"
+#include "common/ptx/copy.cuh"
+#include "common/ptx/mma.cuh"
 #include "common/reduce.cuh"
 
 namespace fastlm {
 
 namespace {
 
-// Half precision: every value, and every rounding between two neighbours, by way of ldexp and the neighbours
-// themselves.
+// Tests half precision: converts every value to float, compared with ldexp, and rounds the floats next to the middle of
+// every two neighbouring values.
 template <typename T>
 void conversions(int mantissa_bits, int bias) {
   const auto value = [&](int raw) {
@@ -29,7 +31,8 @@ void conversions(int mantissa_bits, int bias) {
     EXPECT(float(x) == -value(i));
     const float low = value(i), high = i + 1 == infinity ? std::ldexp(1.0f, bias + 1) : value(i + 1);
     const float middle = low + (high - low) / 2;
-    if (std::isinf(middle) || middle == low) continue;  // bfloat16's largest and smallest have no float between
+    if (std::isinf(middle) || middle == low)
+      continue;  // no float lies between the two largest bfloat16 values, or between the two smallest
     EXPECT(raw(low) == i && raw(-low) == (i | 0x8000));
     EXPECT(raw(std::nextafter(middle, low)) == i);
     EXPECT(raw(std::nextafter(middle, high)) == i + 1);
@@ -61,7 +64,7 @@ void test_shuffles() {
   }
 }
 
-// c = a b of bf16 or fp16 by ldmatrix and mma: a (16, 16), b (16, 8) or, transposed as the loads want it, b^T (8, 16).
+// Computes c = 1 + a b by ldmatrix and mma, for a (16, 16) and b, stored as (16, 8) or transposed as (8, 16).
 template <typename T, bool kTransposedB>
 __global__ void product(const T* a, const T* b, float* c) {
   alignas(16) __shared__ T shared_a[16][16];
@@ -99,7 +102,7 @@ void test_product() {
   }
 }
 
-// All counts of matrices that ldmatrix has, against the elements that its description names.
+// Tests ldmatrix with 1, 2 and 4 matrices against the layout in its documentation.
 template <int kMatrices>
 __global__ void matrices(uint32_t* out) {
   alignas(16) __shared__ uint16_t rows[32][8];
@@ -128,7 +131,7 @@ void test_matrices() {
   }
 }
 
-// One warp fills what the others read, in two stages, by named barriers: 1 and 2 say "full", 3 and 4 "empty".
+// One warp fills two stages that the other warps read. Named barriers 1 and 2 signal "full", 3 and 4 "empty".
 __global__ void pipeline(const float* from, float* to, int rounds) {
   float* const stages = dynamic_shared<float>();
   const int lane = threadIdx.x % 32, threads = blockDim.x, readers = threads - 32;
@@ -157,7 +160,7 @@ void test_pipeline() {
   for (int i = 0; i < from.count(); i++) EXPECT(to[i] == 2 * from[i]);
 }
 
-// Zeros where a copy is not valid, though the address is no address.
+// A copy with valid = false writes zeros, even if its address is null.
 __global__ void copy_part(const float* from, float* to, int valid) {
   alignas(16) __shared__ float values[128];
   const int lane = threadIdx.x;
@@ -174,7 +177,7 @@ void test_partial_copy() {
   for (int i = 0; i < 128; i++) EXPECT(to[i] == (i < 28 ? from[i] : 0.0f));
 }
 
-// Threads that have returned are not waited for; indices in three dimensions.
+// Barriers do not wait for threads that have returned. Indices have three dimensions.
 __global__ void some_return(int* out) {
   const int block = (blockIdx.z * gridDim.y + blockIdx.y) * gridDim.x + blockIdx.x;
   if (threadIdx.x >= 40) return;

@@ -1,12 +1,13 @@
-// Kernels with one mistake each, and the same without it: `faults <name> sound` must end well, `faults <name> faulty`
-// must be caught, by a sanitizer, by the emulator, or by the result being wrong.
+// Kernels with one mistake each, and the same kernels without it. `faults <name> sound` must succeed. `faults <name>
+// faulty` must be caught by a sanitizer, by the emulator, or by its wrong result.
 #include <cstring>
 #include <map>
 #include <string>
 
 #include "arrays.h"
 #include "common/launch.cuh"
-#include "common/ptx.cuh"
+#include "common/ptx/barrier.cuh"
+#include "common/ptx/copy.cuh"
 #include "common/vec.cuh"
 
 namespace fastlm {
@@ -54,7 +55,8 @@ __global__ void missing_barrier(const float* from, float* to) {
   to[i] = values[kThreads - 1 - i];
 }
 
-// The first barrier orders the writes before the reads; without the second the next round's writes may overtake them.
+// The first barrier orders writes before reads. Without the second, the next round's writes may come before these
+// reads.
 template <bool kFaulty>
 __global__ void missing_second_barrier(const float* from, float* to) {
   __shared__ float values[kThreads];
@@ -76,7 +78,7 @@ __global__ void missing_warp_barrier(const float* from, float* to) {
   to[i] = values[i ^ 1];
 }
 
-// A shuffle gives values, not an order of memory accesses.
+// A shuffle exchanges values but does not order memory accesses.
 template <bool kFaulty>
 __global__ void shuffle_for_a_barrier(const float* from, float* to) {
   __shared__ float values[kThreads];
@@ -98,7 +100,7 @@ __global__ void missing_wait(const float* from, float* to) {
   if (kFaulty) cp_async_wait<0>();
 }
 
-// Two groups are under way and the first is needed: all but one must have come.
+// Two groups of copies are pending and the first is needed, so at most one may still be pending.
 template <bool kFaulty>
 __global__ void wait_for_too_few(const float* from, float* to) {
   alignas(16) __shared__ float values[2][kThreads];
@@ -123,7 +125,7 @@ __global__ void never_waits(const float* from, float* to) {
   if (!kFaulty) cp_async_wait<0>();
 }
 
-// A wait makes the copies visible to the thread that waits; for the others it takes a barrier.
+// A wait makes a thread's copies visible to that thread only; other threads need a barrier.
 template <bool kFaulty>
 __global__ void missing_barrier_after_wait(const float* from, float* to) {
   alignas(16) __shared__ float values[kThreads];

@@ -1,5 +1,5 @@
-// The other kernels over rows, and AdamW, over shapes that reach each of their paths, for the sanitizers: results are
-// tested in Python.
+// Runs the other row kernels and AdamW under the sanitizers, with shapes that reach each code path. Python tests the
+// results.
 #include "adamw.h"
 #include "arrays.h"
 #include "bias_gelu.h"
@@ -44,9 +44,9 @@ void embedding(int64_t N, int64_t E, int64_t V, bool everything) {
   for (int64_t v = 1; v <= V; v++) starts[v] = v == V ? N : N / 2;
   const auto optional = [&](const Array& array) -> const Array& { return everything ? array : kNone; };
   embedding_layer_norm_forward(tokens, word, optional(word), kNone, optional(segment), optional(segments),
-                               optional(gamma), kNone, seed, y, optional(sum), optional(mean), optional(rstd), V, 230,
-                               1e-5f, 0);
-  embedding_layer_norm_backward(dy, optional(sum), optional(mean), optional(rstd), optional(gamma), seed, ds,
+                               optional(gamma), kNone, seed, seed, y, optional(sum), optional(mean), optional(rstd), V,
+                               230, 1e-5f, 0);
+  embedding_layer_norm_backward(dy, optional(sum), optional(mean), optional(rstd), optional(gamma), seed, kNone, ds,
                                 optional(dgamma), optional(dbeta), 230, optional(partials), 0);
   embedding_gradient(ds, ids, order, starts, runs, out, 2, 0);
   EXPECT(y.finite() && ds.finite() && dgamma.finite() && dbeta.finite() && out.finite());
@@ -94,7 +94,7 @@ int main() {
   embedding<half_t>(9, 99, 3, false);
   for (bool gradient : {false, true}) {
     cross_entropy<bf16_t>(700, 704, gradient);
-    cross_entropy<half_t>(120000, 120000, gradient);  // longer than shared memory
+    cross_entropy<half_t>(120000, 120000, gradient);  // a row larger than shared memory
     cross_entropy<float>(5001, 5056, gradient);
   }
   update_parameters<float>(true);
