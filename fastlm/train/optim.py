@@ -144,7 +144,7 @@ class UncorrectedAdam(torch.optim.Optimizer):
                 self.state[p] = {"exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
         torch._fused_adamw_(
             params,
-            [p.grad for p in params],
+            [_strided_like(p.grad, p) for p in params],
             [self.state[p]["exp_avg"] for p in params],
             [self.state[p]["exp_avg_sq"] for p in params],
             [],
@@ -157,6 +157,11 @@ class UncorrectedAdam(torch.optim.Optimizer):
             amsgrad=False,
             maximize=False,
         )
+
+
+def _strided_like(x: Tensor, other: Tensor) -> Tensor:
+    """Returns x with the strides of `other`: the fused update goes through memory without looking at strides."""
+    return x if x.stride() == other.stride() else torch.empty_like(other).copy_(x)
 
 
 class FusedAdam(torch.optim.Optimizer):
