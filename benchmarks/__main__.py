@@ -9,6 +9,8 @@ from pathlib import Path
 USAGE = """\
 python -m benchmarks [ops|models|all] [--op NAME] [--model NAME] [--quick] [--no-sweeps]
                             [--out DIR] [--plot] [--minutes M]
+       python -m benchmarks models --beside NAME [--model NAME] [--threads N ...] [--dropout P ...] [--pairs N]
+                            [--out DIR]
        python -m benchmarks compare BEFORE.json AFTER.json
        python -m benchmarks tables [--write]
        python -m benchmarks visit --out DIR [--minutes M]"""
@@ -34,9 +36,23 @@ def _measure(arguments: list[str]) -> int:
     add("--out", type=Path, help="folder (default: benchmarks/results/<machine>; with --quick: build/benchmarks)")
     add("--plot", action="store_true", help="also draw roofline.png and peers.png beside the results")
     add("--minutes", type=float, help="start no case after this time (default: no limit; --quick on a CPU: 1.6)")
-    from benchmarks.session import measure
+    pairs = parser.add_argument_group(
+        "models in pairs, on a CPU", "a step of ours, a step of theirs, in turns, in fp32"
+    )
+    add = pairs.add_argument
+    add("--beside", metavar="NAME", help="whose steps: transformers, or plain (PyTorch's own modules)")
+    add("--threads", type=int, nargs="+", default=[1, 2], metavar="N", help="numbers of threads (default: 1 2)")
+    add("--dropout", type=float, nargs="+", default=[0.0, 0.1], metavar="P", help="dropouts (default: 0 0.1)")
+    add("--pairs", type=int, default=15, metavar="N", help="pairs of steps; the ratios are their medians (default: 15)")
+    options = parser.parse_args(arguments)
+    if options.beside is not None and options.what != "models":
+        parser.error("--beside goes with models: python -m benchmarks models --beside transformers")
+    if options.beside is not None:
+        from benchmarks import paired as command
+    else:
+        from benchmarks import session as command
 
-    return measure(parser.parse_args(arguments))
+    return command.measure(options)
 
 
 def _compare(arguments: list[str]) -> int:

@@ -45,6 +45,7 @@ class ModelCase:
     name: str
     batch: int
     length: int
+    dropout: float | None = None  # None: the preset's
 
     @property
     def op(self) -> str:
@@ -56,7 +57,8 @@ class ModelCase:
 
     @property
     def config(self) -> GPT1Config | BERTConfig:
-        return models.PRESETS[self.name]
+        preset = models.PRESETS[self.name]
+        return preset if self.dropout is None else _with_dropout(preset, self.dropout)
 
     @property
     def is_bert(self) -> bool:
@@ -95,8 +97,9 @@ def model_cases(grid: Grid, names: list[str] | None) -> list[ModelCase]:
         sizes = [("gpt1", 512), ("bert_base", 128), ("bert_base", 512), ("bert_large", 128), ("bert_large", 512)]
         found = [ModelCase(name, grid.tokens // length, length) for name, length in sizes]
     else:
-        size, length = ("tiny", 64) if grid.small else ("small", 128)
-        found = [ModelCase(f"{kind}_{size}", grid.tokens // length, length) for kind in ("gpt1", "bert")]
+        names_here = [f"{kind}_{'tiny' if grid.small else 'small'}" for kind in ("gpt1", "bert")]
+        lengths = {name: models.PRESETS[name].context for name in names_here}
+        found = [ModelCase(name, grid.tokens // length, length) for name, length in lengths.items()]
     unknown = sorted(set(names or []) - {case.name for case in found})
     if unknown:
         known = ", ".join(dict.fromkeys(case.name for case in found))
@@ -125,7 +128,7 @@ def candidates(case: ModelCase, on_gpu: bool) -> list[Candidate]:
         model.load_state_dict(source.state_dict())
         return model
 
-    ours = Candidate("auto" if on_gpu else "reference", build_ours, _our_loss, ours=True)
+    ours = Candidate("auto" if on_gpu else "cpu", build_ours, _our_loss, ours=True)
     others = [Candidate("transformers", _transformers, _their_loss, gradients=_their_gradients)]
     others += [Candidate("plain", _plain, lambda model, batch: model(**batch))]
     compiled = [replace(c, name=f"{c.name}-compiled", compiled=True) for c in ([ours] if on_gpu else []) + others]
@@ -181,7 +184,7 @@ def run_model(case: ModelCase, bench: Bench) -> Iterator[Record]:
     torch.manual_seed(SEED)
     source = models.build(case.config, backend="reference").to(bench.device).train()
     generator = torch.Generator(bench.device).manual_seed(SEED)
-    check = _ModelCheck(case, source, case.inputs(generator, 2), bench)
+    check = ModelCheck(case, source, case.inputs(generator, 2), bench)
     batches = [case.inputs(generator, case.batch) for _ in range(SETS)]
     for candidate in candidates(case, bench.clock.on_gpu):
         if bench.late():
@@ -197,11 +200,11 @@ def run_model(case: ModelCase, bench: Bench) -> Iterator[Record]:
             torch.cuda.empty_cache()
 
 
-def _guarded(case: ModelCase, bench: Bench, candidate: Candidate, check: _ModelCheck, batches: list[Batch]) -> Record:
+def _guarded(case: ModelCase, bench: Bench, candidate: Candidate, check: ModelCheck, batches: list[Batch]) -> Record:
     try:
         with quiet():
             error = check(candidate)
-            step = _step(case, candidate, check.source, bench)
+            step = training_step(case, candidate, check.source, bench)
             extra = bench.clock.extra_bytes(lambda: step(batches[0]))
             samples = bench.clock.samples(step, lambda i: batches[i % len(batches)])
         return _record(case, bench, candidate, status="timed", samples_us=samples, error=error, extra_bytes=extra)
@@ -214,7 +217,7 @@ def _guarded(case: ModelCase, bench: Bench, candidate: Candidate, check: _ModelC
         return _record(case, bench, candidate, status=status, reason=reason)
 
 
-class _ModelCheck:
+class ModelCheck:
     """Loss and gradients of our reference in float32 on a few sequences, with dropout and without."""
 
     def __init__(self, case: ModelCase, source: nn.Module, batch: Batch, bench: Bench):
@@ -224,7 +227,7 @@ class _ModelCheck:
 
     def __call__(self, candidate: Candidate) -> float:
         """The relative difference of the gradients; raises Refused where it or the loss's is too large."""
-        config = self.case.config if candidate.ours else _without_dropout(self.case.config)
+        config = self.case.config if candidate.ours else _with_dropout(self.case.config, 0.0)
         model = candidate.build(config, self.source).to(self.bench.device).train()
         loss = self._loss(candidate, model)
         named = {name: p.grad for name, p in model.named_parameters()}
@@ -240,7 +243,7 @@ class _ModelCheck:
 
     def _reference(self, dropout: bool) -> tuple[Tensor, dict[str, Tensor]]:
         if dropout not in self._exact:
-            config = self.case.config if dropout else _without_dropout(self.case.config)
+            config = self.case.config if dropout else _with_dropout(self.case.config, 0.0)
             model = models.build(config, backend="reference").to(self.bench.device).train()
             model.load_state_dict(self.source.state_dict())
             loss = _our_loss(model, self.batch, self.seeds)
@@ -260,15 +263,15 @@ class _ModelCheck:
         return error
 
 
-def _without_dropout(config: Any) -> Any:
-    return replace(config, dropout=0.0, attention_dropout=0.0, embedding_dropout=0.0)
+def _with_dropout(config: Any, p: float) -> Any:
+    return replace(config, dropout=p, attention_dropout=p, embedding_dropout=p)
 
 
 def autocast(bench: Bench) -> torch.autocast:
     return torch.autocast(bench.device.type, torch.bfloat16, enabled=bench.dtype == torch.bfloat16)
 
 
-def _step(case: ModelCase, candidate: Candidate, source: nn.Module, bench: Bench) -> Callable[[Batch], None]:
+def training_step(case: ModelCase, candidate: Candidate, source: nn.Module, bench: Bench) -> Callable[[Batch], None]:
     """Makes a step as its users make it: ours by the trainer, others with torch's fused AdamW."""
     if candidate.ours:
         return _trainer_step(case, candidate, source, bench)

@@ -116,7 +116,7 @@ def notes(records: Sequence[Record]) -> list[str]:
 def aligned(table: Table) -> list[str]:
     header, rows = table
     widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
-    left = len([h for h in header if h in ("shape", "pass", "ours")])
+    left = len([h for h in header if h in ("shape", "pass", "ours", "model", "batch")])
 
     def line(row: list[str]) -> str:
         cells = (c.ljust(w) if i < left else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True)))
@@ -127,7 +127,7 @@ def aligned(table: Table) -> list[str]:
 
 def markdown(table: Table) -> str:
     header, rows = table
-    rule = ["---" if h in ("shape", "pass", "ours") else "---:" for h in header]
+    rule = ["---" if h in ("shape", "pass", "ours", "model", "batch") else "---:" for h in header]
     return "\n".join(f"| {' | '.join(row)} |" for row in [header, rule, *rows])
 
 

@@ -1,8 +1,9 @@
 """Chooses the backend that runs a call of an op, and says why the others cannot.
 
-`reference` (plain PyTorch) runs anywhere; `triton` and `cuda` are the fused kernels. An op's SPEC says which calls each
-backend takes. A request for one backend works, or raises an error with all reasons. `auto` takes the first backend in
-its order that can serve the call. The choice is made once, in the op's public function, and passed to its backward.
+`reference` (plain PyTorch) runs anywhere, `cpu` (torch's fused calls) on a CPU; `triton` and `cuda` are the fused
+kernels. An op's SPEC says which calls each backend takes. A request for one backend works, or raises an error with all
+reasons. `auto` takes the first backend in its order that can serve the call. The choice is made once, in the op's
+public function, and passed to its backward.
 """
 
 from __future__ import annotations
@@ -18,14 +19,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-NAMES = ("auto", "reference", "triton", "cuda")
+NAMES = ("auto", "reference", "cpu", "triton", "cuda")
 
 # Backends in plain PyTorch: modules with one function per op and direction, which returns new tensors.
-PLAIN = {"reference": "fastlm.reference"}
+PLAIN = {"reference": "fastlm.reference", "cpu": "fastlm.cpu"}
 
 # The order in which `auto` tries the backends, by device type. No kernel was measured on a GPU yet: Triton comes first
 # because it compiles for the chip at hand. A SPEC's `order` overrides this one.
-ORDER = {"cuda": ("triton", "cuda", "reference"), "cpu": ("reference",)}
+ORDER = {"cuda": ("triton", "cuda", "reference"), "cpu": ("cpu", "reference")}
 
 KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 HALF_DTYPES = (torch.float16, torch.bfloat16)
@@ -91,7 +92,7 @@ _default = "auto"
 
 
 def set_backend(name: str) -> None:
-    """Sets the backend of all calls without `backend=`: "auto", "reference", "triton" or "cuda"."""
+    """Sets the backend of all calls without `backend=`: "auto", "reference", "cpu", "triton" or "cuda"."""
     global _default
     _default = _checked(name)
 
@@ -216,6 +217,8 @@ def _unavailable(name: str, kernels: str, dtype: torch.dtype, device: str) -> st
     """Returns why a backend cannot run on a device, by what is installed, or None if it can."""
     if device == "meta":
         return None  # only shapes are computed
+    if name == "cpu" and device != "cpu":
+        return f"the tensors are on {device}, and this backend is for CPU tensors"
     if name == "triton":
         return _triton_unavailable(kernels, dtype, device)
     if name == "cuda":

@@ -80,14 +80,20 @@ def _chosen_run(options: argparse.Namespace, given: dict[str, Any]) -> tuple[Rec
     name = getattr(options, "model", recipes.DEFAULT)
     if options.run is not None and (folder := RunFolder(options.run)).begun():
         return _recorded(folder, options).with_options(given), folder, None
-    recipe, note = recipes.resolve(name, cuda=_cuda_wanted(name, given))
-    folder = RunFolder(options.run or f"runs/{recipe.name}")
-    if folder.begun():
-        recipe = _recorded(folder, options)
-        note = None
-    else:
-        note = note or f"model {recipe.name}"
-    return recipe.with_options(given), folder, note
+    cuda = _cuda_wanted(name, given)
+    recipe, why = recipes.resolve(name, cuda=cuda)
+    sizes = (recipe.name,) if cuda else recipes.FAMILIES.get(name, ("", recipe.name))[1:]
+    folders = [RunFolder(options.run or f"runs/{size}") for size in sizes]
+    begun = next((folder for folder in folders if folder.begun()), None)
+    if begun is not None:
+        return _recorded(begun, options).with_options(given), begun, None
+    chosen = recipe.with_options(given)
+    if len(sizes) > 1 and recipes.leaves_size_open(given):
+        from fastlm.train.plan import product_rate
+
+        recipe, why = recipes.fitting(name, given.get("minutes"), product_rate())
+        chosen = recipe.with_options(given)
+    return chosen, RunFolder(options.run or f"runs/{recipe.name}"), why or f"model {recipe.name}"
 
 
 def _recorded(folder: RunFolder, options: argparse.Namespace) -> Recipe:

@@ -21,7 +21,7 @@ class Placement:
 
     device: str = option("auto: CUDA if there is one", "auto", choices=("auto", "cpu", "cuda"))
     precision: str = option("auto: bf16 autocast where it is faster", "auto", choices=("auto", "fp32", "bf16"))
-    backend: str = option("which backend runs the ops", "auto", choices=("auto", "reference", "triton", "cuda"))
+    backend: str = option("which backend runs the ops", "auto", choices=("auto", "reference", "cpu", "triton", "cuda"))
 
     def __post_init__(self) -> None:
         check_choices(self)

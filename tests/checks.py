@@ -24,6 +24,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from fastlm.backends import PLAIN
 from fastlm.ops import SPECS
 
 Op = Callable[..., Tensor | tuple[Tensor, ...]]
@@ -48,18 +49,24 @@ def cases(op: str, *, float64: bool = False) -> list:
         for dtype in limits.dtypes:
             if dtype == torch.float64 and not float64:
                 continue
-            on_gpu = Case(backend, dtype, "cuda")
-            found.append(pytest.param(on_gpu, id=str(on_gpu), marks=pytest.mark.gpu))
+            if backend != "cpu":
+                on_gpu = Case(backend, dtype, "cuda")
+                found.append(pytest.param(on_gpu, id=str(on_gpu), marks=pytest.mark.gpu))
             if _runs_on_cpu(backend, dtype):
                 on_cpu = Case(backend, dtype, "cpu")
                 found.append(pytest.param(on_cpu, id=str(on_cpu)))
     return found
 
 
+def kernel_cases(op: str) -> list:
+    """Those of `cases(op)` that have launchers: kernels, on whatever device."""
+    return [case for case in cases(op) if case.values[0].backend not in PLAIN]
+
+
 def _runs_on_cpu(backend: str, dtype: torch.dtype) -> bool:
     """Whether a backend is tested on CPU tensors. Kernels are if there is no GPU, except Triton's in bfloat16: its
     interpreter computes bfloat16 wrongly."""
-    if backend == "reference":
+    if backend in PLAIN:
         return True
     return not torch.cuda.is_available() and not (backend == "triton" and dtype == torch.bfloat16)
 

@@ -167,7 +167,7 @@ def test_the_sum_of_the_squares_is_the_squared_norm(case):
     assert abs(squares.double().sum().item() / exact - 1) <= NORM_ERROR
 
 
-@pytest.mark.parametrize("backend", ["reference", "cuda", "triton"])
+@pytest.mark.parametrize("backend", ["reference", "cpu", "cuda", "triton"])
 def test_the_default_backend_serves_it(backend):
     if torch.cuda.is_available():
         pytest.skip("kernels run on CPU tensors where there is no GPU")

@@ -16,6 +16,7 @@ from checks import (
     cases,
     evaluate,
     inputs,
+    kernel_cases,
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -25,7 +26,7 @@ from fastlm import backends, reference
 from fastlm.dropout import attention_mask, keep_count
 from fastlm.ops import SPECS
 
-KERNEL_CASES = [case for case in cases("attention") if case.values[0].backend != "reference"]
+FUSED_CASES = [case for case in cases("attention") if case.values[0].backend != "reference"]
 
 
 def naive(q, k, v, causal=False, lengths=None, mask=None, keep=256, stored=None):
@@ -269,7 +270,7 @@ def test_packed_sequences_do_not_reach_into_each_other(case, causal, bad):
         assert actual[inside].isnan().all()
 
 
-@pytest.mark.parametrize("case", KERNEL_CASES)
+@pytest.mark.parametrize("case", FUSED_CASES)
 @pytest.mark.parametrize("lengths", [None, [23, 0]], ids=str)
 def test_log_sum_exp(case, lengths):
     """The op also returns the LSE: natural logarithms, and infinity for padded queries."""
@@ -285,7 +286,7 @@ def test_log_sum_exp(case, lengths):
     assert difference.numel() == 0 or difference.abs().max() <= 64 * 8 * torch.finfo(torch.float32).eps
 
 
-@pytest.mark.parametrize("case", KERNEL_CASES)
+@pytest.mark.parametrize("case", kernel_cases("attention"))
 def test_packed_projection_is_not_copied(case, monkeypatch):
     """The kernels read q, k and v in the projection's memory, and write dq, dk and dv into one gradient."""
     seen: dict[str, list[torch.Tensor]] = {}
@@ -353,7 +354,7 @@ def test_large_head_dims_are_served_by_the_reference():
     assert torch.equal(fastlm.attention(q, q, q), q)
 
 
-@pytest.mark.parametrize("case", KERNEL_CASES)
+@pytest.mark.parametrize("case", FUSED_CASES)
 @pytest.mark.parametrize(
     ("wrong", "right"),
     [({"lengths": [-3, 99]}, {"lengths": [0, 6]}), ({"cu_seqlens": [-5, 9, 40]}, {"cu_seqlens": [0, 9, 12]})],

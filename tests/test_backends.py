@@ -10,7 +10,7 @@ import types
 
 import pytest
 import torch
-from checks import Case, cases
+from checks import Case, kernel_cases
 
 import fastlm
 from fastlm import backends
@@ -86,9 +86,11 @@ def test_auto_goes_by_the_chip_and_the_shape_class(toy):
     assert choose(spec, "auto", torch.float32, "cuda", chip=(7, 5), shape_class="short") == "reference"
 
 
-def test_auto_on_the_cpu_is_the_reference_for_every_op_and_dtype():
+def test_auto_on_the_cpu_is_its_own_backend_for_every_op_and_dtype():
     for op, dtype in itertools.product(SPECS, (torch.float32, torch.float16, torch.bfloat16, torch.float64)):
-        assert choose(op, "auto", dtype, "cpu") == "reference"
+        assert choose(op, "auto", dtype, "cpu") == "cpu"
+        with pytest.raises(RuntimeError, match="on cuda, and this backend is for CPU tensors"):
+            choose(op, "cpu", dtype, "cuda")
 
 
 @pytest.mark.parametrize("op", SPECS)
@@ -187,7 +189,7 @@ def test_the_reference_is_called_directly_and_the_others_by_their_launchers(monk
 
 
 def test_names_are_checked_where_they_are_given():
-    sentence = "backend must be one of auto, reference, triton, cuda, got 'cudnn'"
+    sentence = "backend must be one of auto, reference, cpu, triton, cuda, got 'cudnn'"
     with pytest.raises(ValueError, match=sentence):
         fastlm.set_backend("cudnn")
     with pytest.raises(ValueError, match=sentence), fastlm.use_backend("cudnn"):
@@ -221,9 +223,7 @@ def arguments(case: Case) -> list[torch.Tensor]:
     return [x.requires_grad_(), x.detach().flip(0), torch.ones(8, dtype=case.dtype, device=case.device)]
 
 
-FUSED = [
-    p for p in cases("add_layer_norm") if p.values[0].backend != "reference" and p.values[0].dtype == torch.float32
-]
+FUSED = [p for p in kernel_cases("add_layer_norm") if p.values[0].dtype == torch.float32]
 BOTH = ["{}.add_layer_norm_forward", "{}.add_layer_norm_backward"]
 
 

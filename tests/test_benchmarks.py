@@ -331,7 +331,7 @@ def test_peers_are_timed_skipped_or_refused_with_the_reason():
 
 
 def test_parts_are_added_up_by_how_often_they_are_done(monkeypatch):
-    monkeypatch.setattr("benchmarks.cases.linear_cross_entropy.chunk_rows", lambda rows, vocabulary: 8)
+    monkeypatch.setattr("benchmarks.cases.linear_cross_entropy.chunk_rows", lambda *_: 8)
     case = LinearCrossEntropy("s", rows=20, columns=16, vocabulary=30)
     (parts,) = (r for r in run.run_case(case, bench(compile_only=frozenset())) if r.candidate == "parts")
     assert parts.parameters["parts_us"] == dict.fromkeys(("logits", "rows", "dx", "dw", "sum"), 6.0 * 20 / 8)
@@ -344,17 +344,17 @@ def test_every_model_is_held_to_our_reference(name):
     found = {r.candidate: r for r in run_model(case, bench())}
     assert {r.status for c, r in found.items() if "compiled" not in c} == {"timed"}
     assert found["plain"].error < 1e-4 and found["transformers"].error < 1e-4
-    assert found["reference"].tokens == 32
+    assert found["cpu"].tokens == 32
 
 
 def test_a_wrong_model_is_refused(monkeypatch):
     from benchmarks import plain
 
-    some = [c for c in candidates(ModelCase("gpt1_tiny", 2, 16), on_gpu=False) if c.name in ("reference", "plain")]
+    some = [c for c in candidates(ModelCase("gpt1_tiny", 2, 16), on_gpu=False) if c.name in ("cpu", "plain")]
     monkeypatch.setattr("benchmarks.models.candidates", lambda case, on_gpu: some)
     monkeypatch.setattr(plain.MLP, "forward", lambda self, x: self.down(torch.relu(self.up(x))))
     found = {r.candidate: r for r in run_model(ModelCase("gpt1_tiny", 2, 16), bench())}
-    assert found["plain"].status == "refused" and found["reference"].status == "timed"
+    assert found["plain"].status == "refused" and found["cpu"].status == "timed"
 
 
 def test_the_papers_shapes_come_first_and_names_are_checked():

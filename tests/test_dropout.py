@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastlm import dropout
+from fastlm import cpu_dropout, dropout
 from fastlm.dropout import attention_mask, draw_seeds, keep_count, row_mask
 
 FIRST = (0, 2**32 // 3, 2**32 - 1, 3 * 2**40 + 5)  # with 3 heads, first * heads of the second is 2^32 - 1
@@ -93,6 +93,31 @@ def test_attention_masks_bit_by_bit(seed, shape, first):
         mask = attention_mask(torch.tensor([seed]), *shape, keep, torch.tensor([first]))
         assert torch.equal(mask, bytes_ < keep)
         assert first > 0 or torch.equal(mask, attention_mask(torch.tensor([seed]), *shape, keep))
+
+
+@pytest.mark.parametrize("first", FIRST)
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("keep", [1, 77, 128, 230, 255])
+def test_the_cpu_backend_draws_the_same_masks(seed, keep, first):
+    """In the forward, in the backward, and in a backward for which the forward's mask is no longer kept."""
+    seeds, firsts = torch.tensor([seed]), torch.tensor([first])
+    rows = row_mask(seeds, 5, 37, keep, firsts).float()
+    scores = attention_mask(seeds, 2, 3, 33, 33, keep, firsts)
+    for last_use in (False, True, True):
+        assert torch.equal(cpu_dropout.row_mask(seeds, 5, 37, keep, firsts, last_use=last_use), rows)
+        assert torch.equal(cpu_dropout.attention_mask(seeds, first, 2, 3, 33, keep, last_use=last_use), scores)
+
+
+def test_masks_kept_for_the_backward_are_bounded(monkeypatch):
+    kept = cpu_dropout._kept
+    kept.clear()
+    monkeypatch.setattr(cpu_dropout, "KEPT_BYTES", 2 * 8 * 16)
+    for seed in range(4):
+        cpu_dropout.row_mask(torch.tensor([seed]), 8, 16, 128, None, last_use=False)
+    assert [key[1] for key in kept] == [2, 3]
+    cpu_dropout.row_mask(torch.tensor([3]), 8, 16, 128, None, last_use=True)
+    assert [key[1] for key in kept] == [2]
+    kept.clear()
 
 
 @settings(deadline=None, max_examples=25)

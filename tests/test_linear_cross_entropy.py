@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -129,16 +131,18 @@ def test_one_element(case):
 @pytest.mark.parametrize("case", cases(OP))
 def test_many_chunks(case, monkeypatch):
     """Chunks of 4 rows, and a last one of 3."""
-    monkeypatch.setattr(module, "chunk_rows", lambda rows, vocabulary: 4)
+    monkeypatch.setattr(module, "chunk_rows", lambda *_: 4)
     check(case, 11, 16, 50)
     check(case, 11, 16, 50, reduction="none", wide=("weight", "bias"))
 
 
 def test_chunks_follow_from_the_shape():
-    assert module.chunk_rows(32768, 40478) == 5632
-    assert module.chunk_rows(4915, 30522) == 4915
-    assert module.chunk_rows(10, 10**9) == 10
-    assert module.chunk_rows(1000, 10**9) == 128
+    assert module.chunk_rows(32768, 40478, "cuda") == 5632
+    assert module.chunk_rows(4915, 30522, "cuda") == 4915
+    assert module.chunk_rows(10, 10**9, "cuda") == 10
+    assert module.chunk_rows(1000, 10**9, "cuda") == 128
+    assert module.chunk_rows(8192, 30522, "cpu") == 256
+    assert module.chunk_rows(2048, 512, "cpu") == 2048
 
 
 @pytest.mark.parametrize("case", cases(OP))
@@ -302,7 +306,7 @@ class TensorMemory(TorchDispatchMode):
 def test_logits_of_only_one_chunk_exist(case, monkeypatch):
     """The peak memory is one chunk of logits, the gradients and the padded parameters."""
     rows, columns, vocabulary, chunk = 64, 16, 1000, 8
-    monkeypatch.setattr(module, "chunk_rows", lambda rows, vocabulary: chunk)
+    monkeypatch.setattr(module, "chunk_rows", lambda *_: chunk)
     t = tensors(case, rows, columns, vocabulary)
     arguments = (*t.values(), targets_of(case, rows, vocabulary), None, (-100, 0.1, 0.1), (True,) * 3, case.backend)
     size, padded = t["x"].element_size(), 1024
@@ -328,6 +332,32 @@ def test_logits_of_only_one_chunk_exist(case, monkeypatch):
     if case.backend != "reference":  # the reference makes several float32 copies of the chunk
         assert peak <= bound
         assert bound < kept + rows * vocabulary * size
+
+
+PEAK = """
+import resource, sys, torch, fastlm
+torch.set_num_threads(1)
+x, weight, bias = (torch.randn(s, requires_grad=True) for s in ((2048, 64), (30522, 64), (30522,)))
+targets = torch.randint(30522, (2048,))
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+if sys.argv[1] == "plain":
+    loss = torch.nn.functional.cross_entropy(torch.nn.functional.linear(x, weight, bias), targets)
+else:
+    loss = fastlm.linear_cross_entropy(x, weight, targets, bias=bias)
+loss.backward()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+def peak_kib(which: str) -> int:
+    """The memory that forward and backward need beyond the inputs, in a process of their own."""
+    run = subprocess.run([sys.executable, "-P", "-c", PEAK, which], capture_output=True, text=True, check=True)
+    return int(run.stdout)
+
+
+def test_peak_memory_on_the_cpu_is_a_fraction_of_what_it_replaces():
+    """A chunk of 256 x 30522 logits is 31 MiB, all 2048 rows are 250; plain torch holds them more than twice."""
+    assert peak_kib("ours") < peak_kib("plain") / 3
 
 
 @pytest.mark.parametrize("case", cases(OP))

@@ -114,22 +114,23 @@ def test_uncorrected_adam_skips_parameters_without_gradient_and_takes_a_closure(
     assert (used < 1).all() and (unused == 1).all() and unused not in optimizer.state
 
 
-@pytest.mark.parametrize("strided", [False, True])
-def test_uncorrected_adam_is_the_same_in_slices_that_fit_the_cache(strided):
-    """Updates a matrix of more than one slice per thread: the bits are those of the ops on the whole matrix."""
+@pytest.mark.parametrize("layout", ["contiguous", "strided", "strided, with contiguous gradients"])
+def test_uncorrected_adam_is_its_formula_in_any_layout(layout):
+    """torch's fused kernel goes through memory, whatever the strides; it is held to the formula in float64."""
     torch.manual_seed(0)
-    rows = 65536 * torch.get_num_threads() // 100
-    start = torch.randn(211, rows).t() if strided else torch.randn(rows, 211)
+    start = torch.randn(30, 211) if layout == "contiguous" else torch.randn(211, 30).t()
     weight = nn.Parameter(start.clone(memory_format=torch.preserve_format))
     optimizer = UncorrectedAdam([weight], lr=1e-2, betas=(0.9, 0.99), eps=1e-6, weight_decay=0.1)
-    p, m, v = start.clone(), torch.zeros_like(start), torch.zeros_like(start)
+    p = start.double()
+    m, v = torch.zeros_like(p), torch.zeros_like(p)
     for _ in range(3):
-        weight.grad = torch.randn_like(start)
+        g = torch.randn(30, 211)
+        weight.grad = g if layout.endswith("gradients") else torch.empty_like(weight).copy_(g)
         optimizer.step()
-        m.lerp_(weight.grad, 1 - 0.9)
-        v.mul_(0.99).addcmul_(weight.grad, weight.grad, value=1 - 0.99)
+        m.lerp_(g.double(), 1 - 0.9)
+        v.mul_(0.99).addcmul_(g.double(), g.double(), value=1 - 0.99)
         p.mul_(1 - 1e-2 * 0.1).addcdiv_(m, v.sqrt().add_(1e-6), value=-1e-2)
-    assert torch.equal(weight, p)
+    assert (weight - p).abs().max() <= 8 * torch.finfo(torch.float32).eps * p.abs().max()
 
 
 def test_an_optimizer_needs_something_to_train():
@@ -174,7 +175,13 @@ def test_parts_without_parameters_make_no_group():
 
 @pytest.mark.parametrize(
     ("backend", "expected"),
-    [("auto", torch.optim.AdamW), ("reference", torch.optim.AdamW), ("triton", FusedAdam), ("cuda", FusedAdam)],
+    [
+        ("auto", torch.optim.AdamW),
+        ("reference", torch.optim.AdamW),
+        ("cpu", torch.optim.AdamW),
+        ("triton", FusedAdam),
+        ("cuda", FusedAdam),
+    ],
 )
 @pytest.mark.parametrize("by_default", [False, True])
 def test_the_optimizer_obeys_the_backend(backend, expected, by_default):

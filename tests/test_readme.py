@@ -25,13 +25,13 @@ def test_table_of_backends():
 
 def table() -> str:
     rows = [
-        "| op | reference | Triton, interpreter-tested only | CUDA C++, emulator-tested only |",
-        "|---|---|---|---|",
+        "| op | reference | CPU | Triton, interpreter-tested only | CUDA C++, emulator-tested only |",
+        "|---|---|---|---|---|",
     ]
     for op, spec in SPECS.items():
         cells = (
             _cell(spec.limits[backend].dtypes if backend in spec.limits else ())
-            for backend in ("reference", "triton", "cuda")
+            for backend in ("reference", "cpu", "triton", "cuda")
         )
         rows.append(f"| `{op}` | {' | '.join(cells)} |")
     return "\n".join(rows)

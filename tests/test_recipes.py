@@ -151,3 +151,27 @@ def test_the_machine_chooses_the_size_of_a_family():
     with pytest.raises(ValueError, match="model: one of gpt1, bert, bert_base, .* expected, got 'gpt2'"):
         resolve("gpt2", cuda=False)
     assert recipes.DEFAULT in recipes.FAMILIES
+
+
+@pytest.mark.parametrize("name", recipes.FAMILIES)
+def test_a_family_s_size_fits_the_machine(name):
+    _, small, mini = recipes.FAMILIES[name]
+    fast, _ = recipes.fitting(name, None, 150e9)
+    slow, why = recipes.fitting(name, None, 15e9)
+    assert (fast.name, slow.name) == (small, mini)
+    assert why.startswith(f"model {mini}: about ") and f"({small} would make fewer than 300)" in why
+    assert recipes.fitting(name, 60.0, 15e9)[0].name == small  # which has the time
+    assert recipes.fitting(name, 0.01, 1e9)[0].name == mini  # there is no smaller one
+
+
+def test_updates_are_counted_in_operations():
+    recipe = RECIPES["gpt1_mini"]
+    assert recipe.update_flops() == 8 * 64 * recipe.model.flops_per_token(64)
+    expected = round(60 * 2 * recipes.STEP_RATE * 1e9 / recipe.update_flops())
+    assert f"about {expected} updates in 2 minutes at 1 GFLOP/s" in recipes.fitting("gpt1", 2.0, 1e9)[1]
+
+
+def test_options_that_say_how_large_a_run_is():
+    assert recipes.leaves_size_open({"minutes": 3.0, "seed": 1, "data": ("a.txt",), "learning_rate": 1e-3})
+    for option in ("layers", "hidden", "vocab_size", "steps", "epochs", "phases", "batch_size"):
+        assert not recipes.leaves_size_open({option: 1})

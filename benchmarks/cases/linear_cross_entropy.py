@@ -75,7 +75,7 @@ class LinearCrossEntropy(Case):
 
         An implementation that takes its products from the library cannot be faster than their sum.
         """
-        rows = chunk_rows(self.rows, self.vocabulary)
+        rows = chunk_rows(self.rows, self.vocabulary, "cpu" if t["x"].device.type == "cpu" else "cuda")
         x, w = t["x"].detach()[:rows], t["weight"].detach()
         logits, dx, dw = x @ w.t(), torch.empty_like(x), torch.empty_like(w)
         other, total = torch.empty_like(logits), torch.zeros_like(w, dtype=torch.float32)

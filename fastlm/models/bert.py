@@ -24,7 +24,7 @@ class BERT(Model):
         config: see BERTConfig; `fastlm.models.PRESETS` has BASE, LARGE and small ones.
         heads: by name; None gives {"mlm": MaskedLMHead, "nsp": NextSentenceHead}, whose targets are "mlm_positions" and
             "mlm_targets" (B, P) int64, and "next_sentence_labels" (B,) int64.
-        backend: which backend runs the ops: "auto", "reference", "triton" or "cuda".
+        backend: which backend runs the ops: "auto", "reference", "cpu", "triton" or "cuda".
         keep_sum: whether residual sums are kept for the backward (see `fastlm.add_layer_norm`).
     """
 

@@ -126,14 +126,20 @@ class BERTConfig(ModelConfig):
 
 # initializer_range is 0.02 sqrt(768 / 256): x W^T then has the same variance as with 0.02 and a width of 768.
 _SMALL = {"vocab_size": 4096, "layers": 4, "hidden": 256, "heads": 4, "intermediate": 1024, "initializer_range": 0.035}
+_MINI = {
+    "vocab_size": 1024, "context": 64, "layers": 2, "hidden": 128, "heads": 2, "intermediate": 512,
+    "initializer_range": 0.05,
+}  # fmt: skip
 _TINY = {"vocab_size": 512, "context": 64, "layers": 2, "hidden": 64, "heads": 2, "intermediate": 256}
 
 PRESETS: dict[str, ModelConfig] = {
     "gpt1": GPT1Config(),
     "gpt1_small": GPT1Config(**_SMALL, context=128),
+    "gpt1_mini": GPT1Config(**_MINI),
     "gpt1_tiny": GPT1Config(**_TINY),
     "bert_base": BERTConfig(),
     "bert_large": BERTConfig(layers=24, hidden=1024, heads=16, intermediate=4096),
     "bert_small": BERTConfig(**_SMALL, context=64),
+    "bert_mini": BERTConfig(**_MINI),
     "bert_tiny": BERTConfig(**_TINY),
 }

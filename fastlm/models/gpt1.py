@@ -22,7 +22,7 @@ class GPT1(Model):
     Args:
         config: see GPT1Config; `fastlm.models.PRESETS` has the paper's and small ones.
         heads: by name; None gives {"lm": CausalLMHead}, the next token, whose targets are "targets" (B, S) int64.
-        backend: which backend runs the ops: "auto", "reference", "triton" or "cuda".
+        backend: which backend runs the ops: "auto", "reference", "cpu", "triton" or "cuda".
         keep_sum: whether residual sums are kept for the backward (see `fastlm.add_layer_norm`).
     """
 

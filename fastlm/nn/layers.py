@@ -3,7 +3,7 @@
 A module with dropout takes the seed of its mask as an argument; in training it draws one if none is given. It declares
 how many seeds a call uses (`dropout_sites`). A model draws the seeds of all calls at once (`draw_seeds`) and gives each
 call its own seeds, also if one module is called several times. Every module takes `backend` ("auto", "reference",
-"triton" or "cuda"), and `device` and `dtype` as in torch.nn.
+"cpu", "triton" or "cuda"), and `device` and `dtype` as in torch.nn.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ from fastlm.ops._register import empty_parameter_gradient, empty_row_stats
 # The kernels hold a whole row in registers, which bounds its length.
 NORM_LIMITS = {
     "reference": Limits(ALL_DTYPES),
+    "cpu": Limits(ALL_DTYPES),
     "triton": Limits(KERNEL_DTYPES, widest=8192, chip=SM80),
     "cuda": Limits(KERNEL_DTYPES, widest=8192, chip=SM80),
 }

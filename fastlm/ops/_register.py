@@ -24,6 +24,9 @@ import torch
 from torch import Tensor
 
 LIBRARY = torch.library.Library("fastlm", "DEF")
+PLAIN_TENSORS = (Tensor, torch.nn.Parameter)
+
+_ENTERED: dict[str, Callable[..., Any]] = {}  # the function behind each operator
 
 
 class Direction(NamedTuple):
@@ -44,8 +47,8 @@ def define(
     *,
     save: Callable[[Any, Any], dict[str, Any]] | None = None,
     finish: Callable[[Any, dict[str, Any]], Any] | None = None,
-) -> None:
-    """Registers `fastlm::<name>` with its derivative `fastlm::<name>_backward`.
+) -> Callable[..., Any]:
+    """Registers `fastlm::<name>` with its derivative `fastlm::<name>_backward`; returns the function that calls it.
 
     Args:
         save: takes the forward's arguments and its outputs, and returns, by name, those arguments of the backward that
@@ -56,7 +59,7 @@ def define(
     define_operator(f"{name}_backward", backward)
     without_derivative(f"{name}_backward")
     derivative = _Derivative(name, forward.compute, backward.compute, save, finish)
-    differentiate(name, derivative.setup_context, derivative.backward)
+    return differentiate(name, derivative.setup_context, derivative.backward)
 
 
 def define_operator(name: str, direction: Direction, *, mutates: tuple[str, ...] = ()) -> None:
@@ -65,7 +68,8 @@ def define_operator(name: str, direction: Direction, *, mutates: tuple[str, ...]
     arguments = namedtuple(name, signature.parameters)
     kept = tuple(arguments._fields.index(argument) for argument in (*direction.strided, *mutates))
     LIBRARY.define(_schema(name, signature, mutates), tags=(torch.Tag.pt2_compliant_tag,))
-    LIBRARY.impl(name, _entered(direction.compute, frozenset(kept)), "CompositeExplicitAutograd")
+    run = _ENTERED[name] = _entered(direction.compute, signature, kept)
+    LIBRARY.impl(name, run, "CompositeExplicitAutograd")
 
     def fake(*args: Any) -> Any:
         return _returned(direction.fake(arguments(*args)))
@@ -73,8 +77,8 @@ def define_operator(name: str, direction: Direction, *, mutates: tuple[str, ...]
     torch.library.register_fake(f"fastlm::{name}", fake, lib=LIBRARY)
 
 
-def differentiate(name: str, setup_context: Callable[..., None], backward: Callable[..., Any]) -> None:
-    """Registers the derivative of `fastlm::<name>`.
+def differentiate(name: str, setup_context: Callable[..., None], backward: Callable[..., Any]) -> Callable[..., Any]:
+    """Registers the derivative of `fastlm::<name>`; returns the function that calls it.
 
     The gradient of an unused output is None; autograd's default would be zeros. `backward` is called only if at least
     one output has a gradient.
@@ -89,6 +93,7 @@ def differentiate(name: str, setup_context: Callable[..., None], backward: Calla
         return backward(ctx, *grads) if any(g is not None for g in grads) else (None,) * count
 
     torch.library.register_autograd(f"fastlm::{name}", run, setup_context=setup, lib=LIBRARY)
+    return _caller(name, setup, run)
 
 
 def without_derivative(name: str) -> None:
@@ -98,6 +103,50 @@ def without_derivative(name: str) -> None:
         raise RuntimeError(f"fastlm::{name} has no derivative: fastlm's ops can be differentiated once, not twice")
 
     differentiate(name, lambda ctx, inputs, output: None, backward)
+
+
+def call(name: str, *args: Any) -> Any:
+    """Calls `fastlm::<name>`, past the dispatcher where nothing needs it."""
+    if not torch.is_grad_enabled() and _is_direct(args):
+        return _ENTERED[name](*args)
+    return getattr(torch.ops.fastlm, name)(*args)
+
+
+def _caller(name: str, setup: Callable[..., None], backward: Callable[..., Any]) -> Callable[..., Any]:
+    """Returns the function that calls an operator, past the dispatcher where the CPU's backend serves a plain call.
+
+    The dispatcher takes several times as long for an operator in Python as an autograd.Function does, which counts in
+    models of width 64.
+    """
+    run, operator = _ENTERED[name], getattr(torch.ops.fastlm, name).default
+
+    class Direct(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, *args: Any) -> Any:
+            outputs = run(*args)
+            setup(ctx, args, outputs)
+            return outputs
+
+        @staticmethod
+        def backward(ctx: Any, *grads: Tensor | None) -> Any:
+            return backward(ctx, *grads)
+
+    def call_operator(*args: Any) -> Any:
+        if args[-1] != "cpu" or not _is_direct(args):
+            return operator(*args)
+        return Direct.apply(*args) if torch.is_grad_enabled() else run(*args)
+
+    return call_operator
+
+
+def _is_direct(args: tuple[Any, ...]) -> bool:
+    """Tells whether a call has plain CPU tensors alone, and nothing traces, transforms or watches it."""
+    return (
+        not torch.compiler.is_compiling()
+        and all(type(a) in PLAIN_TENSORS and a.device.type == "cpu" for a in args if isinstance(a, Tensor))
+        and torch._C._len_torch_dispatch_stack() == 0
+        and torch._C._functorch.peek_interpreter_stack() is None
+    )
 
 
 def _schema(name: str, signature: inspect.Signature, mutates: tuple[str, ...]) -> str:
@@ -116,28 +165,41 @@ def _outputs(signature: inspect.Signature) -> tuple[str, ...]:
     return () if returned is None else returned._fields
 
 
-def _entered(compute: Callable[..., Any], kept: frozenset[int]) -> Callable[..., Any]:
+def _entered(compute: Callable[..., Any], signature: inspect.Signature, kept: tuple[int, ...]) -> Callable[..., Any]:
     """Wraps an op's function: makes its tensors contiguous and their device current, and turns autocast off.
 
     Most kernels assume contiguous operands. The positions `kept` are the arguments that kernels take with any strides.
     If an op forgets to name one there, the result is a needless copy and not a wrong number.
     """
 
+    tensors = _tensor_positions(signature)
+    dense = [i for i in tensors if i not in kept]
+
     @functools.wraps(compute)
     def run(*args: Any) -> Any:
-        device = next(a.device for a in args if isinstance(a, Tensor))
+        args = list(args)
+        for i in dense:
+            if args[i] is not None:
+                args[i] = _dense(args[i])
+        device = next(args[i].device for i in tensors if args[i] is not None)
+        if device.type == "cpu" and not torch.is_autocast_enabled("cpu"):
+            return _returned(compute(*args))
         guard = torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
         with guard, torch.autocast(device.type, enabled=False):
-            return _returned(
-                compute(*(_dense(a) if isinstance(a, Tensor) and i not in kept else a for i, a in enumerate(args)))
-            )
+            return _returned(compute(*args))
 
     return run
 
 
+def _tensor_positions(signature: inspect.Signature) -> list[int]:
+    return [i for i, p in enumerate(signature.parameters.values()) if p.annotation in (Tensor, Tensor | None)]
+
+
 def _dense(x: Tensor) -> Tensor:
-    """Returns x with contiguous strides, also without elements, where `contiguous()` would keep any strides."""
-    return x.contiguous() if x.numel() else torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    """Returns x with contiguous strides. `contiguous()` leaves any strides to a tensor without elements."""
+    if x.numel() == 0:
+        return torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    return x if x.is_contiguous() else x.contiguous()
 
 
 def _returned(outputs: Any) -> Any:
@@ -160,12 +222,15 @@ class _Derivative:
         outputs, gradients = self.Outputs._fields, self.Gradients._fields
 
         self.parameters = tuple(backward.parameters)
-        self.incoming = {f"d{o}": i for i, o in enumerate(outputs) if f"d{o}" in self.parameters}
-        others = {p: hint.annotation for p, hint in backward.parameters.items() if p not in self.incoming}
+        incoming = {f"d{o}": i for i, o in enumerate(outputs)}
+        others = {p: hint.annotation for p, hint in backward.parameters.items() if p not in incoming}
         self.saved = [p for p, hint in others.items() if hint in (Tensor, Tensor | None)]
         self.values = [p for p in others if p not in self.saved]
-        # Where setup_context finds what is saved, and which of the backward's outputs is each argument's gradient.
+        # Where setup_context finds what is saved, where backward finds its arguments among the incoming gradients, what
+        # was saved and the values, and which of the backward's outputs is each argument's gradient.
         self.position = {p: i for i, p in reversed([*enumerate((*self.Inputs._fields, *outputs))])}
+        found = [*(f"d{o}" for o in outputs), *self.saved, *self.values]
+        self.order = [found.index(p) for p in self.parameters]
         self.gradient = [gradients.index(f"d{a}") if f"d{a}" in gradients else None for a in self.Inputs._fields]
 
     def setup_context(self, ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -183,17 +248,22 @@ class _Derivative:
         ]
 
     def backward(self, ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        known = dict(zip(self.saved, ctx.saved_tensors, strict=True))
-        known.update(zip(self.values, ctx.values, strict=True))
-        known.update((p, grads[i]) for p, i in self.incoming.items())
-        gradients = getattr(torch.ops.fastlm, self.name)(*(known[p] for p in self.parameters))
+        found = (*grads, *ctx.saved_tensors, *ctx.values)
+        arguments = [found[i] for i in self.order]
+        gradients = call(self.name, *arguments)
         gradients = gradients if isinstance(gradients, tuple) else (gradients,)
         if self.finish is not None:
+            known = dict(zip(self.parameters, arguments, strict=True))
             gradients = self.finish(self.Gradients(*gradients), known)
         return tuple(
-            None if dtype is None else gradients[i].to(dtype)
+            None if dtype is None else as_dtype(gradients[i], dtype)
             for i, dtype in zip(self.gradient, ctx.dtypes, strict=True)
         )
+
+
+def as_dtype(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Returns x in a dtype. Comparing first takes a tenth of the time of a `to` that changes nothing."""
+    return x if x.dtype == dtype else x.to(dtype)
 
 
 def autocast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:

@@ -34,6 +34,7 @@ SPEC = Spec(
     kernels="adamw",
     limits={
         "reference": Limits(ALL_DTYPES),
+        "cpu": Limits(ALL_DTYPES),
         "triton": Limits(KERNEL_DTYPES, chip=SM80),
         "cuda": Limits(KERNEL_DTYPES, chip=SM80),
     },
@@ -48,7 +49,7 @@ def gradient_squares(gradients: Sequence[Tensor], *, backend: str = "auto") -> T
     Args:
         gradients: contiguous, of any shapes and any mixture of float32, float16 and bfloat16 (float64 on the reference
             backend), on one device.
-        backend: "auto", "reference", "triton" or "cuda".
+        backend: "auto", "reference", "cpu", "triton" or "cuda".
 
     Returns:
         squares: (K,) partial sums, float32 (float64 for float64), on the device; the host does not wait. Their sum is
@@ -114,7 +115,7 @@ def adamw(
             sharded run. None computes them here, with one more launch.
         max_norm: (), above 0, the maximum of the norm after clipping. None does not clip.
         scale: (), the factor of all gradients, applied first. None means 1.
-        backend: "auto", "reference", "triton" or "cuda".
+        backend: "auto", "reference", "cpu", "triton" or "cuda".
 
     Returns:
         norm: (), the norm before clipping, float32 (float64 for float64), on the device; the host does not wait. The

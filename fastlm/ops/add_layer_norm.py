@@ -89,7 +89,7 @@ def add_layer_norm(
         keep_sum: whether the sum is kept for the backward. If False, the backward reads y instead, which the next layer
             often keeps anyway. This saves one (..., E) of memory, but the gradients then contain the rounding error of
             y divided by gamma. Each |gamma| must be at least 1/64 times the larger of 1 and |beta|.
-        backend: "auto", "reference", "triton" or "cuda".
+        backend: "auto", "reference", "cpu", "triton" or "cuda".
 
     Returns:
         y of the shape and dtype of x, or (y, sum).
@@ -113,9 +113,7 @@ def add_layer_norm(
     backend = backends.choose(SPEC, backend, backends.call_of(x, width=x.shape[-1]))
     differentiable = wants_gradient(x, residual, gamma, beta, bias)
     save_sum, from_output = return_sum or (differentiable and keep_sum), differentiable and not keep_sum
-    y, s, _, _ = torch.ops.fastlm.add_layer_norm(
-        x, residual, bias, gamma, beta, seed, first_row, keep, eps, save_sum, from_output, backend
-    )
+    y, s, _, _ = _call(x, residual, bias, gamma, beta, seed, first_row, keep, eps, save_sum, from_output, backend)
     return (y, s) if return_sum else y
 
 
@@ -244,7 +242,7 @@ def _empty_gradients(x: Tensor, keep: int) -> Gradients:
     return Gradients(x.new_empty(x.shape), dx, *(empty_parameter_gradient(x) for _ in range(3)))
 
 
-define(
+_call = define(
     SPEC.op,
     Direction(_forward, lambda a: _empty_outputs(a.x, a.save_sum)),
     Direction(_backward, lambda a: _empty_gradients(a.saved, a.keep)),

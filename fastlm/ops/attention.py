@@ -36,6 +36,7 @@ SPEC = Spec(
     kernels="attention",
     limits={
         "reference": Limits(ALL_DTYPES),
+        "cpu": Limits(ALL_DTYPES),
         "triton": Limits(KERNEL_DTYPES, widest=128, chip=SM80),
         # CUDA C++ reads heads 16 bytes at a time.
         "cuda": Limits(HALF_DTYPES, widest=128, multiple=8, chip=SM80),
@@ -94,7 +95,7 @@ def attention(
             query and key, so packed and padded batches draw the same masks.
         first_sequence: the number of the first sequence in the whole batch, one int64 on the device of q, by default 0.
             With it, the parts of a batch draw the same masks as the whole batch would.
-        backend: "auto", "reference", "triton" or "cuda".
+        backend: "auto", "reference", "cpu", "triton" or "cuda".
 
     Returns:
         o of the shape and dtype of q, contiguous.
@@ -114,9 +115,7 @@ def attention(
     )
     scale = _check_scale(op, scale, q)
     backend = backends.choose(SPEC, backend, backends.call_of(q, width=q.shape[-1]))
-    return torch.ops.fastlm.attention(
-        q, k, v, lengths, cu_seqlens, rows, seed, first_sequence, causal, scale, keep, backend
-    )[0]
+    return _call(q, k, v, lengths, cu_seqlens, rows, seed, first_sequence, causal, scale, keep, backend)[0]
 
 
 def attention_packed(
@@ -153,9 +152,7 @@ def attention_packed(
     )
     scale = _check_scale(op, scale, qkv)
     backend = backends.choose(PACKED, backend, backends.call_of(qkv, width=qkv.shape[-1]))
-    return torch.ops.fastlm.attention_packed(
-        qkv, lengths, cu_seqlens, rows, seed, first_sequence, causal, scale, keep, backend
-    )[0]
+    return _call_packed(qkv, lengths, cu_seqlens, rows, seed, first_sequence, causal, scale, keep, backend)[0]
 
 
 def _check_projection(op: str, name: str, x: Tensor, ndim: int, packed: str, padded: str) -> None:
@@ -379,12 +376,12 @@ def _launch_backward_into(
     return gradients
 
 
-define(
+_call = define(
     SPEC.op,
     Direction(_forward, lambda a: _empty_outputs(a.q, a.q.shape), strided=("q", "k", "v")),
     Direction(_backward, lambda a: Gradients(*(a.q.new_empty(a.q.shape) for _ in range(3))), strided=("q", "k", "v")),
 )
-define(
+_call_packed = define(
     PACKED.op,
     Direction(
         _packed_forward,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from fastlm import backends
@@ -30,6 +29,7 @@ SPEC = Spec(
     kernels="bias_gelu",
     limits={
         "reference": Limits(ALL_DTYPES),
+        "cpu": Limits(ALL_DTYPES),
         "triton": Limits(KERNEL_DTYPES, chip=SM80),
         "cuda": Limits(KERNEL_DTYPES, chip=SM80),
     },
@@ -53,7 +53,7 @@ def bias_gelu(x: Tensor, bias: Tensor | None = None, *, approximate: str = "tanh
         x: (..., F) float32, float16, bfloat16 or float64.
         bias: (F,), the dtype of x or float32.
         approximate: "tanh", as in the code of GPT-1 and BERT, or "none", the exact erf form, as in Hugging Face's BERT.
-        backend: "auto", "reference", "triton" or "cuda".
+        backend: "auto", "reference", "cpu", "triton" or "cuda".
 
     Returns:
         y of the shape and dtype of x.
@@ -67,7 +67,7 @@ def bias_gelu(x: Tensor, bias: Tensor | None = None, *, approximate: str = "tanh
     _checks.check_parameter(SPEC.op, "bias", bias, x, x.shape[-1])
     _checks.check_approximation(SPEC.op, approximate)
     backend = backends.choose(SPEC, backend, backends.call_of(x))
-    return torch.ops.fastlm.bias_gelu(x, bias, approximate, backend)
+    return _call(x, bias, approximate, backend)
 
 
 def _forward(x: Tensor, bias: Tensor | None, approximate: str, backend: str) -> Output:
@@ -102,7 +102,7 @@ def _empty_gradients(x: Tensor) -> Gradients:
     return Gradients(x.new_empty(x.shape), empty_parameter_gradient(x))
 
 
-define(
+_call = define(
     SPEC.op,
     Direction(_forward, lambda a: Output(a.x.new_empty(a.x.shape))),
     Direction(_backward, lambda a: _empty_gradients(a.x)),

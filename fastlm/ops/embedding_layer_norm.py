@@ -111,7 +111,7 @@ def embedding_layer_norm(
         segment: (T, E), added at `segments` (int64, the shape of tokens).
         gamma, beta: (E,), of the layer norm. Without gamma there is no layer norm (GPT-1).
         dropout_p, seed, first_row: as in `add_layer_norm`.
-        backend: "auto", "reference", "triton" or "cuda".
+        backend: "auto", "reference", "cpu", "triton" or "cuda".
 
     Returns:
         (..., S, E) in the dtype of `word`, or autocast's.
@@ -138,7 +138,7 @@ def embedding_layer_norm(
     backend = backends.choose(SPEC, backend, backends.call_of(word, dtype=dtype, width=word.shape[1]))
     save_sum = gamma is not None and wants_gradient(word, position, segment, gamma, beta)
     tables = (tokens, word, position, position_ids, segment, segments, gamma, beta, seed, first_row)
-    return torch.ops.fastlm.embedding_layer_norm(*tables, keep, eps, dtype, save_sum, backend)[0]
+    return _call(*tables, keep, eps, dtype, save_sum, backend)[0]
 
 
 def _check_tables(
@@ -329,7 +329,7 @@ def _empty_gradients(dy: Tensor, table_rows: list[int], gamma: Tensor | None) ->
     return Gradients(*tables, *(dy.new_empty(0 if gamma is None else columns, dtype=wide) for _ in range(2)))
 
 
-define(
+_call = define(
     SPEC.op,
     Direction(_forward, lambda a: _empty_outputs(a.tokens, a.word, a.gamma, a.dtype, a.save_sum)),
     Direction(_backward, lambda a: _empty_gradients(a.dy, a.table_rows, a.gamma)),

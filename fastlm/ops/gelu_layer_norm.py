@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from fastlm import backends
@@ -46,7 +45,7 @@ def gelu_layer_norm(
         x: (..., E) float32, float16, bfloat16 or float64.
         gamma, beta, bias: (E,), the dtype of x or float32.
         approximate: "tanh" or "none", the exact erf form.
-        backend: "auto", "reference", "triton" or "cuda".
+        backend: "auto", "reference", "cpu", "triton" or "cuda".
 
     Returns:
         y of the shape and dtype of x.
@@ -62,7 +61,7 @@ def gelu_layer_norm(
     _checks.check_approximation(SPEC.op, approximate)
     eps = _checks.checked_eps(SPEC.op, eps)
     backend = backends.choose(SPEC, backend, backends.call_of(x, width=x.shape[-1]))
-    return torch.ops.fastlm.gelu_layer_norm(x, bias, gamma, beta, approximate, eps, backend)[0]
+    return _call(x, bias, gamma, beta, approximate, eps, backend)[0]
 
 
 def _forward(
@@ -120,7 +119,7 @@ def _empty_gradients(x: Tensor) -> Gradients:
     return Gradients(x.new_empty(x.shape), *(empty_parameter_gradient(x) for _ in range(3)))
 
 
-define(
+_call = define(
     SPEC.op,
     Direction(_forward, lambda a: empty_norm_outputs(a.x)),
     Direction(_backward, lambda a: _empty_gradients(a.x)),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from fastlm import backends
@@ -31,7 +30,7 @@ def layer_norm(
     Args:
         x: (..., E) float32, float16, bfloat16 or float64.
         gamma, beta: (E,), the dtype of x or float32.
-        backend: "auto", "reference", "triton" or "cuda".
+        backend: "auto", "reference", "cpu", "triton" or "cuda".
 
     Returns:
         y of the shape and dtype of x.
@@ -46,7 +45,7 @@ def layer_norm(
         _checks.check_parameter(SPEC.op, name, p, x, x.shape[-1])
     eps = _checks.checked_eps(SPEC.op, eps)
     backend = backends.choose(SPEC, backend, backends.call_of(x, width=x.shape[-1]))
-    return torch.ops.fastlm.layer_norm(x, gamma, beta, eps, backend)[0]
+    return _call(x, gamma, beta, eps, backend)[0]
 
 
 def _forward(x: Tensor, gamma: Tensor, beta: Tensor | None, eps: float, backend: str) -> NormOutputs:
@@ -76,7 +75,7 @@ def _launch_backward(launchers: Any, dy: Tensor, x: Tensor, mean: Tensor, rstd: 
     return gradients
 
 
-define(
+_call = define(
     SPEC.op,
     Direction(_forward, lambda a: empty_norm_outputs(a.x)),
     Direction(_backward, lambda a: empty_norm_gradients(a.x)),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from fastlm import backends
@@ -45,7 +44,7 @@ def layer_norm_gelu(
         x: (..., E) float32, float16, bfloat16 or float64.
         gamma, beta: (E,), the dtype of x or float32.
         approximate: "tanh" or "none", the exact erf form.
-        backend: "auto", "reference", "triton" or "cuda".
+        backend: "auto", "reference", "cpu", "triton" or "cuda".
 
     Returns:
         y of the shape and dtype of x.
@@ -61,7 +60,7 @@ def layer_norm_gelu(
     _checks.check_approximation(SPEC.op, approximate)
     eps = _checks.checked_eps(SPEC.op, eps)
     backend = backends.choose(SPEC, backend, backends.call_of(x, width=x.shape[-1]))
-    return torch.ops.fastlm.layer_norm_gelu(x, gamma, beta, approximate, eps, backend)[0]
+    return _call(x, gamma, beta, approximate, eps, backend)[0]
 
 
 def _forward(x: Tensor, gamma: Tensor, beta: Tensor | None, approximate: str, eps: float, backend: str) -> NormOutputs:
@@ -113,7 +112,7 @@ def _launch_backward(
     return gradients
 
 
-define(
+_call = define(
     SPEC.op,
     Direction(_forward, lambda a: empty_norm_outputs(a.x)),
     Direction(_backward, lambda a: empty_norm_gradients(a.x)),

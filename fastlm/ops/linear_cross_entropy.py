@@ -6,7 +6,8 @@ gradients are needed, the forward computes and saves them in the same pass (thre
 factor of the incoming gradient. With reduction "none" each row has its own factor, so the backward recomputes them.
 
 The weight is copied once, in the dtype of x, and padded with rows of zeros to a multiple of 64: matrix
-products take aligned sizes several times as fast as 40478 or 30522, and rows of logits begin on lines of memory.
+products take aligned sizes several times as fast as 40478 or 30522, and rows of logits begin on lines of memory. The
+CPU's backend reads it where it lies.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from fastlm.ops._cost import Cost
 from fastlm.ops._register import (
     Direction,
     autocast,
+    call,
     define_operator,
     differentiate,
     wants_gradient,
@@ -35,6 +37,11 @@ REDUCTIONS = ("mean", "sum", "none")
 # Logits in memory at a time. For GPT-1's vocabulary these are 5632 rows. The product of dx then has 44 x 3 tiles of
 # 128 x 256: one wave on 132 SMs. The chunk is also long enough for the other two products.
 CHUNK_LOGITS = 5632 * 40478
+
+# On the CPU's backend a chunk's logits are 4 MiB, so that the passes over them stay in the caches, but at least 256
+# rows: each chunk's products read or write all of W.
+CPU_LOGITS, CPU_ROWS = 1 << 20, 256
+
 PADDING = 64  # a row of logits has a multiple of so many columns: 128 bytes in half precision
 
 
@@ -65,6 +72,7 @@ SPEC = Spec(
     kernels="linear_cross_entropy",
     limits={
         "reference": Limits(ALL_DTYPES),
+        "cpu": Limits(ALL_DTYPES),
         "triton": Limits(KERNEL_DTYPES, chip=SM80),
         "cuda": Limits(KERNEL_DTYPES, chip=SM80),
     },
@@ -123,7 +131,7 @@ def linear_cross_entropy(
         label_smoothing: e in [0, 1].
         z_loss: z >= 0.
         main_grad: (V, E) float32, to which the gradient of `weight` is added; `weight.grad` stays unchanged.
-        backend: "auto", "reference", "triton" or "cuda".
+        backend: "auto", "reference", "cpu", "triton" or "cuda".
 
     Returns:
         float32 (float64 for float64): a scalar, or the shape of targets for "none".
@@ -145,7 +153,7 @@ def linear_cross_entropy(
     if main_grad is not None:
         _checks.check_parameter(SPEC.op, "main_grad", main_grad, x, *weight.shape)
     backend = backends.choose(SPEC, backend, backends.call_of(x))
-    loss, _, _, _, _, _ = torch.ops.fastlm.linear_cross_entropy(
+    loss, _, _, _, _, _ = _call(
         x.reshape(-1, x.shape[-1]),
         weight,
         bias,
@@ -192,9 +200,13 @@ def _check(
         raise ValueError(f"{SPEC.op}: z_loss must be at least 0, got {z_loss}")
 
 
-def chunk_rows(rows: int, vocabulary: int) -> int:
-    """Returns the rows of a chunk, a function of the shape alone, so that a resumed run is the same bit for bit."""
-    return max(1, min(rows, max(128, CHUNK_LOGITS // vocabulary // 128 * 128)))
+def chunk_rows(rows: int, vocabulary: int, backend: str) -> int:
+    """Returns the rows of a chunk.
+
+    They are a function of the shape and the backend alone, so that a resumed run is the same bit for bit.
+    """
+    least, logits = (CPU_ROWS, CPU_LOGITS) if backend == "cpu" else (128, CHUNK_LOGITS)
+    return max(1, min(rows, max(least, logits // vocabulary // 128 * 128)))
 
 
 def _forward(
@@ -244,19 +256,19 @@ def _over_chunks(
     """Returns losses, lse and the gradients of the losses' sum. Gradients that are not needed are empty."""
     need_dx, need_dw, need_dbias = need
     rows, vocabulary = x.shape[0], weight.shape[0]
-    w, b = _padded(weight, x.dtype), None if bias is None else _padded(bias, x.dtype)
+    multiple = 1 if backend == "cpu" else PADDING
+    w, b = _padded(weight, x.dtype, multiple), None if bias is None else _padded(bias, x.dtype, multiple)
     losses, lse = (x.new_empty(rows, dtype=wide_dtype(x)) for _ in range(2))
     dx = torch.empty_like(x) if need_dx else x.new_empty(0)
     dw = losses.new_zeros(w.shape) if need_dw else losses.new_empty(0)
     dbias = losses.new_zeros(w.shape[0]) if need_dbias else losses.new_empty(0)
     launch = backends.implementation(SPEC, backend, "cross_entropy_rows", _launch_rows)
-    size = chunk_rows(rows, vocabulary)
+    size = chunk_rows(rows, vocabulary, backend)
     room = x.new_empty(min(size, rows), w.shape[0])
     for start in range(0, rows, size):
         chunk = slice(start, min(start + size, rows))
         logits = room[: chunk.stop - start]
-        # A gradient of 0 times an ignored row's NaN would be NaN in dw.
-        x_chunk = x[chunk].masked_fill((targets[chunk] == row[0])[:, None], 0.0)
+        x_chunk = _counted_rows(x[chunk], targets[chunk] == row[0], backend)
         if b is None:
             torch.mm(x_chunk, w.t(), out=logits)
         else:
@@ -280,9 +292,16 @@ def _over_chunks(
     return losses, lse, dx, dw[:vocabulary], dbias[:vocabulary]
 
 
-def _padded(parameter: Tensor, dtype: torch.dtype) -> Tensor:
-    """Returns `parameter` in `dtype` with zeros behind it, up to a multiple of PADDING rows."""
-    rows = -(-parameter.shape[0] // PADDING) * PADDING
+def _counted_rows(x: Tensor, ignored: Tensor, backend: str) -> Tensor:
+    """Returns x (n, E) with zeros in the ignored rows: a gradient of 0 times a NaN there would be NaN in dw."""
+    if backend == "cpu" and not ignored.any():
+        return x
+    return x.masked_fill(ignored[:, None], 0.0)
+
+
+def _padded(parameter: Tensor, dtype: torch.dtype, multiple: int) -> Tensor:
+    """Returns `parameter` in `dtype` with zeros behind it, up to a multiple of `multiple` rows."""
+    rows = -(-parameter.shape[0] // multiple) * multiple
     if rows == parameter.shape[0]:
         return parameter.to(dtype)
     padded = parameter.new_empty(rows, *parameter.shape[1:], dtype=dtype)
@@ -356,7 +375,7 @@ def _autograd(ctx: Any, dloss: Tensor, *_: Tensor | None) -> tuple[Any, ...]:
     main_grad, *saved = ctx.saved_tensors
     if ctx.recompute:
         factor = dloss.new_ones(())
-        gradients = torch.ops.fastlm.linear_cross_entropy_backward(dloss, *saved, *ctx.row, *ctx.need, ctx.backend)
+        gradients = call("linear_cross_entropy_backward", dloss, *saved, *ctx.row, *ctx.need, ctx.backend)
     else:
         divisor, *gradients = saved
         factor = dloss / divisor
@@ -365,7 +384,7 @@ def _autograd(ctx: Any, dloss: Tensor, *_: Tensor | None) -> tuple[Any, ...]:
     if need_dw and main_grad is not None:
         torch.ops.fastlm.linear_cross_entropy_accumulate(main_grad, dw, factor)
         need_dw, dw = False, dw.new_empty(0)
-    dx, dw, dbias = torch.ops.fastlm.linear_cross_entropy_scale(factor, dx, dw, dbias, *ctx.dtypes)
+    dx, dw, dbias = call("linear_cross_entropy_scale", factor, dx, dw, dbias, *ctx.dtypes)
     return dx if need_dx else None, dw if need_dw else None, dbias if need_dbias else None, *[None] * 11
 
 
@@ -403,6 +422,6 @@ define_operator(
         ),
     ),
 )
-differentiate(SPEC.op, _setup_context, _autograd)
+_call = differentiate(SPEC.op, _setup_context, _autograd)
 without_derivative("linear_cross_entropy_backward")
 without_derivative("linear_cross_entropy_scale")

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
+from fastlm._options import options
 from fastlm.recipes import bert, gpt1
 from fastlm.recipes.base import SECTIONS, Recipe, all_options
 
-__all__ = ["OPTIONS", "RECIPES", "Recipe", "from_record", "resolve"]
+__all__ = ["OPTIONS", "RECIPES", "Recipe", "fitting", "from_record", "leaves_size_open", "resolve"]
 
 RECIPES: dict[str, Recipe] = gpt1.RECIPES | bert.RECIPES
 OPTIONS = all_options(RECIPES)
 
-# Names of families: the recipe is the paper's size if there is a CUDA device, else the small one.
-FAMILIES = {"gpt1": ("gpt1_full", "gpt1_small"), "bert": ("bert_base", "bert_small")}
+# Names whose size the machine decides: the paper's where there is a CUDA device, else the largest of the others that
+# makes enough updates in the minutes of the run.
+FAMILIES = {"gpt1": ("gpt1_full", "gpt1_small", "gpt1_mini"), "bert": ("bert_base", "bert_small", "bert_mini")}
+ENOUGH_UPDATES = 300  # 31 of gpt1_small end above the unigram model, 200 of gpt1_mini a nat below it
+STEP_RATE = 0.5  # of the rate of matrix products, which a whole step makes (measured: 0.5 to 0.7 on an EPYC core)
 DEFAULT = "gpt1"
 
 # Names in format 1 of a run folder's config.json, and their names today.
@@ -27,7 +32,7 @@ def resolve(name: str, *, cuda: bool) -> tuple[Recipe, str | None]:
     Raises ValueError for an unknown name.
     """
     if name in FAMILIES:
-        full, small = FAMILIES[name]
+        full, small, *_ = FAMILIES[name]
         if cuda:
             why = f"model {full}: the paper's size, since there is a CUDA device (--model {small} for the small one)"
             return RECIPES[full], why
@@ -35,6 +40,32 @@ def resolve(name: str, *, cuda: bool) -> tuple[Recipe, str | None]:
     if name not in RECIPES:
         raise ValueError(f"model: one of {', '.join([*FAMILIES, *sorted(RECIPES)])} expected, got {name!r}")
     return RECIPES[name], None
+
+
+def leaves_size_open(given: Mapping[str, Any]) -> bool:
+    """Tells whether options leave it to the machine how large a family's model and its updates are."""
+    model = {f.name for recipe in RECIPES.values() for f in options(recipe.model)}
+    return not given.keys() & (model | {"vocab_size", "steps", "epochs", "phases", "batch_size", "accumulation"})
+
+
+def fitting(name: str, minutes: float | None, flops: float) -> tuple[Recipe, str]:
+    """The largest recipe of a family that makes enough updates on this machine's CPU, else the smallest; and why.
+
+    Args:
+        minutes: the length of the run; None: the recipe's.
+        flops: floating-point operations a second that the machine makes in matrix products.
+    """
+    too_large = []
+    for size in FAMILIES[name][1:]:
+        recipe = RECIPES[size]
+        length = minutes or recipe.train.minutes
+        updates = round(60 * length * STEP_RATE * flops / recipe.update_flops())
+        if updates >= ENOUGH_UPDATES:
+            break
+        too_large.append(size)
+    why = f"model {recipe.name}: about {updates} updates in {length:g} minutes at {flops / 1e9:.0f} GFLOP/s"
+    skipped = [size for size in too_large if size != recipe.name]
+    return recipe, why + (f" ({', '.join(skipped)} would make fewer than {ENOUGH_UPDATES})" if skipped else "")
 
 
 def from_record(record: dict[str, Any]) -> Recipe:

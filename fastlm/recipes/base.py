@@ -43,6 +43,11 @@ class Recipe:
     def task(self) -> Task:
         return self.make_task(self)
 
+    def update_flops(self) -> int:
+        """Floating-point operations of an update at the longest sequence length."""
+        length = self.train.longest
+        return self.train.batch_size * length * self.model.flops_per_token(length)
+
     def with_options(self, given: Mapping[str, Any]) -> Recipe:
         """Returns this recipe with the given options replaced.
 

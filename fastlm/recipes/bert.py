@@ -49,6 +49,7 @@ _SMALL = replace(
     checkpoint_every=1_000_000,
     checkpoint_seconds=30.0,
 )
+_MINI = replace(_SMALL, phases=((1.0, 64),), batch_size=8, learning_rate=2e-3, warmup=20)
 _TINY = replace(
     _BASE.train.with_length(steps=20),
     phases=((1.0, 32),),
@@ -67,6 +68,9 @@ RECIPES = {
     ),
     "bert_small": replace(
         _BASE, name="bert_small", model=PRESETS["bert_small"], corpus=CorpusConfig(vocab_size=4096), train=_SMALL
+    ).with_options({"dropout": 0.0}),
+    "bert_mini": replace(
+        _BASE, name="bert_mini", model=PRESETS["bert_mini"], corpus=CorpusConfig(vocab_size=1024), train=_MINI
     ).with_options({"dropout": 0.0}),
     "bert_tiny": replace(
         _BASE, name="bert_tiny", model=PRESETS["bert_tiny"], corpus=CorpusConfig(vocab_size=512), train=_TINY

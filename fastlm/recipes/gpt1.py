@@ -46,6 +46,7 @@ _SMALL = replace(
     checkpoint_every=1_000_000,
     checkpoint_seconds=30.0,
 )
+_MINI = replace(_SMALL, phases=((1.0, 64),), batch_size=8, learning_rate=2e-3, warmup=20)
 _TINY = replace(
     _FULL.train.with_length(steps=20),
     phases=((1.0, 16),),
@@ -60,6 +61,9 @@ RECIPES = {
     "gpt1_full": _FULL,
     "gpt1_small": replace(
         _FULL, name="gpt1_small", model=PRESETS["gpt1_small"], corpus=CorpusConfig(vocab_size=4096), train=_SMALL
+    ).with_options({"dropout": 0.0}),
+    "gpt1_mini": replace(
+        _FULL, name="gpt1_mini", model=PRESETS["gpt1_mini"], corpus=CorpusConfig(vocab_size=1024), train=_MINI
     ).with_options({"dropout": 0.0}),
     "gpt1_tiny": replace(
         _FULL, name="gpt1_tiny", model=PRESETS["gpt1_tiny"], corpus=CorpusConfig(vocab_size=512), train=_TINY

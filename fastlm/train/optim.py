@@ -48,7 +48,8 @@ def build_optimizer(
         bias_correction: whether the moments are corrected for their start at zero (Kingma and Ba 2015). BERT's original
             code does not correct them (Devlin et al. 2019).
         lr, betas, eps, weight_decay: Adam's hyperparameters; weight decay is decoupled.
-        backend: "auto", "reference", "triton" or "cuda": which backend runs the updates. It is chosen here, once.
+        backend: "auto", "reference", "cpu", "triton" or "cuda": which backend runs the updates. It is chosen once,
+            here.
 
     Raises:
         ValueError: no parameter requires a gradient.
@@ -111,6 +112,8 @@ class UncorrectedAdam(torch.optim.Optimizer):
 
     m = beta1 m + (1 - beta1) g;  v = beta2 v + (1 - beta2) g^2;  p -= lr (m / (sqrt(v) + eps) + weight_decay p).
     Parameters, gradients and state share one dtype; all tensors of a group are on one device.
+
+    It is torch's fused AdamW at step 10^9, where both corrections, 1 - beta^step, are exactly 1.
     """
 
     def __init__(
@@ -139,45 +142,26 @@ class UncorrectedAdam(torch.optim.Optimizer):
         for p in params:
             if not self.state[p]:
                 self.state[p] = {"exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
-        lists = (
+        torch._fused_adamw_(
             params,
-            [p.grad for p in params],
+            [_strided_like(p.grad, p) for p in params],
             [self.state[p]["exp_avg"] for p in params],
             [self.state[p]["exp_avg_sq"] for p in params],
+            [],
+            [torch.tensor(1e9, device=params[0].device)] * len(params),
+            lr=group["lr"],
+            beta1=group["betas"][0],
+            beta2=group["betas"][1],
+            weight_decay=group["weight_decay"],
+            eps=group["eps"],
+            amsgrad=False,
+            maximize=False,
         )
-        if params[0].device.type == "cpu":
-            for tensors in zip(*lists, strict=True):
-                for slices in _cache_slices(*tensors):
-                    _uncorrected_update(*([x] for x in slices), group)
-        else:
-            _uncorrected_update(*lists, group)
 
 
-def _uncorrected_update(
-    params: list[Tensor], grads: list[Tensor], m: list[Tensor], v: list[Tensor], group: dict
-) -> None:
-    lr, (beta1, beta2) = group["lr"], group["betas"]
-    torch._foreach_lerp_(m, grads, 1 - beta1)
-    torch._foreach_mul_(v, beta2)
-    torch._foreach_addcmul_(v, grads, grads, 1 - beta2)
-    denominators = torch._foreach_sqrt(v)
-    torch._foreach_add_(denominators, group["eps"])
-    if group["weight_decay"]:
-        torch._foreach_mul_(params, 1 - lr * group["weight_decay"])
-    torch._foreach_addcdiv_(params, m, denominators, -lr)
-
-
-def _cache_slices(*tensors: Tensor) -> Iterable[tuple[Tensor, ...]]:
-    """Splits tensors of one shape into flat slices, so that the ops of an update find a slice in the L2 cache.
-
-    65,536 elements of five fp32 tensors are 1.25 MiB. Measured on an EPYC core with 1 MiB of L2, one thread: updating
-    4.3 million parameters takes 0.56 of the time that whole tensors take, with the same bits. Tensors that are not
-    contiguous stay whole.
-    """
-    if not all(x.is_contiguous() for x in tensors):
-        return [tensors]
-    size = 65536 * torch.get_num_threads()
-    return zip(*(x.view(-1).split(size) for x in tensors), strict=True)
+def _strided_like(x: Tensor, other: Tensor) -> Tensor:
+    """Returns x with the strides of `other`: the fused update goes through memory without looking at strides."""
+    return x if x.stride() == other.stride() else torch.empty_like(other).copy_(x)
 
 
 class FusedAdam(torch.optim.Optimizer):

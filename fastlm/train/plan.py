@@ -17,6 +17,7 @@ from fastlm.train.config import TrainConfig
 from fastlm.train.trainer import Plan, Trainer
 
 WARM_UP_UPDATES, TIMED_UPDATES, TIMED_SECONDS = 2, 3, 3.0
+RATE_SECONDS = 0.5
 
 Notify = Callable[[str], None]
 
@@ -69,6 +70,21 @@ def choose_precision(task: Task, config: TrainConfig, placement: Placement, plan
     }
     faster = min(seconds, key=seconds.get)
     return faster, f"an update takes {seconds['fp32']:.2g} s in fp32, {seconds['bf16']:.2g} s in bf16"
+
+
+def product_rate() -> float:
+    """Measures the floating-point operations a second that this CPU makes now, in products of a small model's shapes.
+
+    Other work on the machine is in it, as it will be in the run.
+    """
+    a, b = torch.randn(1024, 256), torch.randn(256, 1024)
+    for _ in range(2):  # the first ones start threads and allocate
+        a @ b
+    started, count = time.perf_counter(), 0
+    while time.perf_counter() - started < RATE_SECONDS:
+        a @ b
+        count += 1
+    return count * 2 * 1024 * 256 * 1024 / (time.perf_counter() - started)
 
 
 def count_steps(task: Task, config: TrainConfig, placement: Placement, plan: Plan) -> tuple[int, str]:

@@ -74,7 +74,8 @@ class Trainer:
         """Makes update `step`: forward and backward per micro-batch, clipping, one step of the optimizer."""
         count = self.config.accumulation
         losses, tokens = torch.zeros(len(self.task.loss_names), device=self.device), 0
-        self.model.train()
+        if not self.model.training:  # train() goes through all modules
+            self.model.train()
         seeds = self.model.draw_seeds() if hasattr(self.model, "draw_seeds") else None
         for index in range(count):
             batch = self._loader.get(step * count + index, last=self.plan.steps * count - 1)
