@@ -28,7 +28,7 @@ from benchmarks.timing import FULL, Clock
 from fastlm import models
 
 MODELS = ("gpt1_small", "bert_small", "gpt1_tiny", "bert_tiny")
-TOKENS = {"small": 2048, "tiny": 512}  # of a batch
+TOKENS, TOKENS_OF_TINY = 2048, 512  # of a batch
 WARM_UP, PROFILED = 2, 3  # steps
 PRODUCTS = ("aten::mm", "aten::addmm", "aten::addmm_", "aten::bmm", "aten::baddbmm")
 FUSED_ATTENTION = "aten::_scaled_dot_product_flash_attention_for_cpu"  # and its backward: products and a softmax
@@ -51,6 +51,10 @@ class Pairs:
 
 def measure(options: argparse.Namespace) -> int:
     """Prints a table and writes it as JSON; the exit status: 2 for wrong options."""
+    unknown = sorted(set(options.model or ()) - set(models.PRESETS))
+    if unknown:
+        print(f"benchmarks: --model takes {', '.join(models.PRESETS)}, not {', '.join(unknown)}", file=sys.stderr)
+        return 2
     cases = list(_cases(options.model or MODELS, options.dropout))
     names = {c.name for c in candidates(cases[0], on_gpu=False) if not c.ours and not c.compiled}
     if options.beside not in names:
@@ -76,7 +80,7 @@ def measure(options: argparse.Namespace) -> int:
 def _cases(names: list[str], dropouts: list[float]) -> Iterator[ModelCase]:
     for name in names:
         length = models.PRESETS[name].context
-        tokens = TOKENS.get(name.rpartition("_")[2], TOKENS["small"])
+        tokens = TOKENS_OF_TINY if name.endswith("_tiny") else TOKENS
         for dropout in dropouts:
             yield ModelCase(name, max(1, tokens // length), length, dropout)
 

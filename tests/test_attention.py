@@ -296,9 +296,10 @@ def test_packed_projection_is_not_copied(case, monkeypatch):
         seen["inputs"] = [q, k, v]
         launchers.attention_forward(q, k, v, *rest)
 
-    def backward(do, q, k, v, o, lse, lengths, cu_seqlens, max_seqlen, seed, dq, dk, dv, *rest):
+    def backward(do, q, k, v, o, lse, lengths, cu_seqlens, max_seqlen, seed, first, dq, dk, dv, *rest):
         seen["again"], seen["gradients"] = [q, k, v], [dq, dk, dv]
-        launchers.attention_backward(do, q, k, v, o, lse, lengths, cu_seqlens, max_seqlen, seed, dq, dk, dv, *rest)
+        sequences = (lengths, cu_seqlens, max_seqlen, seed, first)
+        launchers.attention_backward(do, q, k, v, o, lse, *sequences, dq, dk, dv, *rest)
 
     spy = SimpleNamespace(attention_forward=forward, attention_backward=backward)
     monkeypatch.setattr(backends, "launchers", lambda *_: spy)

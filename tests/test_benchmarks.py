@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import subprocess
 import sys
@@ -10,7 +11,8 @@ import sys
 import pytest
 import torch
 
-from benchmarks import compare, lengths, limits, machine, report, run, tables, timing
+from benchmarks import compare, lengths, limits, machine, paired, report, run, tables, timing
+from benchmarks.__main__ import main as benchmarks_main
 from benchmarks.case import Peer, Unavailable, with_gradients
 from benchmarks.cases import cases
 from benchmarks.cases.attention import Attention, AttentionPacked
@@ -460,3 +462,44 @@ def test_the_readme_has_the_tables_of_the_committed_results():
     """If this fails: `python -m benchmarks tables --write`."""
     text = (machine.ROOT / "README.md").read_text()
     assert text.partition(tables.START)[2].partition(tables.END)[0].strip() == tables.markdown().strip()
+
+
+def test_steps_are_timed_in_pairs(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(paired, "TOKENS_OF_TINY", 64)
+    arguments = [
+        "models",
+        "--beside",
+        "plain",
+        "--model",
+        "gpt1_tiny",
+        "--threads",
+        "1",
+        "--dropout",
+        "0.1",
+        "--pairs",
+        "1",
+        "--out",
+    ]
+    assert benchmarks_main([*arguments, str(tmp_path)]) == 0
+    (pair,) = json.loads((tmp_path / "paired.json").read_text())["pairs"]
+    assert (pair["model"], pair["shape"], pair["dropout"], pair["threads"]) == ("gpt1_tiny", "1 x 64", 0.1, 1)
+    assert pair["ratio"] == pytest.approx(pair["ours_ms"] / pair["theirs_ms"], rel=0.05)  # of the only pair
+    assert 0 < pair["products"] < 1
+    assert "gpt1_tiny  1 x 64" in capsys.readouterr().out
+
+
+def test_pairs_need_someone_beside(capsys):
+    assert benchmarks_main(["models", "--beside", "nobody", "--model", "gpt1_tiny"]) == 2
+    assert "--beside takes plain or transformers, not 'nobody'" in capsys.readouterr().err
+    assert benchmarks_main(["models", "--beside", "plain", "--model", "gpt2"]) == 2
+    assert "--model takes gpt1, " in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        benchmarks_main(["ops", "--beside", "plain"])
+    assert "--beside goes with models" in capsys.readouterr().err
+
+
+def test_pairs_have_the_dropout_that_they_are_given():
+    for p in (0.0, 0.25):
+        config = ModelCase("bert_tiny", 2, 16, p).config
+        assert (config.dropout, config.attention_dropout, config.embedding_dropout) == (p, p, p)
+    assert ModelCase("bert_tiny", 2, 16).config.dropout == 0.1
