@@ -466,21 +466,8 @@ def test_the_readme_has_the_tables_of_the_committed_results():
 
 def test_steps_are_timed_in_pairs(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(paired, "TOKENS_OF_TINY", 64)
-    arguments = [
-        "models",
-        "--beside",
-        "plain",
-        "--model",
-        "gpt1_tiny",
-        "--threads",
-        "1",
-        "--dropout",
-        "0.1",
-        "--pairs",
-        "1",
-        "--out",
-    ]
-    assert benchmarks_main([*arguments, str(tmp_path)]) == 0
+    options = {"--model": "gpt1_tiny", "--threads": "1", "--dropout": "0.1", "--pairs": "1", "--out": str(tmp_path)}
+    assert benchmarks_main(["models", "--beside", "plain", *(text for pair in options.items() for text in pair)]) == 0
     (pair,) = json.loads((tmp_path / "paired.json").read_text())["pairs"]
     assert (pair["model"], pair["shape"], pair["dropout"], pair["threads"]) == ("gpt1_tiny", "1 x 64", 0.1, 1)
     assert pair["ratio"] == pytest.approx(pair["ours_ms"] / pair["theirs_ms"], rel=0.05)  # of the only pair
