@@ -49,7 +49,9 @@ _SMALL = replace(
     checkpoint_every=1_000_000,
     checkpoint_seconds=30.0,
 )
-_MINI = replace(_SMALL, phases=((1.0, 64),), batch_size=8, learning_rate=2e-3, warmup=20)
+# At 2e-3 with 20 updates of warm-up, 4,400 updates stay at the unigram model; these values are 0.48 nats below it
+# after 2,500.
+_MINI = replace(_SMALL, phases=((1.0, 64),), batch_size=8, learning_rate=1e-3, warmup=100)
 _TINY = replace(
     _BASE.train.with_length(steps=20),
     phases=((1.0, 32),),
