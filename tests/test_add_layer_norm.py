@@ -347,7 +347,7 @@ X = torch.zeros(3, 8)
         ),
         ({"eps": -1.0}, ValueError, "eps must be at least 0"),
         ({"return_sum": True, "keep_sum": False}, ValueError, "give it or keep_sum=False, not both"),
-        ({"backend": "tirton"}, ValueError, "backend must be one of auto, reference, triton, cuda"),
+        ({"backend": "tirton"}, ValueError, "backend must be one of auto, reference, cpu, triton, cuda"),
     ],
 )
 def test_bad_arguments(arguments, error, sentence):
