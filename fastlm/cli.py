@@ -28,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if error.name not in EXTRAS or options.debug:
             raise
         return _fail(f"{error.name} is not installed: pip install 'fastlm[train]'")
-    except (ValueError, OSError, RuntimeError) as error:
+    except (ValueError, OSError, RuntimeError, OverflowError) as error:
         if options.debug:
             raise
         return _fail(str(error))

@@ -18,6 +18,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from fastlm import models
 from fastlm.integrations import transformers as hf
 from fastlm.models import BERT, BERTConfig
+from fastlm.nn import NextSentenceHead
 
 TINY = models.PRESETS["bert_tiny"]
 NARROW = replace(TINY, layers=12, hidden=32, intermediate=64, vocab_size=64)
@@ -468,6 +469,20 @@ def test_bad_configurations_get_a_sentence():
         replace(TINY, gelu="gelu")
     with pytest.raises(TypeError, match="config must be a BERTConfig, got GPT1Config"):
         BERT(models.PRESETS["gpt1_tiny"])
+
+
+@pytest.mark.parametrize(
+    ("heads", "sentence"),
+    [
+        ({"x": torch.nn.Linear(3, 3)}, "heads: 'x' must be a fastlm.nn.Head, got Linear"),
+        ({"a.b": NextSentenceHead(64)}, "heads: a Python name expected for a head, got 'a.b'"),
+        ({"": NextSentenceHead(64)}, "heads: a Python name expected for a head, got ''"),
+        ({"pooler": NextSentenceHead(64)}, "heads: 'pooler' is an attribute of BERT, so no head can have the name"),
+    ],
+)
+def test_heads_that_cannot_be_are_refused(heads, sentence):
+    with pytest.raises((TypeError, ValueError), match=sentence):
+        BERT(TINY, heads)
 
 
 @pytest.mark.gpu

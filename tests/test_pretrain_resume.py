@@ -304,6 +304,14 @@ def test_metrics_that_are_gone_do_not_make_a_run_a_new_one(interrupted, text):
         run(configuration(text), interrupted)
 
 
+def test_a_run_without_its_checkpoints_says_that_it_starts_again(interrupted, text, whole):
+    shutil.rmtree(interrupted / "checkpoints")
+    notes = []
+    run(configuration(text), interrupted, notes)
+    assert f"{interrupted} has no checkpoint: the run starts again at step 0" in notes
+    assert_same_run(interrupted, whole("gpt1_tiny"))
+
+
 def test_metrics_shorter_than_the_checkpoint_are_refused(interrupted, text):
     lines = (interrupted / "metrics.jsonl").read_text().splitlines(keepends=True)
     (interrupted / "metrics.jsonl").write_text("".join(lines[:5]))

@@ -93,6 +93,14 @@ def test_a_dropout_that_is_not_given_follows_dropout():
     assert (model.dropout, model.attention_dropout, model.embedding_dropout) == (0.1, 0.0, 0.1)
 
 
+def test_all_positions_of_another_context_are_trained():
+    assert TINY.with_options({"context": 48}).train.phases == ((1.0, 48),)
+    bert = RECIPES["bert_base"]
+    assert bert.with_options({"context": 256}).train.phases == ((0.9, 128), (0.1, 256))
+    assert bert.with_options({"context": 64}).train.phases == ((0.9, 64), (0.1, 64))
+    assert bert.with_options({"context": 1024, "phases": ((1.0, 512),)}).train.phases == ((1.0, 512),)
+
+
 def test_every_recipe_is_named_and_its_model_is_long_enough():
     for name, recipe in RECIPES.items():
         assert recipe.name == name

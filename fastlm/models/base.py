@@ -64,10 +64,19 @@ class Model(nn.Module):
     # Trunk and heads ---------------------------------------------------------------------------------------------
 
     def add_heads(self, heads: Mapping[str, Head] | None) -> None:
-        """Attaches heads by name; None attaches `pretraining_heads()`. Raises ValueError for a name that is taken."""
+        """Attaches heads by name; None attaches `pretraining_heads()`.
+
+        Raises ValueError for a name that cannot be a head's, and TypeError for what is not a head.
+        """
         for name, head in (self.pretraining_heads() if heads is None else heads).items():
-            if hasattr(self, name) or "." in name:
-                raise ValueError(f"heads: {name!r} cannot name a head of {type(self).__name__}, which has it already")
+            if not isinstance(head, Head):
+                raise TypeError(f"heads: {name!r} must be a fastlm.nn.Head, got {type(head).__name__}")
+            if not name.isidentifier():
+                raise ValueError(f"heads: a Python name expected for a head, got {name!r}")
+            if hasattr(self, name):
+                raise ValueError(
+                    f"heads: {name!r} is an attribute of {type(self).__name__}, so no head can have the name"
+                )
             self.add_module(name, head)
             self.head_names += (name,)
 

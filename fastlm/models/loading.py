@@ -34,7 +34,9 @@ def load(folder: str | Path, heads: Mapping[str, Head] | None = None, *, backend
         if config_class.model_type == model_type:
             return model.load(folder, heads, backend=backend)
     known = " or ".join(repr(config_class.model_type) for config_class in _MODELS)
-    raise ValueError(f"{Path(folder) / files.CONFIG}: model_type must be {known}, got {model_type!r}")
+    inside = Path(folder) / "model"
+    hint = f"; this is a run folder, whose model is in {inside}" if inside.is_dir() else ""
+    raise ValueError(f"{Path(folder) / files.CONFIG}: model_type must be {known}, got {model_type!r}{hint}")
 
 
 def parameter_count(config: ModelConfig) -> int:

@@ -37,7 +37,8 @@ class Recipe:
         if self.train.longest > self.model.context:
             raise ValueError(
                 f"phases: sequence length {self.train.longest} is above the {self.model.context} of {self.name}; "
-                f"--context {self.train.longest} makes a model of that length"
+                f"--context {self.train.longest} makes a model of that length, "
+                f"--phases {self.model.context} trains at the model's"
             )
 
     def task(self) -> Task:
@@ -51,7 +52,8 @@ class Recipe:
     def with_options(self, given: Mapping[str, Any]) -> Recipe:
         """Returns this recipe with the given options replaced.
 
-        steps, minutes and epochs replace each other. `dropout` also sets the dropouts that are not given.
+        steps, minutes and epochs replace each other. `dropout` also sets the dropouts that are not given, and `context`
+        the length of the longest phase, if `phases` is not given, so that all positions are trained.
         Raises ValueError, with the option's name, for an option that this recipe does not have or an invalid value.
         """
         left, sections = dict(given), {}
@@ -59,6 +61,8 @@ class Recipe:
             left = {**dict.fromkeys(_DROPOUTS, left["dropout"]), **left}
         if any(name in left for name in LENGTHS):
             left = {**dict.fromkeys(LENGTHS), **left}
+        if "context" in left and "phases" not in left:
+            left["phases"] = self._phases_up_to(left["context"])
         for section in SECTIONS:
             config = getattr(self, section)
             names = {f.name for f in options(config)} & left.keys()
@@ -66,6 +70,11 @@ class Recipe:
         if left:
             raise ValueError(f"{', '.join(sorted(left))}: {self.name} has no such option")
         return replace(self, **sections)
+
+    def _phases_up_to(self, context: int) -> tuple[tuple[float, int], ...]:
+        """Returns the phases with `context` as the longest length, and no other above it."""
+        longest = self.train.longest
+        return tuple((f, context if length == longest else min(length, context)) for f, length in self.train.phases)
 
     def to_json(self) -> dict[str, Any]:
         """Returns the recipe as the config.json of a run folder holds it."""

@@ -13,7 +13,7 @@ import torch
 from tqdm import tqdm
 
 import fastlm
-from fastlm.device import Placement
+from fastlm.device import Placement, find_device
 from fastlm.files import disk_is_full, new_folder, write_bytes, write_json
 from fastlm.run_folder import RunError, find_checkpoints
 from fastlm.tasks.base import Task
@@ -76,6 +76,7 @@ def _train(
     name: str,
     notify: Notify,
 ) -> dict[str, Any]:
+    find_device(placement.device)  # a device that is not there is found before the data is prepared
     task.prepare(run.path, notify)
     check_data(task, config, notify)
     plan = _plan(task, config, placement, run, record, notify)
@@ -105,6 +106,8 @@ def _make_updates(trainer: Trainer, run: TrainingFolder, run_hash: str, name: st
     start = state["step"] if state else 0
     if state:
         notify(f"resuming at step {start} of {trainer.plan.steps}")
+    elif run.begun():
+        notify(f"{run.path} has no checkpoint: the run starts again at step 0")
     config, steps = trainer.config, trainer.plan.steps
     recorder = Recorder(trainer, run, state, name)
     saved = time.monotonic()
