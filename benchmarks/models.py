@@ -70,7 +70,7 @@ class ModelCase:
         return round(0.15 * self.length)
 
     def flops(self) -> int:
-        """Of a step, by the models' formulas; what a candidate computes beyond them earns it nothing."""
+        """Returns the FLOPs of a step by the models' formulas, the same for every candidate."""
         fraction = (self.predicted / self.length,) if self.is_bert else ()
         return self.batch * self.length * self.config.flops_per_token(self.length, *fraction)
 

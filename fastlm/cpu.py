@@ -459,7 +459,7 @@ def _scores(q: Tensor, k: Tensor, causal: bool, scale: float) -> Tensor:
 
 @functools.lru_cache(maxsize=4)
 def _unseen(n: int, dtype: torch.dtype) -> Tensor:
-    """What a causal mask adds to scores (n, n): -inf where the key comes after the query."""
+    """Returns the causal mask to add to scores (n, n): -inf if the key comes after the query, else 0."""
     return torch.full((n, n), -math.inf, dtype=dtype).triu_(1)
 
 
