@@ -9,12 +9,10 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from fastlm.backends import dtype_name
+
 SMALLEST_GAMMA = 1 / 64  # the backward from y divides y, with its rounding error, by gamma
 FLOATING = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-
-
-def short(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 def check_tensor(op: str, name: str, x: object, what: str = "a tensor") -> None:
@@ -55,14 +53,16 @@ def check_activation(op: str, name: str, x: Tensor, like: Tensor | None = None) 
     """Checks that x is a floating-point tensor and, with `like`, that it has the dtype, shape and device of `like`."""
     check_tensor(op, name, x)
     if x.dtype not in FLOATING:
-        raise TypeError(f"{op}: {name} must be {', '.join(short(d) for d in FLOATING)}, got {short(x.dtype)}")
+        raise TypeError(f"{op}: {name} must be {', '.join(dtype_name(d) for d in FLOATING)}, got {dtype_name(x.dtype)}")
     if x.ndim == 0 or x.shape[-1] == 0:
         raise ValueError(f"{op}: {name} must have a last dimension of at least 1, got shape {tuple(x.shape)}")
     if like is None:
         return
     check_device(op, name, x, like)
     if x.dtype != like.dtype:
-        raise TypeError(f"{op}: {name} must have the activations' dtype {short(like.dtype)}, got {short(x.dtype)}")
+        raise TypeError(
+            f"{op}: {name} must have the activations' dtype {dtype_name(like.dtype)}, got {dtype_name(x.dtype)}"
+        )
     if x.shape != like.shape:
         raise ValueError(f"{op}: {name} must have shape {tuple(like.shape)}, got {tuple(x.shape)}")
 
@@ -81,7 +81,7 @@ def check_parameter(op: str, name: str, p: Tensor | None, x: Tensor, *shape: int
     allowed = (x.dtype, torch.float32)
     if p.dtype not in allowed:
         raise TypeError(
-            f"{op}: {name} must be {' or '.join(sorted({short(d) for d in allowed}))}, got {short(p.dtype)}"
+            f"{op}: {name} must be {' or '.join(sorted({dtype_name(d) for d in allowed}))}, got {dtype_name(p.dtype)}"
         )
     if tuple(p.shape) != shape:
         raise ValueError(f"{op}: {name} must have shape {shape}, got {tuple(p.shape)}")
@@ -91,10 +91,10 @@ def check_integers(op: str, name: str, ids: Tensor | None, like: Tensor, shape: 
     """Checks that ids is None, or has `shape` and `dtype` and is on the device of `like`."""
     if ids is None:
         return
-    check_tensor(op, name, ids, f"a tensor of {short(dtype)} of shape {tuple(shape)}")
+    check_tensor(op, name, ids, f"a tensor of {dtype_name(dtype)} of shape {tuple(shape)}")
     check_device(op, name, ids, like)
     if ids.dtype != dtype:
-        raise TypeError(f"{op}: {name} must be {short(dtype)}, got {short(ids.dtype)}")
+        raise TypeError(f"{op}: {name} must be {dtype_name(dtype)}, got {dtype_name(ids.dtype)}")
     if ids.shape != shape:
         raise ValueError(f"{op}: {name} must have shape {tuple(shape)}, got {tuple(ids.shape)}")
 
@@ -138,7 +138,9 @@ def _one_int64(op: str, name: str, value: Tensor, x: Tensor) -> Tensor:
     check_tensor(op, name, value, "a tensor of one int64")
     check_device(op, name, value, x)
     if value.dtype != torch.int64 or value.numel() != 1:
-        raise TypeError(f"{op}: {name} must hold one int64, got {short(value.dtype)} of shape {tuple(value.shape)}")
+        raise TypeError(
+            f"{op}: {name} must hold one int64, got {dtype_name(value.dtype)} of shape {tuple(value.shape)}"
+        )
     return value.reshape(1)
 
 

@@ -240,8 +240,8 @@ def _check_tensor(
     if not isinstance(x, Tensor):
         raise TypeError(f"{OP}: {name} must be a tensor, got {type(x).__name__}")
     if x.dtype not in _checks.FLOATING if dtype is None else x.dtype != dtype:
-        expected = "floating" if dtype is None else _checks.short(dtype)
-        raise TypeError(f"{OP}: {name} must be {expected}, got {_checks.short(x.dtype)}")
+        expected = "floating" if dtype is None else backends.dtype_name(dtype)
+        raise TypeError(f"{OP}: {name} must be {expected}, got {backends.dtype_name(x.dtype)}")
     if shape is not None and x.shape != tuple(shape):
         raise ValueError(f"{OP}: {name} must have {whose} {tuple(shape)}, got {tuple(x.shape)}")
     if x.device != device:
