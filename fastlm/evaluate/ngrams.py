@@ -101,5 +101,5 @@ def _fit(counts: _Counts) -> np.ndarray:
         bigram = weights[counts.bucket] * counts.conditional
         posterior = bigram / (bigram + (1 - weights[counts.bucket]) * counts.unigram)
         weights = (np.bincount(counts.bucket, posterior, minlength=size) + 1) / (seen + 2)
-    weights[0] = 0  # an unseen context tells nothing
+    weights[0] = 0  # an unseen context gives no information
     return weights
