@@ -47,7 +47,7 @@ def _noise(a: Record, b: Record, drifts: dict[str | None, float]) -> float:
 
 
 def _drifts(a: Limits, b: Limits) -> dict[str | None, float]:
-    """Returns the relative difference of each limit. None stands for records without a bound: the product's is used."""
+    """Returns the relative difference of each limit. Records without a bound (None) get that of the product."""
 
     def drift(x: float | None, y: float | None) -> float:
         return abs(y / x - 1) if x and y else 0.0

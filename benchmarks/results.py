@@ -40,13 +40,13 @@ class Record:
     reason: str | None = None
     samples_us: tuple[float, ...] = ()
     parameters: dict[str, Any] = field(default_factory=dict)
-    bytes: int | None = None  # the minimum of bytes read and written
-    flops: int | None = None  # the minimum of FLOPs in matrix products
-    exponentials: int | None = None  # the minimum of exponentials
-    lower_bound_us: float | None = None  # from the three minima and the machine's limits (limits.py)
+    bytes: int | None = None  # minimum number of bytes read and written
+    flops: int | None = None  # minimum number of FLOPs in matrix products
+    exponentials: int | None = None  # minimum number of exponentials
+    lower_bound_us: float | None = None  # from these three numbers and the machine's limits (limits.py)
     bound: str | None = None  # the limit that sets lower_bound_us
     extra_bytes: int | None = None  # peak memory beyond inputs and results
-    error: float | None = None  # relative to the yardstick's (check.py); for a model: of its gradients (models.py)
+    error: float | None = None  # divided by the yardstick's error (check.py); for a model see models.py
     tokens: int | None = None  # per step of a model
     mfu: float | None = None  # model FLOPs utilization, a fraction of the GPU's peak
 

@@ -100,8 +100,8 @@ class FragmentLoader {
   }
 
  private:
-  // Rows 16 apart have the same swizzle, and the swizzle is an xor, so a column offset is an xor of the swizzled
-  // offset.
+  // The swizzle is an xor with a function of row % 16. `row` is a multiple of 16, so it does not change the swizzle,
+  // and `column` is added to the lane's offset by an xor.
   __device__ __forceinline__ const char* at(int row, int column) const {
     return tile_ + 2 * row * kD + (lane_ ^ 2 * column);
   }

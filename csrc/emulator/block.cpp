@@ -100,7 +100,7 @@ const std::function<void()>* body = nullptr;
 std::exception_ptr error;
 Thread* current = nullptr;
 int alive = 0;
-// Addresses for ThreadSanitizer: CTAs run one after another, and the host before and after them.
+// Addresses that tell ThreadSanitizer the order of CTAs and of the host: each runs after the previous one has ended.
 char begin_of_block, end_of_block;
 
 // Returns the warp of the running thread.
@@ -131,7 +131,7 @@ void complete(Barrier& barrier) {
 
 int expected(const Barrier& barrier) { return barrier.expected == 0 ? alive : barrier.expected; }
 
-// Counts the running thread at barrier `id`.
+// Counts the running thread as arrived at barrier `id`.
 void arrive(int id, int count) {
   if (id < 0 || id >= kBarriers) fail("barrier %d: the barriers are 0 to %d", id, kBarriers - 1);
   if (count % kWarp != 0) fail("barrier %d: %d threads are not a whole number of warps", id, count);
