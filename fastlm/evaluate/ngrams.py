@@ -68,7 +68,7 @@ def most_frequent(train: np.ndarray, vocab_size: int) -> int:
 
 
 class _Counts:
-    """Holds, for each pair (a, b) of tokens, what the two models need of the counts of `train`.
+    """Holds the values that the two models need for each pair (a, b) of tokens, from counts of `train`.
 
     unigram: p(b). conditional: c(a b) / c(a), or 0 if a was never seen. bucket: 1 + floor(log2 c(a)), or 0.
     """
