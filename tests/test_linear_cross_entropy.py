@@ -351,7 +351,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 
 
 def peak_kib(which: str) -> int:
-    """The memory that forward and backward need beyond the inputs, in a process of their own."""
+    """Returns the memory that forward and backward need beyond the inputs, measured in another process."""
     run = subprocess.run([sys.executable, "-P", "-c", PEAK, which], capture_output=True, text=True, check=True)
     return int(run.stdout)
 
