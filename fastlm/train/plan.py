@@ -30,7 +30,7 @@ def check_data(task: Task, config: TrainConfig, notify: Notify) -> None:
     for split in ("train", "validation"):
         for length in (length for fraction, length in config.phases if fraction > 0):
             try:
-                dataset = task.dataset(split, length, config.part_size, config.seed)
+                dataset = task.dataset(split, length, config.micro_batch_size, config.seed)
                 for warning in getattr(dataset, "warnings", ()) if split == "train" else ():
                     notify(warning)
             except DataError as error:
@@ -65,7 +65,9 @@ def choose_precision(task: Task, config: TrainConfig, placement: Placement, plan
         return "fp32", "the CPU has no avx512_bf16 or amx_bf16"
     # Other work on the machine only adds to a time, so the shortest ones are compared.
     seconds = {
-        precision: min(update_seconds(task, config, placement, replace(plan, precision=precision), config.longest, 0.0))
+        precision: min(
+            update_seconds(task, config, placement, replace(plan, precision=precision), config.max_length, 0.0)
+        )
         for precision in ("fp32", "bf16")
     }
     faster = min(seconds, key=seconds.get)
@@ -93,7 +95,7 @@ def count_steps(task: Task, config: TrainConfig, placement: Placement, plan: Pla
         return config.steps, ""
     if config.epochs is not None:
         batches = sum(
-            share * task.dataset("train", length, config.part_size, config.seed).batches_per_epoch
+            share * task.dataset("train", length, config.micro_batch_size, config.seed).batches_per_epoch
             for share, length in config.phases
         )
         return max(1, math.ceil(config.epochs * batches / config.accumulation)), f" in {config.epochs:g} epochs"

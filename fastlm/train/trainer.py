@@ -94,7 +94,7 @@ class Trainer:
         """Returns the entries of micro-batch `index` with which it draws the masks that the whole batch would draw."""
         if seeds is None:
             return {}
-        first = torch.full((1,), index * self.config.part_size, device=self.device)  # no copy from the host
+        first = torch.full((1,), index * self.config.micro_batch_size, device=self.device)  # no copy from the host
         return {"seeds": seeds, "first_sequence": first}
 
     def learning_rate(self, step: int) -> float:
@@ -124,7 +124,9 @@ class Trainer:
     def dataset(self, split: str, length: int) -> Dataset:
         """Returns the dataset of a split at a sequence length. Its batches are micro-batches."""
         if (split, length) not in self._datasets:
-            self._datasets[split, length] = self.task.dataset(split, length, self.config.part_size, self.config.seed)
+            self._datasets[split, length] = self.task.dataset(
+                split, length, self.config.micro_batch_size, self.config.seed
+            )
         return self._datasets[split, length]
 
     def _load(self, index: int) -> Batch:
