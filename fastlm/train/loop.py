@@ -6,6 +6,7 @@ import contextlib
 import platform
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,10 @@ def _train(
     name: str,
     notify: Notify,
 ) -> dict[str, Any]:
-    find_device(placement.device)  # a device that is not there is found before the data is prepared
+    recorded = run.recorded()["plan"]
+    # Before the data is prepared, so that a device that is not there is an error at once.
+    device = find_device(recorded["device"] if recorded else placement.device)
+    placement = replace(placement, device=device.type)
     task.prepare(run.path, notify)
     check_data(task, config, notify)
     plan = _plan(task, config, placement, run, record, notify)
