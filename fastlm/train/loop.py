@@ -114,6 +114,11 @@ def _make_updates(trainer: Trainer, run: TrainingFolder, run_hash: str, name: st
         notify(f"{run.path} has no checkpoint: the run starts again at step 0")
     config, steps = trainer.config, trainer.plan.steps
     recorder = Recorder(trainer, run, state, name)
+    if lost := recorder.metrics.lost:
+        notify(
+            f"{run.metrics_file}: {lost} of the records of the first {start} updates are lost or damaged; the run "
+            "continues, and its loss curve is drawn without them"
+        )
     saved = time.monotonic()
     with contextlib.closing(recorder), StopRequest() as stop:
         for step in range(start, steps):
