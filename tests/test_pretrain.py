@@ -238,7 +238,7 @@ def prepared(tmp_path, text, monkeypatch):
 
     with monkeypatch.context() as patch:
         before_update(patch, 0, stop)
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(loop.Interrupted, match="stopped at once; nothing was saved yet"):
             run(configuration(data_file), folder)
     return data_file, folder
 

@@ -3,7 +3,9 @@
 import errno
 import json
 import os
+import pty
 import resource
+import select
 import shutil
 import signal
 import subprocess
@@ -101,14 +103,25 @@ def test_bert_killed(tmp_path, text, whole):
     assert_same_run(tmp_path / "run", whole("bert_tiny"))
 
 
-@pytest.mark.parametrize(("model", "number"), [("gpt1_tiny", signal.SIGINT), ("bert_tiny", signal.SIGTERM)])
-def test_a_signal_saves_the_step_it_comes_in(tmp_path, text, whole, monkeypatch, model, number):
-    handlers = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+@pytest.mark.parametrize(
+    ("model", "sent"),
+    [
+        ("gpt1_tiny", [signal.SIGINT, signal.SIGTERM]),
+        ("bert_tiny", [signal.SIGTERM]),
+        ("gpt1_tiny", [signal.SIGHUP, signal.SIGHUP]),
+    ],
+)
+def test_a_signal_saves_the_step_it_comes_in(tmp_path, text, whole, monkeypatch, capfd, model, sent):
+    handlers = [signal.getsignal(n) for n in SIGNALS]
     with monkeypatch.context() as patch:
-        before_update(patch, 6, lambda: os.kill(os.getpid(), number))
+        before_update(patch, 6, lambda: [signal.raise_signal(number) for number in sent])
         with pytest.raises(Interrupted, match=f"stopped and saved at step 7 of {STEPS}"):
             run(configuration(text, model), tmp_path)
-    assert handlers == [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
+    assert handlers == [signal.getsignal(n) for n in SIGNALS]
+    assert capfd.readouterr().err.count("saving after this update, then stopping; Ctrl-C again stops at once") == 1
     notes = []
     run(configuration(text, model), tmp_path, notes)
     assert f"resuming at step 7 of {STEPS}" in notes
@@ -116,14 +129,71 @@ def test_a_signal_saves_the_step_it_comes_in(tmp_path, text, whole, monkeypatch,
 
 
 def test_a_second_interrupt_does_not_wait(tmp_path, text, monkeypatch):
-    def twice():
-        os.kill(os.getpid(), signal.SIGINT)
-        os.kill(os.getpid(), signal.SIGINT)
-
-    before_update(monkeypatch, 6, twice)
-    with pytest.raises(KeyboardInterrupt):
+    before_update(monkeypatch, 6, lambda: [signal.raise_signal(signal.SIGINT) for _ in range(2)])
+    with pytest.raises(Interrupted, match="stopped at once; the run is saved up to step-00000004: give the same"):
         run(configuration(text), tmp_path)
     assert [path.name for path in find_checkpoints(tmp_path / "checkpoints")] == ["step-00000004"]
+
+
+def test_a_run_under_nohup_does_not_stop_when_its_terminal_closes(tmp_path, text, whole, monkeypatch):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        before_update(monkeypatch, 6, lambda: signal.raise_signal(signal.SIGHUP))
+        run(configuration(text), tmp_path)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert_same_run(tmp_path, whole("gpt1_tiny"))
+
+
+IN_A_TERMINAL = """
+    import os, sys, time
+    from pathlib import Path
+    terminal, text, folder = sys.argv[1:]
+    for descriptor in range(3):  # the first terminal that a session's leader opens controls it
+        os.dup2(os.open(terminal, os.O_RDWR), descriptor)
+    import torch, runs
+
+    torch.set_num_threads(1)
+    made, update = Path(folder, "made"), runs.trainer.Trainer.update
+    def updated(self, step):
+        if step == 6:
+            made.touch()
+            while made.exists():
+                time.sleep(0.01)
+        return update(self, step)
+    runs.trainer.Trainer.update = updated
+    config = runs.configuration(Path(text))
+    run = {"record": config.to_json(), "name": config.name}
+    runs.loop.train(config.task(), config.train, config.placement, Path(folder, "run"), **run)
+"""
+
+
+@pytest.mark.parametrize("ignored", [False, True], ids=["closed", "closed under nohup"])
+def test_a_terminal_that_closes(tmp_path, text, whole, ignored):
+    """Every write to the closed terminal fails with EIO."""
+    ours, theirs = pty.openpty()
+    path = os.pathsep.join([os.path.dirname(__file__), *sys.path])
+    command = [sys.executable, "-c", textwrap.dedent(IN_A_TERMINAL), os.ttyname(theirs), str(text), str(tmp_path)]
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN) if ignored else None
+    try:
+        child = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": path}, start_new_session=True)
+    finally:
+        if ignored:
+            signal.signal(signal.SIGHUP, before)
+    os.close(theirs)
+    shown = b""
+    while not (tmp_path / "made").exists() and child.poll() is None:  # reads, or a full terminal stops the child
+        if select.select([ours], [], [], 0.1)[0]:
+            shown += os.read(ours, 1 << 16)
+    assert child.poll() is None, shown.decode()
+    os.close(ours)
+    (tmp_path / "made").unlink()
+    assert (child.wait(timeout=60) == 0) == ignored
+    folder = tmp_path / "run"
+    saved = [path.name for path in find_checkpoints(folder / "checkpoints")]
+    assert saved == (["step-00000008", "step-00000012"] if ignored else ["step-00000004", "step-00000007"])
+    if ignored:
+        assert losses(folder) == losses(whole("gpt1_tiny")) and weights(folder) == weights(whole("gpt1_tiny"))
 
 
 def test_interrupted_after_the_last_update(tmp_path, text, whole, monkeypatch):

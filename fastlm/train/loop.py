@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import platform
 import time
 from collections.abc import Callable, Iterator
@@ -30,7 +31,16 @@ Notify = Callable[[str], None]
 
 
 class Interrupted(Exception):
-    """Reports a run that SIGINT or SIGTERM stopped, and that saved its last step; the message says how to resume."""
+    """Reports a run that a signal stopped; the message says up to which step it is saved, and how to resume."""
+
+
+def say(sentence: str) -> None:
+    """Prints a sentence above the progress bar. If the terminal is gone, that does not stop a run."""
+    try:
+        tqdm.write(sentence)
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
 
 
 def train(
@@ -41,7 +51,7 @@ def train(
     *,
     record: Record,
     name: str,
-    notify: Notify = tqdm.write,
+    notify: Notify = say,
 ) -> dict[str, Any]:
     """Trains a task in a run folder, or resumes the run that is there; returns the run's report.
 
@@ -54,7 +64,7 @@ def train(
     Raises:
         RunError: the folder holds a run of another configuration, the disk is full, or a loss is not finite.
         CheckpointError, DataError, DeviceError: the checkpoints, the data or the device cannot be used.
-        Interrupted: SIGINT or SIGTERM stopped the run.
+        Interrupted: SIGINT, SIGTERM or SIGHUP stopped the run.
     """
     run = TrainingFolder(folder)
     try:
@@ -64,6 +74,8 @@ def train(
                 notify(f"{run.path} is finished; this is its report")
                 return report.read(run.report)
             return _train(task, config, placement, run, record, name, notify)
+    except KeyboardInterrupt:
+        raise Interrupted(f"stopped at once; {_saved(run)}: give the same command again to resume") from None
     finally:
         run.close()
 
@@ -176,11 +188,14 @@ def _full_disk_as_run_error(run: TrainingFolder) -> Iterator[None]:
     except OSError as error:
         if not disk_is_full(error):
             raise
-        kept = find_checkpoints(run.checkpoints)
-        step = f"the run is saved up to {kept[-1].name}" if kept else "nothing was saved yet"
         raise RunError(
-            f"the disk of {run.path} is full; {step}: free some space and give the same command again"
+            f"the disk of {run.path} is full; {_saved(run)}: free some space and give the same command again"
         ) from error
+
+
+def _saved(run: TrainingFolder) -> str:
+    kept = find_checkpoints(run.checkpoints)
+    return f"the run is saved up to {kept[-1].name}" if kept else "nothing was saved yet"
 
 
 def versions() -> dict[str, str]:
