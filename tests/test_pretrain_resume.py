@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import pty
+import re
 import resource
 import select
 import shutil
@@ -15,6 +16,7 @@ import textwrap
 import pytest
 from runs import STEPS, before_update, configuration, losses, one_thread, run, text, weights
 
+from fastlm import recipes
 from fastlm.data import DataError, SentencePairs, Windows
 from fastlm.run_folder import RunError, find_checkpoints
 from fastlm.train import checkpoint
@@ -303,6 +305,33 @@ def test_a_run_of_other_numerics_is_refused(interrupted, text, version):
     file.write_text(json.dumps(recorded | ({"numerics": version} if version else {})))
     sentence = rf"numerics version {version or 0}, and this fastlm computes with version {NUMERICS}, .*finish it with"
     with pytest.raises(RunError, match=sentence):
+        run(configuration(text), interrupted)
+
+
+# An edited record ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("section", "name", "value", "there"),
+    [("train", "seed", 1, "seed (now 1, there 0)"), ("plan", "steps", 20, "plan.steps (now 20, there 12)")],
+)
+def test_an_edited_record_is_said_to_differ(interrupted, text, section, name, value, there):
+    file = interrupted / "config.json"
+    recorded = json.loads(file.read_text())
+    recorded[section][name] = value
+    file.write_text(json.dumps(recorded))
+    recipe = recipes.from_record(recorded)
+    sentence = f"step-00000008: the checkpoint is of another run: {there}; if config.json was edited, undo that"
+    with pytest.raises(checkpoint.CheckpointError, match=re.escape(sentence)):
+        run(recipe, interrupted)
+
+
+def test_a_plan_that_lacks_an_entry_is_named(interrupted, text):
+    file = interrupted / "config.json"
+    recorded = json.loads(file.read_text())
+    del recorded["plan"]["device"]
+    file.write_text(json.dumps(recorded))
+    with pytest.raises(RunError, match=r"config\.json is damaged: its plan must have steps, warmup, device, .* got "):
         run(configuration(text), interrupted)
 
 

@@ -7,7 +7,7 @@ import pytest
 from fastlm import models, recipes
 from fastlm._options import option_values
 from fastlm.recipes import OPTIONS, RECIPES, from_record, resolve
-from fastlm.train.run import FREE, differences, run_hash
+from fastlm.train.run import FREE, differences, identity
 from fastlm.train.trainer import Plan
 
 TINY = RECIPES["gpt1_tiny"]
@@ -137,8 +137,8 @@ def test_what_a_run_is_bound_to(option):
     new, old = changed.to_json(), recipe.to_json()
     free = option in FREE
     assert (differences(new, old) == []) == free
-    assert (run_hash(new, PLAN) == run_hash(old, PLAN)) == free
-    assert run_hash(old, PLAN) != run_hash(old, replace(PLAN, steps=2))
+    assert (identity(new, PLAN) == identity(old, PLAN)) == free
+    assert identity(old, PLAN) != identity(old, replace(PLAN, steps=2))
 
 
 PLAN = Plan(1, 0, "cpu", "fp32", {"vocab_size": 5})
