@@ -140,8 +140,9 @@ def test_a_second_interrupt_does_not_wait(tmp_path, text, monkeypatch):
 def test_a_run_under_nohup_does_not_stop_when_its_terminal_closes(tmp_path, text, whole, monkeypatch):
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        before_update(monkeypatch, 6, lambda: signal.raise_signal(signal.SIGHUP))
-        run(configuration(text), tmp_path)
+        with monkeypatch.context() as patch:
+            before_update(patch, 6, lambda: signal.raise_signal(signal.SIGHUP))
+            run(configuration(text), tmp_path)
     finally:
         signal.signal(signal.SIGHUP, before)
     assert_same_run(tmp_path, whole("gpt1_tiny"))
@@ -182,12 +183,12 @@ def test_a_terminal_that_closes(tmp_path, text, whole, ignored):
     finally:
         if ignored:
             signal.signal(signal.SIGHUP, before)
-    os.close(theirs)
     shown = b""
     while not (tmp_path / "made").exists() and child.poll() is None:  # reads, or a full terminal stops the child
         if select.select([ours], [], [], 0.1)[0]:
             shown += os.read(ours, 1 << 16)
     assert child.poll() is None, shown.decode()
+    os.close(theirs)
     os.close(ours)
     (tmp_path / "made").unlink()
     assert (child.wait(timeout=60) == 0) == ignored
