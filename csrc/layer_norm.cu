@@ -163,11 +163,14 @@ __global__ void __launch_bounds__(Shape::kThreads, kFromOutput && !Shape::kWide 
   __shared__ ReduceScratch<kWarps, 2> scratch[2];
   __shared__ PartialScratch<Shape> partial_scratch;
   float dgamma[kVecs][kVecSize] = {}, dbeta[kVecs][kVecSize] = {}, dbias[kVecs][kVecSize] = {};
-  const uint64_t seed = load_or_zero(p.seed), first_row = load_or_zero(p.first_row);
 
   BackwardRow<input_t, Shape, kFromOutput> next;
   // Prefetch the next row if there are registers for two rows.
   constexpr bool kPrefetch = sizeof(input_t) == 2 && Shape::kWide && !kFromOutput;
+  // Each of 512 threads has 128 registers. Two rows leave none for the seed, which is then loaded for each row.
+  constexpr bool kKeepSeed = !(kPrefetch && Shape::kThreads == 512);
+  uint64_t seed = 0, first_row = 0;
+  if constexpr (kKeepSeed) seed = load_or_zero(p.seed), first_row = load_or_zero(p.first_row);
   if constexpr (kPrefetch) next.load(p, blockIdx.x * Shape::kRows + Shape::row());
   bool odd = false;
   for (int first = blockIdx.x * Shape::kRows; first < p.N; first += gridDim.x * Shape::kRows, odd = !odd) {
@@ -215,6 +218,7 @@ __global__ void __launch_bounds__(Shape::kThreads, kFromOutput && !Shape::kWide 
       }
       Shape::store(p.ds + offset, i, E, ds);
       if (p.seed) {
+        if constexpr (!kKeepSeed) seed = load_or_zero(p.seed), first_row = load_or_zero(p.first_row);
         const RowMask mask(seed, first_row + row, Shape::column(i));
 #pragma unroll
         for (int j = 0; j < kVecSize; j++) ds[j] = mask.apply(j, ds[j], p.keep, p.scale);

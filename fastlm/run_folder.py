@@ -47,6 +47,10 @@ class RunFolder:
         updated = self.metrics_file.is_file() and self.metrics_file.stat().st_size > 0
         return self.exists() and (updated or self.report.is_file() or bool(find_checkpoints(self.checkpoints)))
 
+    def has_model(self) -> bool:
+        """Returns whether model/ holds the two files of a model."""
+        return all((self.model / name).is_file() for name in ("config.json", "model.safetensors"))
+
     def recorded(self) -> dict[str, Any]:
         """Returns the content of config.json. Raises RunError if fastlm did not write it."""
         if not self.exists():

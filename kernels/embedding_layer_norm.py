@@ -243,8 +243,9 @@ def embedding_layer_norm_backward(
     if gamma is None:
         launch_rows(_backward_dropout, dy, dy, seed, first_row, ds, n, keep, LEVELS / keep)
         return
+    num_partials = partials.shape[1]
     launch_loop(
-        _backward, dy, partials.shape[1],
+        _backward, dy, num_partials,
         dy, sum, mean, rstd, gamma, seed, first_row, ds, partials, n, keep, LEVELS / keep,
     )  # fmt: skip
     sum_partials(partials, dgamma, dbeta)

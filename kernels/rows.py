@@ -184,11 +184,11 @@ def launch_rows(kernel, x: Tensor, *arguments, **constants) -> None:
     )
 
 
-def launch_loop(kernel, x: Tensor, num_programs: int, *arguments, **constants) -> None:
-    """Launches `num_programs` programs of `kernel`, each of which loops over tiles of rows of x (N, E)."""
+def launch_loop(kernel, x: Tensor, num_partials: int, *arguments, **constants) -> None:
+    """Launches `kernel` with one program per partial sum; each loops over tiles of rows of x (N, E)."""
 
     def run(tile):
-        kernel[(num_programs,)](*arguments, **constants, **tile)
+        kernel[(num_partials,)](*arguments, **constants, **tile)
 
     candidates = (loop_tile(x, warps) for warps in (1, 4, 8))
     autotune.launch(run, loop_tile(x, warps=2), lambda: (_shape_class(kernel, x, arguments, constants), candidates))

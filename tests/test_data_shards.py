@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import shutil
+import zlib
 from itertools import pairwise
 from pathlib import Path
 
@@ -277,11 +278,22 @@ def test_truncated_and_missing_files(copy, name):
         Shards.open(copy)
 
 
+@pytest.mark.parametrize("name", [f"{s}.{p}" for s in shards.SPLITS for p in shards.PARTS])
+def test_a_flipped_bit(copy, name):
+    content = bytearray((copy / name).read_bytes())
+    content[len(content) // 2] ^= 4
+    (copy / name).write_bytes(content)
+    with pytest.raises(DataError, match=rf"{name}: damaged: its CRC-32 is not the one that was written; prepare"):
+        Shards.open(copy)
+
+
 @pytest.mark.parametrize("name", ["sentences", "documents"])
 def test_offsets_of_other_shards(copy, name):
-    file = copy / f"train.{name}"
-    offsets = np.fromfile(file, "<i8")
-    (offsets - 1).tofile(file)
+    file, manifest = copy / f"train.{name}", json.loads((copy / "manifest.json").read_text())
+    offsets = np.fromfile(file, "<i8") - 1
+    offsets.tofile(file)
+    manifest["crc32"][file.name] = zlib.crc32(offsets.tobytes())
+    (copy / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(DataError, match=r"the offsets of train do not end at its \d+ tokens"):
         Shards.open(copy)
 
@@ -289,10 +301,13 @@ def test_offsets_of_other_shards(copy, name):
 @pytest.mark.parametrize(
     ("manifest", "message"),
     [
-        ('{"format": 1}', r"the manifest of shards of format 2 expected, got .*; prepare them again$"),
-        ("[]", r"the manifest of shards of format 2 expected"),
-        ('{"format": 2', r"manifest\.json: not the manifest of shards"),
-        ('{"format": 2}', r"manifest\.json: not the manifest of shards \(KeyError\('tokenizer'\)\)"),
+        (
+            '{"format": 2}',
+            r"the manifest of shards of format 3 expected, got .*; prepare them again$",
+        ),
+        ("[]", r"the manifest of shards of format 3 expected"),
+        ('{"format": 3', r"manifest\.json: not the manifest of shards"),
+        ('{"format": 3}', r"manifest\.json: not the manifest of shards \(KeyError\('tokenizer'\)\)"),
         ("\0\1", r"manifest\.json: not the manifest of shards"),
         (None, r"a folder of shards expected, but there is no manifest\.json in it"),
     ],

@@ -23,6 +23,7 @@ from fastlm.run_folder import RunError, find_checkpoints
 from fastlm.tasks.causal_lm import CausalLM
 from fastlm.tasks.masked_lm import _masked_pairs
 from fastlm.train import loop, plan, trainer
+from fastlm.train.checkpoint import CheckpointError
 from fastlm.train.run import NUMERICS, TrainingFolder
 from fastlm.train.schedule import learning_rate
 
@@ -155,6 +156,31 @@ def test_a_finished_run_of_other_numerics_is_reported_too(finished, monkeypatch)
     assert run(config, folder) == result
 
 
+@pytest.mark.parametrize("lost", ["", "config.json", "model.safetensors"], ids=["all", "configuration", "weights"])
+def test_a_lost_model_of_a_finished_run_is_written_again(finished, tmp_path, lost):
+    config, finished_folder, result = finished
+    folder = Path(shutil.copytree(finished_folder, tmp_path / "run"))
+    (folder / "model" / lost).rename(tmp_path / "lost")
+    notes = []
+    assert run(config, folder, notes) == result
+    assert notes[0] == f"{folder / 'model'} was lost or incomplete; it is written again from step-00000012"
+    for name in ("config.json", "model.safetensors"):
+        assert (folder / "model" / name).read_bytes() == (finished_folder / "model" / name).read_bytes()
+
+
+def test_a_finished_run_whose_model_is_lost_for_good_says_so(finished, tmp_path):
+    config, finished_folder, _ = finished
+    folder = Path(shutil.copytree(finished_folder, tmp_path / "run"))
+    shutil.rmtree(folder / "model")
+    weights = folder / "checkpoints" / "step-00000012" / "model" / "model.safetensors"
+    os.truncate(weights, weights.stat().st_size - 1)
+    with pytest.raises(CheckpointError, match=r"step-00000012/model/model\.safetensors: \d+ bytes where"):
+        run(config, folder)
+    shutil.rmtree(folder / "checkpoints" / "step-00000012")
+    with pytest.raises(RunError, match=r"is finished, but model/ is lost .*, and step-00000012, .* is lost, too; give"):
+        run(config, folder)
+
+
 def test_a_damaged_report_is_named_and_written_again_once_it_is_removed(finished, tmp_path):
     config, finished_folder, result = finished
     folder = Path(shutil.copytree(finished_folder, tmp_path / "run"))
@@ -238,7 +264,7 @@ def prepared(tmp_path, text, monkeypatch):
 
     with monkeypatch.context() as patch:
         before_update(patch, 0, stop)
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(loop.Interrupted, match="stopped at once; nothing was saved yet"):
             run(configuration(data_file), folder)
     return data_file, folder
 

@@ -3,7 +3,10 @@
 import errno
 import json
 import os
+import pty
+import re
 import resource
+import select
 import shutil
 import signal
 import subprocess
@@ -13,6 +16,7 @@ import textwrap
 import pytest
 from runs import STEPS, before_update, configuration, losses, one_thread, run, text, weights
 
+from fastlm import recipes
 from fastlm.data import DataError, SentencePairs, Windows
 from fastlm.run_folder import RunError, find_checkpoints
 from fastlm.train import checkpoint
@@ -101,14 +105,25 @@ def test_bert_killed(tmp_path, text, whole):
     assert_same_run(tmp_path / "run", whole("bert_tiny"))
 
 
-@pytest.mark.parametrize(("model", "number"), [("gpt1_tiny", signal.SIGINT), ("bert_tiny", signal.SIGTERM)])
-def test_a_signal_saves_the_step_it_comes_in(tmp_path, text, whole, monkeypatch, model, number):
-    handlers = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+@pytest.mark.parametrize(
+    ("model", "sent"),
+    [
+        ("gpt1_tiny", [signal.SIGINT, signal.SIGTERM]),
+        ("bert_tiny", [signal.SIGTERM]),
+        ("gpt1_tiny", [signal.SIGHUP, signal.SIGHUP]),
+    ],
+)
+def test_a_signal_saves_the_step_it_comes_in(tmp_path, text, whole, monkeypatch, capfd, model, sent):
+    handlers = [signal.getsignal(n) for n in SIGNALS]
     with monkeypatch.context() as patch:
-        before_update(patch, 6, lambda: os.kill(os.getpid(), number))
+        before_update(patch, 6, lambda: [signal.raise_signal(number) for number in sent])
         with pytest.raises(Interrupted, match=f"stopped and saved at step 7 of {STEPS}"):
             run(configuration(text, model), tmp_path)
-    assert handlers == [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
+    assert handlers == [signal.getsignal(n) for n in SIGNALS]
+    assert capfd.readouterr().err.count("saving after this update, then stopping; Ctrl-C again stops at once") == 1
     notes = []
     run(configuration(text, model), tmp_path, notes)
     assert f"resuming at step 7 of {STEPS}" in notes
@@ -116,14 +131,72 @@ def test_a_signal_saves_the_step_it_comes_in(tmp_path, text, whole, monkeypatch,
 
 
 def test_a_second_interrupt_does_not_wait(tmp_path, text, monkeypatch):
-    def twice():
-        os.kill(os.getpid(), signal.SIGINT)
-        os.kill(os.getpid(), signal.SIGINT)
-
-    before_update(monkeypatch, 6, twice)
-    with pytest.raises(KeyboardInterrupt):
+    before_update(monkeypatch, 6, lambda: [signal.raise_signal(signal.SIGINT) for _ in range(2)])
+    with pytest.raises(Interrupted, match="stopped at once; the run is saved up to step-00000004: give the same"):
         run(configuration(text), tmp_path)
     assert [path.name for path in find_checkpoints(tmp_path / "checkpoints")] == ["step-00000004"]
+
+
+def test_a_run_under_nohup_does_not_stop_when_its_terminal_closes(tmp_path, text, whole, monkeypatch):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with monkeypatch.context() as patch:
+            before_update(patch, 6, lambda: signal.raise_signal(signal.SIGHUP))
+            run(configuration(text), tmp_path)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert_same_run(tmp_path, whole("gpt1_tiny"))
+
+
+IN_A_TERMINAL = """
+    import os, sys, time
+    from pathlib import Path
+    terminal, text, folder = sys.argv[1:]
+    for descriptor in range(3):  # the first terminal that a session's leader opens controls it
+        os.dup2(os.open(terminal, os.O_RDWR), descriptor)
+    import torch, runs
+
+    torch.set_num_threads(1)
+    made, update = Path(folder, "made"), runs.trainer.Trainer.update
+    def updated(self, step):
+        if step == 6:
+            made.touch()
+            while made.exists():
+                time.sleep(0.01)
+        return update(self, step)
+    runs.trainer.Trainer.update = updated
+    config = runs.configuration(Path(text))
+    run = {"record": config.to_json(), "name": config.name}
+    runs.loop.train(config.task(), config.train, config.placement, Path(folder, "run"), **run)
+"""
+
+
+@pytest.mark.parametrize("ignored", [False, True], ids=["closed", "closed under nohup"])
+def test_a_terminal_that_closes(tmp_path, text, whole, ignored):
+    """Every write to the closed terminal fails with EIO."""
+    ours, theirs = pty.openpty()
+    path = os.pathsep.join([os.path.dirname(__file__), *sys.path])
+    command = [sys.executable, "-c", textwrap.dedent(IN_A_TERMINAL), os.ttyname(theirs), str(text), str(tmp_path)]
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN) if ignored else None
+    try:
+        child = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": path}, start_new_session=True)
+    finally:
+        if ignored:
+            signal.signal(signal.SIGHUP, before)
+    shown = b""
+    while not (tmp_path / "made").exists() and child.poll() is None:  # reads, or a full terminal stops the child
+        if select.select([ours], [], [], 0.1)[0]:
+            shown += os.read(ours, 1 << 16)
+    assert child.poll() is None, shown.decode()
+    os.close(theirs)
+    os.close(ours)
+    (tmp_path / "made").unlink()
+    assert (child.wait(timeout=60) == 0) == ignored
+    folder = tmp_path / "run"
+    saved = [path.name for path in find_checkpoints(folder / "checkpoints")]
+    assert saved == (["step-00000008", "step-00000012"] if ignored else ["step-00000004", "step-00000007"])
+    if ignored:
+        assert losses(folder) == losses(whole("gpt1_tiny")) and weights(folder) == weights(whole("gpt1_tiny"))
 
 
 def test_interrupted_after_the_last_update(tmp_path, text, whole, monkeypatch):
@@ -236,6 +309,33 @@ def test_a_run_of_other_numerics_is_refused(interrupted, text, version):
         run(configuration(text), interrupted)
 
 
+# An edited record ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("section", "name", "value", "there"),
+    [("train", "seed", 1, "seed (now 1, there 0)"), ("plan", "steps", 20, "plan.steps (now 20, there 12)")],
+)
+def test_an_edited_record_is_said_to_differ(interrupted, text, section, name, value, there):
+    file = interrupted / "config.json"
+    recorded = json.loads(file.read_text())
+    recorded[section][name] = value
+    file.write_text(json.dumps(recorded))
+    recipe = recipes.from_record(recorded)
+    sentence = f"step-00000008: the checkpoint is of another run: {there}; if config.json was edited, undo that"
+    with pytest.raises(checkpoint.CheckpointError, match=re.escape(sentence)):
+        run(recipe, interrupted)
+
+
+def test_a_plan_that_lacks_an_entry_is_named(interrupted, text):
+    file = interrupted / "config.json"
+    recorded = json.loads(file.read_text())
+    del recorded["plan"]["device"]
+    file.write_text(json.dumps(recorded))
+    with pytest.raises(RunError, match=r"config\.json is damaged: its plan must have steps, warmup, device, .* got "):
+        run(configuration(text), interrupted)
+
+
 # Damage ---------------------------------------------------------------------------------------------------------
 
 
@@ -300,8 +400,6 @@ def test_metrics_that_are_gone_do_not_make_a_run_a_new_one(interrupted, text):
     (interrupted / "metrics.jsonl").unlink()
     with pytest.raises(RunError, match="another configuration: seed"):
         run(configuration(text, seed=1), interrupted)
-    with pytest.raises(RunError, match="0 good records where the checkpoint is of step 8"):
-        run(configuration(text), interrupted)
 
 
 def test_a_run_without_its_checkpoints_says_that_it_starts_again(interrupted, text, whole):
@@ -312,11 +410,17 @@ def test_a_run_without_its_checkpoints_says_that_it_starts_again(interrupted, te
     assert_same_run(interrupted, whole("gpt1_tiny"))
 
 
-def test_metrics_shorter_than_the_checkpoint_are_refused(interrupted, text):
+@pytest.mark.parametrize("kept", [slice(0), slice(5), slice(5, None)], ids=["none", "the first", "the last"])
+def test_a_run_without_some_of_its_metrics_continues(interrupted, text, whole, kept):
     lines = (interrupted / "metrics.jsonl").read_text().splitlines(keepends=True)
-    (interrupted / "metrics.jsonl").write_text("".join(lines[:5]))
-    with pytest.raises(RunError, match="5 good records where the checkpoint is of step 8"):
-        run(configuration(text), interrupted)
+    (interrupted / "metrics.jsonl").write_text("".join(lines[kept]))
+    lost, notes = 8 - len(lines[:8][kept]), []
+    run(configuration(text), interrupted, notes)
+    (note,) = (note for note in notes if "metrics.jsonl" in note)
+    assert f"metrics.jsonl: {lost} of the records of the first 8 updates are lost" in note and "continues" in note
+    expected = losses(whole("gpt1_tiny"))
+    assert losses(interrupted) == expected[:8][kept] + expected[8:]
+    assert weights(interrupted) == weights(whole("gpt1_tiny"))
 
 
 # A full disk ----------------------------------------------------------------------------------------------------

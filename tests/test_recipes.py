@@ -7,7 +7,7 @@ import pytest
 from fastlm import models, recipes
 from fastlm._options import option_values
 from fastlm.recipes import OPTIONS, RECIPES, from_record, resolve
-from fastlm.train.run import FREE, differences, run_hash
+from fastlm.train.run import FREE, differences, identity
 from fastlm.train.trainer import Plan
 
 TINY = RECIPES["gpt1_tiny"]
@@ -104,7 +104,7 @@ def test_all_positions_of_another_context_are_trained():
 def test_every_recipe_is_named_and_its_model_is_long_enough():
     for name, recipe in RECIPES.items():
         assert recipe.name == name
-        assert recipe.train.longest <= recipe.model.context
+        assert recipe.train.max_length <= recipe.model.context
 
 
 def test_json_and_back():
@@ -137,8 +137,8 @@ def test_what_a_run_is_bound_to(option):
     new, old = changed.to_json(), recipe.to_json()
     free = option in FREE
     assert (differences(new, old) == []) == free
-    assert (run_hash(new, PLAN) == run_hash(old, PLAN)) == free
-    assert run_hash(old, PLAN) != run_hash(old, replace(PLAN, steps=2))
+    assert (identity(new, PLAN) == identity(old, PLAN)) == free
+    assert identity(old, PLAN) != identity(old, replace(PLAN, steps=2))
 
 
 PLAN = Plan(1, 0, "cpu", "fp32", {"vocab_size": 5})

@@ -6,7 +6,7 @@ A folder of shards holds, for each split ("train", "validation"), little-endian 
     SPLIT.sentences   int64 (sentences + 1): where each sentence starts among the tokens, and the end
     SPLIT.documents   int64 (documents + 1): where each document starts among the sentences, and the end
 
-and manifest.json, which gives the sizes and the source of these files.
+and manifest.json, which gives the sizes, the CRC-32 and the source of these files.
 
 The validation split consists of whole documents, those with the smallest hashes, until they hold `validation_fraction`
 of the bytes. So the split is spread over the corpus, and all copies of a document are in the same split. If the corpus
@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import zlib
 from array import array
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
@@ -31,7 +32,8 @@ from fastlm.data.sentences import sentences
 from fastlm.data.tokenizer import Tokenizer
 from fastlm.files import explain_full_disk, new_folder
 
-FORMAT = 2  # increased when `prepare` gives another result for the same files; format 2 also counts unknown text
+# Raised when `prepare` gives another result for the same files. 2 also counts unknown text; 3 also has checksums.
+FORMAT = 3
 SPLITS = ("train", "validation")
 MAX_UNKNOWN = 0.01  # fraction of unknown characters or tokens above which the user is warned
 PARTS = ("tokens", "sentences", "documents")
@@ -73,9 +75,10 @@ class Shards:
 
     @classmethod
     def open(cls, path: str | Path, tokenizer: Tokenizer | None = None) -> Shards:
-        """Opens the shards of a folder. Checks the size of each file and, if it is given, the tokenizer.
+        """Opens the shards of a folder. Checks the size and the CRC-32 of each file and, if it is given, the tokenizer.
 
-        Raises DataError if the folder holds no shards, a file is missing or cut short, or the tokenizer is another one.
+        Raises DataError if the folder holds no shards, a file is missing, cut short or damaged, or the tokenizer is
+        another one.
         """
         path = Path(path)
         try:
@@ -131,7 +134,10 @@ class Shards:
         size = file.stat().st_size
         if size != count * dtype.itemsize:
             raise DataError(f"{file}: {count * dtype.itemsize} bytes expected, got {size}; prepare the shards again")
-        return np.asarray(np.memmap(file, dtype, mode="r"))
+        content = np.asarray(np.memmap(file, dtype, mode="r"))
+        if zlib.crc32(content.data) != self.manifest["crc32"][name]:
+            raise DataError(f"{file}: damaged: its CRC-32 is not the one that was written; prepare the shards again")
+        return content
 
 
 def prepare(
@@ -247,6 +253,7 @@ class _Writer:
         self._dtypes = dict(zip(PARTS, (token, _OFFSET, _OFFSET), strict=True))
         self._new: dict[str, list[int]] = {"tokens": [], "sentences": [0], "documents": [0]}
         self._in_document = False
+        self.checksums = dict.fromkeys(PARTS, 0)
         counted = ("documents", "sentences", "tokens", "bytes", "characters", "unknown_tokens", "unknown_characters")
         self.counts = dict.fromkeys(counted, 0)
 
@@ -271,7 +278,9 @@ class _Writer:
     def write(self) -> None:
         """Writes what was added since the last call."""
         for part, values in self._new.items():
-            self._files[part].write(np.array(values, self._dtypes[part]).tobytes())
+            content = np.array(values, self._dtypes[part]).tobytes()
+            self._files[part].write(content)
+            self.checksums[part] = zlib.crc32(content, self.checksums[part])
             values.clear()
 
 
@@ -296,6 +305,7 @@ def _write(folder: Path, survey: _Survey, tokenizer: Tokenizer, source: dict[str
         },
         "source": source,
         "splits": {name: writer.counts for name, writer in writers.items()},
+        "crc32": {f"{name}.{part}": crc for name, writer in writers.items() for part, crc in writer.checksums.items()},
     }
     for name, counts in manifest["splits"].items():
         if not counts["tokens"]:

@@ -34,10 +34,10 @@ class Recipe:
     placement: Placement = field(default_factory=Placement)
 
     def __post_init__(self) -> None:
-        if self.train.longest > self.model.context:
+        if self.train.max_length > self.model.context:
             raise ValueError(
-                f"phases: sequence length {self.train.longest} is above the {self.model.context} of {self.name}; "
-                f"--context {self.train.longest} makes a model of that length, "
+                f"phases: sequence length {self.train.max_length} is above the {self.model.context} of {self.name}; "
+                f"--context {self.train.max_length} makes a model of that length, "
                 f"--phases {self.model.context} trains at the model's"
             )
 
@@ -46,7 +46,7 @@ class Recipe:
 
     def update_flops(self) -> int:
         """Returns the floating-point operations of an update at the longest sequence length."""
-        length = self.train.longest
+        length = self.train.max_length
         return self.train.batch_size * length * self.model.flops_per_token(length)
 
     def with_options(self, given: Mapping[str, Any]) -> Recipe:
@@ -73,7 +73,7 @@ class Recipe:
 
     def _phases_up_to(self, context: int) -> tuple[tuple[float, int], ...]:
         """Returns the phases with the longest length replaced by `context`, and all others cut to it."""
-        longest = self.train.longest
+        longest = self.train.max_length
         return tuple((f, context if length == longest else min(length, context)) for f, length in self.train.phases)
 
     def to_json(self) -> dict[str, Any]:

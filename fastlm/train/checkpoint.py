@@ -3,8 +3,8 @@
     checkpoints/step-00000120/model/             config.json and model.safetensors, written by the model's `save`
                               optimizer.safetensors   "<state>/<parameter>", e.g. "exp_avg/blocks.0.out.weight"
                               rng.safetensors         torch's CPU generator and, on CUDA, the device's
-                              state.json              step, the run's hash, the frozen parameters, each file's size
-                                                      and CRC-32, each tensor's dtype and shape
+                              state.json              step, what determines the run, the frozen parameters, each
+                                                      file's size and CRC-32, each tensor's dtype and shape
 
 The optimizer's file holds the optimizer's own state. A parameter that is frozen or had no gradient yet has no entry; a
 shared parameter has one. The position in the data is the step, since batches are a pure function of it. Nothing is
@@ -18,6 +18,7 @@ import shutil
 import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -27,9 +28,9 @@ from torch import Tensor, nn
 from fastlm.backends import dtype_name
 from fastlm.files import named_tensors, new_folder, remove_unfinished, write_json, write_tensors
 from fastlm.run_folder import find_checkpoints
-from fastlm.train.optim import bias_corrected
+from fastlm.train.run import list_differences
 
-FORMAT = 2
+FORMAT = 3
 _MODEL, _OPTIMIZER, _RNG = "model/model.safetensors", "optimizer.safetensors", "rng.safetensors"
 
 
@@ -43,14 +44,15 @@ def save(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     *,
-    run_hash: str,
+    identity: Mapping[str, Any],
     keep: int = 2,
     **extra,
 ) -> Path:
     """Writes folder/step-N atomically, deletes all but the last `keep` checkpoints, and returns the path.
 
-    `extra` goes into state.json. Raises OSError (a full disk, say), and CheckpointError if `model.save` left out a
-    parameter or a persistent buffer; older checkpoints are then still there.
+    identity: all that determines the run, as JSON; `load` compares it. `extra` goes into state.json.
+    Raises OSError (a full disk, say), and CheckpointError if `model.save` left out a parameter or a persistent buffer;
+    older checkpoints are then still there.
     """
     remove_unfinished(folder)
     final = folder / f"step-{step:08d}"
@@ -64,7 +66,7 @@ def save(
         _check_same(temporary / _MODEL, _describe(_read(temporary / _MODEL)), _describe(tensors[_MODEL]), "the model")
         for name in (_OPTIMIZER, _RNG):
             write_tensors(temporary / name, tensors[name])
-        state = {"format": FORMAT, "step": step, "run_hash": run_hash, **extra, "frozen": _frozen(model)}
+        state = {"format": FORMAT, "step": step, "identity": dict(identity), **extra, "frozen": _frozen(model)}
         state["tensors"] = {name: _describe(of_file) for name, of_file in tensors.items()}
         state["files"] = {name: _checksum(temporary / name) for name in _files(temporary)}
         write_json(temporary / "state.json", state)
@@ -78,7 +80,7 @@ def restore(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     *,
-    run_hash: str,
+    identity: Mapping[str, Any],
     notify: Callable[[str], None],
 ) -> dict | None:
     """Loads the newest usable checkpoint and returns its state.json; returns None if there is no checkpoint.
@@ -87,12 +89,13 @@ def restore(
     Raises CheckpointError if there are checkpoints but none is usable: a run never silently starts from the beginning.
     """
     remove_unfinished(folder)
-    checkpoints = find_checkpoints(folder)
+    checkpoints, reasons = find_checkpoints(folder), []
     for path in reversed(checkpoints):
         try:
-            state = load(path, model, optimizer, run_hash=run_hash)
+            state = load(path, model, optimizer, identity=identity)
         except CheckpointError as error:
             notify(f"{error}; trying the checkpoint before it")
+            reasons.append(str(error))
             continue
         for newer in checkpoints[checkpoints.index(path) + 1 :]:
             unusable = newer.with_name(newer.name + ".unusable")
@@ -101,20 +104,22 @@ def restore(
         return state
     if checkpoints:
         raise CheckpointError(
-            f"{folder}: none of its {len(checkpoints)} checkpoints can be used; "
+            f"{folder}: none of its {len(checkpoints)} checkpoints can be used ({reasons[0]}); "
             "start anew in another run folder, or put intact ones there"
         )
     return None
 
 
-def load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, *, run_hash: str) -> dict:
+def load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, *, identity: Mapping[str, Any]) -> dict:
     """Loads one checkpoint into model, optimizer and torch's generators; returns its state.json.
 
     Raises CheckpointError for a checkpoint that does not fit; then nothing has changed.
     """
     state = verify(path)
-    if state["run_hash"] != run_hash:
-        raise CheckpointError(f"{path}: the checkpoint is of another run (its configuration differs)")
+    if different := list_differences(identity, state["identity"]):
+        raise CheckpointError(
+            f"{path}: the checkpoint is of another run: {', '.join(different)}; if config.json was edited, undo that"
+        )
     if differing := set(state["frozen"]) ^ set(_frozen(model)):
         raise CheckpointError(f"{path}: {min(differing)!r} is frozen either there or in this run's model, not in both")
     device = next(model.parameters()).device
@@ -148,7 +153,7 @@ def verify(path: Path) -> dict:
         raise CheckpointError(f"{path}: not a checkpoint of fastlm (state.json names no format)")
     if state["format"] != FORMAT:
         raise CheckpointError(f"{path}: checkpoint format {state['format']!r}; this fastlm reads format {FORMAT}")
-    if missing := {"step", "run_hash", "frozen", "tensors", "files"} - state.keys():
+    if missing := {"step", "identity", "frozen", "tensors", "files"} - state.keys():
         raise CheckpointError(f"{path}: not a checkpoint of fastlm (state.json has no {min(missing)!r})")
     for name, expected in state["files"].items():
         file = path / name
@@ -180,17 +185,21 @@ def _optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict
 def _check_optimizer_state(
     file: Path, stored: Mapping[str, Tensor], model: Mapping[str, Tensor], optimizer: torch.optim.Optimizer
 ) -> None:
-    """Raises CheckpointError unless the optimizer has each parameter of the file, and each has its whole state."""
+    """Raises CheckpointError unless the optimizer has each parameter of the file, and each has its whole state.
+
+    The state is what the file holds of any parameter: tensors of the parameter's shape, and numbers such as the step.
+    """
     names = {id(tensor): name for name, tensor in model.items()}
     own = {names[id(p)]: p for group in optimizer.param_groups for p in group["params"]}
-    kinds = ["exp_avg", "exp_avg_sq"] + (["step"] if bias_corrected(optimizer) else [])
-    with_state = {key.split("/", 1)[-1] for key in stored}
+    found = {key: str(tuple(tensor.shape)) for key, tensor in stored.items()}
+    kinds = {key.partition("/")[0] for key in found}
+    numbers = kinds - {key.partition("/")[0] for key, shape in found.items() if shape != "()"}
+    with_state = {key.partition("/")[2] for key in found} & own.keys()
     expected = {
-        f"{kind}/{name}": str(() if kind == "step" else tuple(own[name].shape))
-        for name in sorted(with_state & own.keys())
+        f"{kind}/{name}": str(() if kind in numbers else tuple(own[name].shape))
+        for name in with_state
         for kind in kinds
     }
-    found = {key: str(tuple(tensor.shape)) for key, tensor in stored.items()}
     _check_same(file, found, expected, "this run's optimizer")
 
 

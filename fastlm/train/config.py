@@ -64,12 +64,12 @@ class TrainConfig:
         check_choices(self)
 
     @property
-    def part_size(self) -> int:
+    def micro_batch_size(self) -> int:
         """Returns the number of sequences per micro-batch."""
         return self.batch_size // self.accumulation
 
     @property
-    def longest(self) -> int:
+    def max_length(self) -> int:
         """Returns the longest sequence length of the run."""
         return max(length for _, length in self.phases)
 

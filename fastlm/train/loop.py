@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import platform
+import shutil
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +24,24 @@ from fastlm.train import checkpoint, report
 from fastlm.train.config import TrainConfig
 from fastlm.train.plan import check_data, make_plan
 from fastlm.train.recorder import Recorder
-from fastlm.train.run import Record, TrainingFolder, run_hash
+from fastlm.train.run import Record, TrainingFolder, identity
 from fastlm.train.stop import StopRequest
-from fastlm.train.trainer import Plan, Trainer
+from fastlm.train.trainer import Trainer
 
 Notify = Callable[[str], None]
 
 
 class Interrupted(Exception):
-    """Reports a run that SIGINT or SIGTERM stopped, and that saved its last step; the message says how to resume."""
+    """Reports a run that a signal stopped; the message says up to which step it is saved, and how to resume."""
+
+
+def say(sentence: str) -> None:
+    """Prints a sentence above the progress bar. If the terminal is gone, that does not stop a run."""
+    try:
+        tqdm.write(sentence)
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
 
 
 def train(
@@ -40,7 +52,7 @@ def train(
     *,
     record: Record,
     name: str,
-    notify: Notify = tqdm.write,
+    notify: Notify = say,
 ) -> dict[str, Any]:
     """Trains a task in a run folder, or resumes the run that is there; returns the run's report.
 
@@ -53,16 +65,17 @@ def train(
     Raises:
         RunError: the folder holds a run of another configuration, the disk is full, or a loss is not finite.
         CheckpointError, DataError, DeviceError: the checkpoints, the data or the device cannot be used.
-        Interrupted: SIGINT or SIGTERM stopped the run.
+        Interrupted: SIGINT, SIGTERM or SIGHUP stopped the run.
     """
     run = TrainingFolder(folder)
     try:
         with _full_disk_as_run_error(run):
             run.open(task, record, notify)
             if run.report.is_file():
-                notify(f"{run.path} is finished; this is its report")
-                return report.read(run.report)
+                return _read_finished(run, notify)
             return _train(task, config, placement, run, record, name, notify)
+    except KeyboardInterrupt:
+        raise Interrupted(f"stopped at once; {_saved(run)}: give the same command again to resume") from None
     finally:
         run.close()
 
@@ -76,33 +89,26 @@ def _train(
     name: str,
     notify: Notify,
 ) -> dict[str, Any]:
-    find_device(placement.device)  # a device that is not there is found before the data is prepared
+    plan = run.plan()
+    # Before the data is prepared, so that a device that is not there is an error at once.
+    placement = replace(placement, device=find_device(plan.device if plan else placement.device).type)
     task.prepare(run.path, notify)
     check_data(task, config, notify)
-    plan = _plan(task, config, placement, run, record, notify)
+    if plan is None:
+        plan = make_plan(task, config, placement, notify)
+        run.record(record, plan, versions=versions())
+    elif plan.task != task.identity():
+        raise RunError(f"run: {run.path} holds other data than the run began with; put back the data with {plan.task}")
     with _deterministic(plan.device), Trainer(task, config, plan, placement.backend) as trainer:
-        totals = _make_updates(trainer, run, run_hash(record, plan), name, notify)
+        totals = _make_updates(trainer, run, identity(record, plan), name, notify)
         return _finish(trainer, run, totals, name, notify)
 
 
-def _plan(
-    task: Task, config: TrainConfig, placement: Placement, run: TrainingFolder, record: Record, notify: Notify
-) -> Plan:
-    """Returns the recorded plan of the run, or makes one and records it."""
-    recorded = run.recorded()["plan"]
-    if not recorded:
-        plan = make_plan(task, config, placement, notify)
-        run.record(record, plan, versions=versions())
-        return plan
-    plan = Plan(**recorded)
-    if plan.task != task.identity():
-        raise RunError(f"run: {run.path} holds other data than the run began with; put back the data with {plan.task}")
-    return plan
-
-
-def _make_updates(trainer: Trainer, run: TrainingFolder, run_hash: str, name: str, notify: Notify) -> dict[str, Any]:
+def _make_updates(
+    trainer: Trainer, run: TrainingFolder, identity: dict[str, Any], name: str, notify: Notify
+) -> dict[str, Any]:
     """Makes the remaining updates; returns the tokens and the training seconds of the whole run."""
-    state = checkpoint.restore(run.checkpoints, trainer.model, trainer.optimizer, run_hash=run_hash, notify=notify)
+    state = checkpoint.restore(run.checkpoints, trainer.model, trainer.optimizer, identity=identity, notify=notify)
     start = state["step"] if state else 0
     if state:
         notify(f"resuming at step {start} of {trainer.plan.steps}")
@@ -110,6 +116,11 @@ def _make_updates(trainer: Trainer, run: TrainingFolder, run_hash: str, name: st
         notify(f"{run.path} has no checkpoint: the run starts again at step 0")
     config, steps = trainer.config, trainer.plan.steps
     recorder = Recorder(trainer, run, state, name)
+    if lost := recorder.metrics.lost:
+        notify(
+            f"{run.metrics_file}: {lost} of the records of the first {start} updates are lost or damaged; the run "
+            "continues, and its loss curve is drawn without them"
+        )
     saved = time.monotonic()
     with contextlib.closing(recorder), StopRequest() as stop:
         for step in range(start, steps):
@@ -124,7 +135,7 @@ def _make_updates(trainer: Trainer, run: TrainingFolder, run_hash: str, name: st
             if save or recorder.is_full:
                 recorder.write()
             if save:
-                recorder.save(run_hash)
+                recorder.save(identity)
                 saved = time.monotonic()
             if stop.requested and done < steps:
                 raise Interrupted(f"stopped and saved at step {done} of {steps}; give the same command again to resume")
@@ -142,6 +153,27 @@ def _finish(trainer: Trainer, run: TrainingFolder, totals: dict[str, Any], name:
     result |= trainer.task.report(trainer, name)
     write_bytes(run.report_text, report.markdown(result).encode())
     write_json(run.report, result)
+    return result
+
+
+def _read_finished(run: TrainingFolder, notify: Notify) -> dict[str, Any]:
+    """Returns the report of a finished run. If model/ is lost, it is written again from the last checkpoint.
+
+    Raises RunError if that is lost, too, and CheckpointError if it is damaged.
+    """
+    result = report.read(run.report)
+    if not run.has_model():
+        last = run.checkpoints / f"step-{result['steps']:08d}"
+        if not last.is_dir():
+            raise RunError(
+                f"run: {run.path} is finished, but model/ is lost or incomplete, and {last.name}, from which it could "
+                "be written again, is lost, too; give another --run to train it again"
+            )
+        checkpoint.verify(last)
+        with new_folder(run.model) as folder:
+            shutil.copytree(last / "model", folder, dirs_exist_ok=True)
+        notify(f"{run.model} was lost or incomplete; it is written again from {last.name}")
+    notify(f"{run.path} is finished; this is its report")
     return result
 
 
@@ -167,11 +199,14 @@ def _full_disk_as_run_error(run: TrainingFolder) -> Iterator[None]:
     except OSError as error:
         if not disk_is_full(error):
             raise
-        kept = find_checkpoints(run.checkpoints)
-        step = f"the run is saved up to {kept[-1].name}" if kept else "nothing was saved yet"
         raise RunError(
-            f"the disk of {run.path} is full; {step}: free some space and give the same command again"
+            f"the disk of {run.path} is full; {_saved(run)}: free some space and give the same command again"
         ) from error
+
+
+def _saved(run: TrainingFolder) -> str:
+    kept = find_checkpoints(run.checkpoints)
+    return f"the run is saved up to {kept[-1].name}" if kept else "nothing was saved yet"
 
 
 def versions() -> dict[str, str]:

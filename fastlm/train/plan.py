@@ -11,7 +11,7 @@ from dataclasses import replace
 import torch
 
 from fastlm.data import DataError
-from fastlm.device import Placement, find_device
+from fastlm.device import Placement
 from fastlm.tasks.base import Task
 from fastlm.train.config import TrainConfig
 from fastlm.train.trainer import Plan, Trainer
@@ -30,7 +30,7 @@ def check_data(task: Task, config: TrainConfig, notify: Notify) -> None:
     for split in ("train", "validation"):
         for length in (length for fraction, length in config.phases if fraction > 0):
             try:
-                dataset = task.dataset(split, length, config.part_size, config.seed)
+                dataset = task.dataset(split, length, config.micro_batch_size, config.seed)
                 for warning in getattr(dataset, "warnings", ()) if split == "train" else ():
                     notify(warning)
             except DataError as error:
@@ -39,11 +39,13 @@ def check_data(task: Task, config: TrainConfig, notify: Notify) -> None:
 
 
 def make_plan(task: Task, config: TrainConfig, placement: Placement, notify: Notify) -> Plan:
-    """Makes the plan of a prepared task's run; `notify` gets a sentence on each choice."""
-    device = find_device(placement.device).type
-    plan = Plan(1, 0, device, placement.precision, task.identity())
+    """Returns the plan of a prepared task's run. `notify` gets a sentence on each choice.
+
+    placement.device is "cpu" or "cuda", not "auto".
+    """
+    plan = Plan(1, 0, placement.device, placement.precision, task.identity())
     precision, why = choose_precision(task, config, placement, plan)
-    notify(f"device {device}, {'bf16 autocast' if precision == 'bf16' else 'fp32'} ({why})")
+    notify(f"device {plan.device}, {'bf16 autocast' if precision == 'bf16' else 'fp32'} ({why})")
     plan = replace(plan, precision=precision)
     steps, why = count_steps(task, config, placement, plan)
     plan = replace(plan, steps=steps, warmup=min(config.warmup, steps // 10))
@@ -66,7 +68,9 @@ def choose_precision(task: Task, config: TrainConfig, placement: Placement, plan
         return "fp32", "the CPU has no avx512_bf16 or amx_bf16"
     # Other processes only make an update slower, so the shortest times are compared.
     seconds = {
-        precision: min(update_seconds(task, config, placement, replace(plan, precision=precision), config.longest, 0.0))
+        precision: min(
+            update_seconds(task, config, placement, replace(plan, precision=precision), config.max_length, 0.0)
+        )
         for precision in ("fp32", "bf16")
     }
     faster = min(seconds, key=seconds.get)
@@ -94,7 +98,7 @@ def count_steps(task: Task, config: TrainConfig, placement: Placement, plan: Pla
         return config.steps, ""
     if config.epochs is not None:
         batches = sum(
-            share * task.dataset("train", length, config.part_size, config.seed).batches_per_epoch
+            share * task.dataset("train", length, config.micro_batch_size, config.seed).batches_per_epoch
             for share, length in config.phases
         )
         return max(1, math.ceil(config.epochs * batches / config.accumulation)), f" in {config.epochs:g} epochs"

@@ -87,12 +87,12 @@ class Recorder:
         self._bar.update(len(self._records))
         self._records.clear()
 
-    def save(self, run_hash: str) -> None:
+    def save(self, identity: dict[str, Any]) -> None:
         """Writes a checkpoint and the loss curve. Raises OSError."""
         self.metrics.sync()
         state = {"tokens": self.tokens, "seconds": self.seconds}
         trainer = self.trainer
-        checkpoint.save(self.run.checkpoints, self.step, trainer.model, trainer.optimizer, run_hash=run_hash, **state)
+        checkpoint.save(self.run.checkpoints, self.step, trainer.model, trainer.optimizer, identity=identity, **state)
         report.plot(self.metrics.curve, self.run.curve, title=self.name)
         self._since = time.perf_counter()
 

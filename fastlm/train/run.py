@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -84,6 +84,15 @@ class TrainingFolder(RunFolder):
         kept = {"format": FORMATS[-1], "numerics": NUMERICS, "made_from": self._made_from}
         write_json(self.config_file, {**kept, **record, "plan": plan and asdict(plan), **more})
 
+    def plan(self) -> Plan | None:
+        """Returns the recorded plan; None if there is none yet. Raises RunError if the record holds something else."""
+        plan = self.recorded()["plan"]
+        try:
+            return Plan(**plan) if plan else None
+        except TypeError as error:
+            names = ", ".join(field.name for field in fields(Plan))
+            raise RunError(f"run: {self.config_file} is damaged: its plan must have {names}, got {plan}") from error
+
     def _start(self, task: Task, record: Record, before: dict[str, Any], notify: Notify) -> None:
         """Records a new run and its data files; removes data that was made from other files or options."""
         files = [_identity(path) for path in task.sources()]
@@ -134,7 +143,11 @@ class TrainingFolder(RunFolder):
 
 def differences(record: Record, recorded: dict[str, Any]) -> list[str]:
     """Lists the fields in which two runs differ, with both values; fields that change no loss are left out."""
-    now, there = _loss_fields(record), _loss_fields(recorded)
+    return list_differences(_loss_fields(record), _loss_fields(recorded))
+
+
+def list_differences(now: Mapping[str, Any], there: Mapping[str, Any]) -> list[str]:
+    """Lists the names whose values differ, with both values."""
     missing = object()
     return [
         f"{name} (now {_repr_of(now, name)}, there {_repr_of(there, name)})"
@@ -143,22 +156,25 @@ def differences(record: Record, recorded: dict[str, Any]) -> list[str]:
     ]
 
 
-def run_hash(record: Record, plan: Plan) -> str:
-    """Returns the SHA-256 of all that determines a run. Its checkpoints carry this hash."""
-    determining = {"record": _loss_fields(record), "plan": asdict(plan)}
-    return hashlib.sha256(json.dumps(determining, sort_keys=True).encode()).hexdigest()
+def identity(record: Record, plan: Plan) -> dict[str, Any]:
+    """Returns all that determines a run, {name: value as in JSON}. Its checkpoints hold this."""
+    return _loss_fields(record) | {f"plan.{name}": value for name, value in _as_in_json(asdict(plan)).items()}
+
+
+def _as_in_json(content: Any) -> Any:
+    return json.loads(json.dumps(content))
 
 
 def _loss_fields(record: Record) -> dict[str, Any]:
     """Returns the fields of all sections of a record that change a loss, by name, with values as in JSON."""
     found: dict[str, Any] = {}
-    for section, values in json.loads(json.dumps(record)).items():
+    for section, values in _as_in_json(record).items():
         if section not in _OWN_ENTRIES:
             found |= values if isinstance(values, dict) else {section: values}
     return {name: value for name, value in found.items() if name not in FREE}
 
 
-def _repr_of(values: dict[str, Any], name: str) -> str:
+def _repr_of(values: Mapping[str, Any], name: str) -> str:
     return repr(values[name]) if name in values else "(not there)"
 
 

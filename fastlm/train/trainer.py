@@ -11,7 +11,6 @@ from typing import Any, NamedTuple, Self
 import torch
 from torch import Tensor
 
-from fastlm.device import find_device
 from fastlm.tasks.base import Batch, Dataset, Task
 from fastlm.train.config import TrainConfig
 from fastlm.train.optim import build_optimizer, clip_and_step, set_rate
@@ -45,7 +44,7 @@ class Trainer:
 
     def __init__(self, task: Task, config: TrainConfig, plan: Plan, backend: str = "auto"):
         self.task, self.config, self.plan = task, config, plan
-        self.device = find_device(plan.device)
+        self.device = torch.device(plan.device)
         self.names = (*task.loss_names, "gradient_norm")
         self._datasets: dict[tuple[str, int], Dataset] = {}
         self._loader = _Loader(self._load)
@@ -94,7 +93,7 @@ class Trainer:
         """Returns the entries of micro-batch `index` with which it draws the masks that the whole batch would draw."""
         if seeds is None:
             return {}
-        first = torch.full((1,), index * self.config.part_size, device=self.device)  # no copy from the host
+        first = torch.full((1,), index * self.config.micro_batch_size, device=self.device)  # no copy from the host
         return {"seeds": seeds, "first_sequence": first}
 
     def learning_rate(self, step: int) -> float:
@@ -124,7 +123,9 @@ class Trainer:
     def dataset(self, split: str, length: int) -> Dataset:
         """Returns the dataset of a split at a sequence length. Its batches are micro-batches."""
         if (split, length) not in self._datasets:
-            self._datasets[split, length] = self.task.dataset(split, length, self.config.part_size, self.config.seed)
+            self._datasets[split, length] = self.task.dataset(
+                split, length, self.config.micro_batch_size, self.config.seed
+            )
         return self._datasets[split, length]
 
     def _load(self, index: int) -> Batch:
