@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from types import ModuleType
 from typing import Any
 
 
@@ -34,6 +35,10 @@ def attach(
         return value
 
     def __dir__() -> list[str]:
-        return sorted({*vars(sys.modules[package]), *homes, *submodules})
+        # Without what the package's own file imports and defines for this function.
+        present = vars(sys.modules[package]).items()
+        imported = {name for name, value in present if isinstance(value, ModuleType) and not name.startswith("_")}
+        special = {name for name, _ in present if name.startswith("__") and name.endswith("__")}
+        return sorted({*imported, *special, *homes, *submodules})
 
     return __getattr__, __dir__

@@ -7,6 +7,7 @@ from dataclasses import Field, field, fields, replace
 from typing import Any, TypeVar
 
 Config = TypeVar("Config")
+INTEGERS_END = 1 << 31  # sizes are below it, so that products of two of them fit into 64 bits
 
 
 def option(help: str, default: Any, **metadata: Any) -> Any:
@@ -22,7 +23,16 @@ def options(config: Any) -> list[Field]:
 def require(condition: bool, name: str, expected: str, given: Any) -> None:
     """Raises ValueError, with the option's name and what is expected, unless the condition holds."""
     if not condition:
-        raise ValueError(f"{name}: {expected} expected, got {given!r}")
+        raise ValueError(f"{name}: {expected} expected, got {_spelled(given)}")
+
+
+def _spelled(value: Any) -> str:
+    """Spells a value as the command line does: names with commas between them, phases as 0.9:128,0.1:512."""
+    if isinstance(value, list):
+        return " and ".join(map(str, value)) or "none"
+    if isinstance(value, tuple):
+        return ",".join(":".join(map(str, item)) if isinstance(item, tuple) else str(item) for item in value)
+    return repr(value)
 
 
 def check_choices(config: Any) -> None:

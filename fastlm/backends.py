@@ -94,7 +94,7 @@ _default = "auto"
 def set_backend(name: str) -> None:
     """Sets the backend of all calls without `backend=`: "auto", "reference", "cpu", "triton" or "cuda"."""
     global _default
-    _default = _checked(name)
+    _default = checked_name(name)
 
 
 def get_backend() -> str:
@@ -118,7 +118,7 @@ def choose(spec: Spec, request: str, call: Call) -> str:
 
     Raises RuntimeError, with all reasons, if the requested backend cannot serve it, or for "auto" if none can.
     """
-    name = _checked(request)
+    name = checked_name(request)
     if name == "auto":
         name = _default
     if name != "auto":
@@ -207,7 +207,8 @@ def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _checked(name: str) -> str:
+def checked_name(name: str) -> str:
+    """Returns the name of a backend, or "auto". Raises ValueError for another name."""
     if name not in NAMES:
         raise ValueError(f"backend must be one of {', '.join(NAMES)}, got {name!r}")
     return name

@@ -3,40 +3,76 @@
 from __future__ import annotations
 
 import argparse
+import os
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import Field
 from typing import Any, NoReturn
 
+import fastlm
 from fastlm import recipes
 from fastlm.recipes import Recipe
 from fastlm.run_folder import RunError, RunFolder
 
 EXTRAS = ("tqdm", "matplotlib", "tokenizers", "safetensors", "numpy")
-USAGE_ERROR, INTERRUPTED = 2, 130
+USAGE_ERROR, INTERRUPTED, BROKEN_PIPE = 2, 130, 141  # the last two as the shell reports SIGINT and SIGPIPE
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command and returns the exit code. An error that the user can fix is one sentence, without a traceback."""
-    options = _parser().parse_args(arguments)
+    try:
+        try:
+            return _run(_parser().parse_args(arguments))
+        finally:  # also after --help, which exits
+            sys.stdout.flush()
+    except BrokenPipeError:  # the reader of the output has ended, as in `fastlm info | head -1`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it once more at the exit
+        return BROKEN_PIPE
+
+
+def _run(options: argparse.Namespace) -> int:
     try:
         _check_text(options)
         return options.command(options)
+    except BrokenPipeError:
+        raise
     except KeyboardInterrupt:
         return _fail("interrupted", INTERRUPTED)
     except ModuleNotFoundError as error:
         if error.name not in EXTRAS or options.debug:
             raise
         return _fail(f"{error.name} is not installed: pip install 'fastlm[train]'")
-    except (ValueError, OSError, RuntimeError, OverflowError) as error:
+    except (ValueError, OSError, RuntimeError, OverflowError, MemoryError) as error:
         if options.debug:
             raise
-        return _fail(str(error))
+        return _fail(_sentence(error))
 
 
 def _fail(sentence: str, code: int = USAGE_ERROR) -> int:
-    print(f"fastlm: {sentence}", file=sys.stderr)
+    _say(sentence)
     return code
+
+
+def _say(sentence: str) -> None:
+    """Prints a sentence to stderr, with the options that it names spelled as on the command line."""
+    print(f"fastlm: {_OPTION.sub(_flag, sentence)}", file=sys.stderr)
+
+
+def _sentence(error: BaseException) -> str:
+    """Returns an error's message; that of the system names the file first, without a number."""
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        return f"{error.filename}: {error.strerror.lower()}"
+    return str(error) or ("out of memory" if isinstance(error, MemoryError) else type(error).__name__)
+
+
+# The names of options that are no English words, where they are not a part of a path or in quotes.
+_NAMES = sorted({f.name for f in recipes.OPTIONS if "_" in f.name} | {"top_k", "top_p"}, key=len, reverse=True)
+_OPTION = re.compile(rf"(?<![\w./'\"-])(?:{'|'.join(_NAMES)})(?![\w/'\"-]|\.\w)")
+
+
+def _flag(name: re.Match[str]) -> str:
+    return f"--{name[0].replace('_', '-')}"
 
 
 def _check_text(options: argparse.Namespace) -> None:
@@ -51,10 +87,12 @@ def _check_text(options: argparse.Namespace) -> None:
 
 
 def _pretrain(options: argparse.Namespace) -> int:
+    RunFolder(options.run or "runs").check_path()
     given = {f.name: getattr(options, f.name) for f in recipes.OPTIONS if hasattr(options, f.name)}
     recipe, folder, note = _chosen_run(options, given)
     import torch  # noqa: F401 - it takes seconds, so errors in the options are reported before it
 
+    from fastlm.device import find_device, is_out_of_memory, memory_of
     from fastlm.train.loop import Interrupted, train
     from fastlm.train.report import markdown
 
@@ -62,10 +100,16 @@ def _pretrain(options: argparse.Namespace) -> int:
         print(note)
     task = recipe.task()
     run = {"record": recipe.to_json(), "name": recipe.name}
+    if not folder.report.is_file():
+        recipe.check_memory(memory_of(find_device(recipe.placement.device)))
     try:
         result = train(task, recipe.train, recipe.placement, folder.path, **run)
     except Interrupted as interruption:
         return _fail(str(interruption), INTERRUPTED)
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise MemoryError(f"memory: the device has not enough for {recipe.size()}; give smaller values") from error
     command = task.try_command(folder.path)
     made = f"In {folder.path}: model/, metrics.jsonl, loss.png, report.md."
     print(f"\n{markdown(result)}\n{made}" + (f" Try: {command}" if command else ""))
@@ -123,17 +167,20 @@ def _cuda_wanted(name: str, given: dict[str, Any]) -> bool:
 
 
 def _generate(options: argparse.Namespace) -> int:
-    from fastlm.inference.generate import generate
+    from fastlm.inference.generate import stream
 
-    sampling = {name: getattr(options, name) for name in ("tokens", "temperature", "top_k", "top_p", "seed", "device")}
-    print(generate(options.run, options.prompt, **sampling))
+    given = {name: getattr(options, name) for name in ("tokens", "temperature", "top_k", "top_p", "seed", "device")}
+    for piece in stream(options.run, options.prompt, **given, notify=_say):
+        print(piece, end="", flush=True)
+    print()
     return 0
 
 
 def _fill_mask(options: argparse.Namespace) -> int:
     from fastlm.inference.fill_mask import fill_mask
 
-    for number, guesses in enumerate(fill_mask(options.run, options.text, top=options.top, device=options.device), 1):
+    given = {"top": options.top, "device": options.device, "notify": _say}
+    for number, guesses in enumerate(fill_mask(options.run, options.text, **given), 1):
         print(f"[MASK] {number}: " + "  ".join(f"{guess.token} {guess.probability:.1%}" for guess in guesses))
     return 0
 
@@ -149,6 +196,13 @@ def _info(options: argparse.Namespace) -> int:
 
 
 class _Parser(argparse.ArgumentParser):
+    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> argparse.Namespace:
+        """Parses the arguments; names the command's own help for one that it does not know."""
+        options, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            options.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return options
+
     def error(self, message: str) -> NoReturn:
         """Exits with one sentence, without the list of all options."""
         self.exit(USAGE_ERROR, f"{self.prog}: {message} (see {self.prog} --help)\n")
@@ -156,6 +210,7 @@ class _Parser(argparse.ArgumentParser):
 
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="fastlm", description="Pretrain language models as their papers did, and use them.")
+    parser.add_argument("--version", action="version", version=f"fastlm {fastlm.__version__}")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
@@ -171,7 +226,7 @@ def _parser() -> argparse.ArgumentParser:
     pretrain.add_argument("--model", metavar="NAME", help=f"recipe: {names} (default: {recipes.DEFAULT})")
     for option in recipes.OPTIONS:
         _add_option(pretrain, option)
-    pretrain.set_defaults(command=_pretrain)
+    pretrain.set_defaults(command=_pretrain, parser=pretrain)
 
     generate = commands.add_parser("generate", help="generate text with a trained decoder")
     generate.add_argument("run", help="run folder of a causal language model")
@@ -183,18 +238,18 @@ def _parser() -> argparse.ArgumentParser:
         "--top-p", type=float, default=None, help="draw among the likeliest tokens whose probabilities sum to p"
     )
     generate.add_argument("--seed", type=_seed, default=0, help="seed of the draws (%(default)s)")
-    generate.set_defaults(command=_generate)
+    generate.set_defaults(command=_generate, parser=generate)
 
     fill_mask = commands.add_parser("fill-mask", help="fill the [MASK]s of a text with a trained encoder")
     fill_mask.add_argument("run", help="run folder of a masked language model")
     fill_mask.add_argument("text", help='such as "it is a truth [MASK] acknowledged"')
     fill_mask.add_argument("--top", type=int, default=5, help="guesses for each [MASK] (%(default)s)")
-    fill_mask.set_defaults(command=_fill_mask)
+    fill_mask.set_defaults(command=_fill_mask, parser=fill_mask)
     for command in (generate, fill_mask):
         command.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(%(default)s)")
 
     info = commands.add_parser("info", help="versions, devices, and which backend runs each op and why")
-    info.set_defaults(command=_info)
+    info.set_defaults(command=_info, parser=info)
     return parser
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -38,3 +39,18 @@ def find_device(name: str) -> torch.device:
             "device: cuda was requested (by the option or a run's record), but torch finds no CUDA device"
         )
     return torch.device(name)
+
+
+def memory_of(device: torch.device) -> int:
+    """Returns the bytes of memory of a device: a GPU's own, or the machine's."""
+    if device.type == "cuda":
+        import torch
+
+        return torch.cuda.get_device_properties(device).total_memory
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Returns whether an error reports memory that Python, numpy or torch could not allocate, on any device."""
+    texts = ("out of memory", "can't allocate memory", "not enough memory", "Storage size calculation overflowed")
+    return isinstance(error, MemoryError) or any(text in str(error) for text in texts)

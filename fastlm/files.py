@@ -12,6 +12,7 @@ import json
 import os
 import re
 import shutil
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -122,6 +123,16 @@ def sync_tree(folder: Path) -> None:
         for name in sorted(names):
             sync(Path(root) / name)
         sync(Path(root))
+
+
+def checksum(file: Path) -> dict[str, int]:
+    """Returns {"bytes": the size of a file, "crc32": its CRC-32}. Raises OSError."""
+    crc = size = 0
+    with open(file, "rb") as stream:
+        while block := stream.read(1 << 22):
+            crc = zlib.crc32(block, crc)
+            size += len(block)
+    return {"bytes": size, "crc32": crc}
 
 
 def disk_is_full(error: OSError) -> bool:

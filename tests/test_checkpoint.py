@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from fastlm.files import named_tensors, write_tensors
-from fastlm.run_folder import find_checkpoints
+from fastlm.files import checksum, named_tensors, write_tensors
+from fastlm.run_folder import CHECKPOINT_FORMAT, find_checkpoints
 from fastlm.train import checkpoint
 from fastlm.train.checkpoint import CheckpointError
 from fastlm.train.optim import build_optimizer
@@ -210,7 +210,7 @@ def make_foreign(path):
 def make_newer(path):
     state = json.loads((path / "state.json").read_text())
     (path / "state.json").write_text(json.dumps({**state, "format": 99}))
-    return f"checkpoint format 99; this fastlm reads format {checkpoint.FORMAT}"
+    return f"checkpoint format 99; this fastlm reads format {CHECKPOINT_FORMAT}"
 
 
 def forget_the_tensors(path):
@@ -238,7 +238,7 @@ def pickle_it(path):
     file = path / "optimizer.safetensors"
     file.write_bytes(pickle.dumps(_Trace(path / "unpickled")))
     state = json.loads((path / "state.json").read_text())
-    state["files"]["optimizer.safetensors"] = checkpoint._checksum(file)
+    state["files"]["optimizer.safetensors"] = checksum(file)
     (path / "state.json").write_text(json.dumps(state))
     return "not a safetensors file"
 

@@ -1,14 +1,18 @@
 """The command line: its commands, and errors of the user, which are one sentence and an exit code."""
 
+import os
 import signal
 import subprocess
 import sys
 import textwrap
 
 import pytest
+import torch
 from runs import before_update, losses, one_thread, text, weights
 
+import fastlm
 from fastlm import cli
+from fastlm.inference.generate import generate
 from fastlm.models import GPT1Config
 from fastlm.models import load as load_model
 from fastlm.recipes import RECIPES
@@ -103,6 +107,7 @@ def test_help(command, capsys):
     assert code == 0 and "usage: fastlm" in out
 
 
+TINY = ["pretrain", "--model", "gpt1_tiny", "--run", "RUN"]
 USAGE = [
     ([], "the following arguments are required: COMMAND"),
     (["train"], "argument COMMAND: invalid choice: 'train'"),
@@ -113,6 +118,18 @@ USAGE = [
     (["pretrain", "--hidden", "100", "--heads", "3"], "hidden must be a multiple of heads, got hidden 100 and heads 3"),
     (["pretrain", "--phases", "1:256"], "phases: sequence length 256 is above the 128 of gpt1_small; --context 256 "),
     (["pretrain", "--epochs", "inf"], "epochs: a number above 0, and finite, expected, got inf"),
+    (["pretrain", "--learning-rate", "inf"], "fastlm: --learning-rate: a finite number expected, got inf"),
+    (["pretrain", "--eps", "inf"], "eps must be a number of at least 0, and finite, got inf"),
+    (["pretrain", "--dropout", "1"], "fastlm: dropout must be in [0, 1), got 1.0"),
+    (["pretrain", "--attention-dropout", "0.001"], "--attention-dropout is applied in steps of 1/256"),
+    (["pretrain", "--vocab-size", "9" * 19], "--vocab-size: at least 1 and below 2^31 expected, got 9999999999999999"),
+    (["pretrain", "--hidden", "9" * 30], "hidden must be an integer of at least 1 and below 2^31, got 9999"),
+    ([*TINY, "--vocab-size", "2147483647"], "parameters (--vocab-size 2147483647, context 64, layers 2, hidden 64,"),
+    ([*TINY, "--layers", "2147483647"], "layers 2147483647, hidden 64, intermediate 256) and 4 sequences of 16 tokens"),
+    ([*TINY, "--batch-size", "2147483647"], "and 2147483647 sequences of 16 tokens at a time (--batch-size, acc"),
+    ([*TINY, "--context", "2147483647"], "GiB; give smaller values"),
+    (["pretrain", "--model", "bert_tiny", "--segments", "1"], "segments: for sentence pairs, at least 2 expected, got"),
+    (["pretrain", "--run", "a file/run"], "run: a file is a file; a folder is needed"),
     (["pretrain", "--minutes", "inf"], "minutes: a number above 0, and finite, expected, got inf"),
     (["pretrain", "--seed", "9" * 20], "seed: at least 0 and below 2^63 expected, got 99999999999999999999"),
     (
@@ -125,17 +142,18 @@ USAGE = [
     ),
     (["generate", "GPT", "--prompt", "a\udcff"], "prompt: text in UTF-8 expected, got 'a\\udcff'"),
     (["fill-mask", "BERT", "[MASK] \udc80"], "text: text in UTF-8 expected, got '[MASK] \\udc80'"),
-    (["pretrain", "--dropouts", "0.1"], "unrecognized arguments: --dropouts 0.1"),
+    (["pretrain", "--dropouts", "0.1"], "unrecognized arguments: --dropouts 0.1 (see fastlm pretrain --help)"),
+    (["pretrain", "--steps", "x"], "invalid int value: 'x' (see fastlm pretrain --help)"),
     (["pretrain", "--model", "gpt5"], "model: one of gpt1, bert, bert_base, "),
     (["pretrain", "--steps", "-1"], "steps: a number above 0, and finite, expected, got -1"),
-    (["pretrain", "--steps", "1", "--minutes", "2"], "steps, minutes, epochs: exactly one of them expected"),
+    (["pretrain", "--steps", "1", "--minutes", "2"], "exactly one of them expected, got steps and minutes"),
     (["pretrain", "--run", "RUN", "--data", "no.txt"], "no.txt: no such file"),
     (["pretrain", "--run", "RUN", "--data", "a.docx"], "a.docx: a file whose name ends in .txt, "),
     (["generate", "RUN"], "the following arguments are required: --prompt"),
     (["generate", "RUN", "--prompt", "a"], "is not a run folder (it has no config.json)"),
     (["generate", "GPT", "--prompt", " "], "prompt: at least one token expected, got ' '"),
     (["generate", "GPT", "--prompt", "a", "--tokens", "0"], "tokens: at least 1 expected, got 0"),
-    (["generate", "GPT", "--prompt", "a", "--top-p", "2"], "top_p: above 0 and at most 1 expected, got 2.0"),
+    (["generate", "GPT", "--prompt", "a", "--top-p", "2"], "--top-p: above 0 and at most 1 expected, got 2.0"),
     (["generate", "BERT", "--prompt", "a"], "holds a BERT with 'mlm', 'nsp'; a model with 'lm' is needed"),
     (["fill-mask", "GPT", "a [MASK]"], "holds a GPT1 with 'lm'; a model with 'mlm' is needed"),
     (["fill-mask", "BERT", "a walk"], "text: at least one [MASK] expected, got 'a walk'"),
@@ -145,9 +163,70 @@ USAGE = [
 @pytest.mark.parametrize(("arguments", "sentence"), USAGE)
 def test_an_error_is_one_sentence(trained, tmp_path, monkeypatch, capsys, arguments, sentence):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "a file").touch()
     folders = {"RUN": tmp_path / "run", "GPT": trained["gpt1_tiny"], "BERT": trained["bert_tiny"]}
     code, _, err = main(capsys, *(folders.get(argument, argument) for argument in arguments))
     assert code == cli.USAGE_ERROR and len(err) == 1 and err[0].startswith("fastlm") and sentence in err[0]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 8.00 GiB.\nSee the documentation"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory: you"),
+    ],
+)
+def test_memory_that_runs_out_is_one_sentence(tmp_path, text, capsys, monkeypatch, error):
+    def fail():
+        raise error
+
+    before_update(monkeypatch, 1, fail)
+    code, _, err = main(capsys, "pretrain", *options(text, tmp_path / "run", steps=3))
+    assert code == cli.USAGE_ERROR and len(err) == 1
+    assert err[0].startswith("fastlm: memory: the device has not enough for 135,168 parameters (--vocab-size 512, ")
+    assert err[0].endswith("4 sequences of 16 tokens at a time (--batch-size, accumulation); give smaller values")
+
+
+def test_an_error_of_the_system_names_the_file_and_no_number(tmp_path, capsys, monkeypatch):
+    def fail():
+        raise PermissionError(13, "Permission denied", "some/file")
+
+    monkeypatch.setattr(cli, "_info", lambda options: fail())
+    assert main(capsys, "info") == (cli.USAGE_ERROR, "", ["fastlm: some/file: permission denied"])
+
+
+def test_options_in_a_sentence_are_spelled_as_they_are_given_but_not_in_paths(capsys):
+    cli._say("batch_size, or a larger validation_fraction: 'batch_size' in a/batch_size/top_k.txt and my_batch_size")
+    assert capsys.readouterr().err == (
+        "fastlm: --batch-size, or a larger --validation-fraction: 'batch_size' in a/batch_size/top_k.txt and "
+        "my_batch_size\n"
+    )
+
+
+def test_version(capsys):
+    assert main(capsys, "--version") == (0, f"fastlm {fastlm.__version__}\n", [])
+
+
+@pytest.mark.parametrize("arguments", [["pretrain", "--help"], ["--version"], ["info"]])
+def test_a_reader_that_has_ended_is_no_error(arguments):
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-P", "-m", "fastlm.cli", *arguments]
+    buffered = os.environ | {"PYTHONUNBUFFERED": ""}
+    with open(writer, "wb") as out:
+        child = subprocess.run(command, stdout=out, stderr=subprocess.PIPE, text=True, env=buffered)
+    assert (child.returncode, child.stderr) == (cli.BROKEN_PIPE, "")
+
+
+def test_text_is_printed_as_it_is_generated(trained, capsys, monkeypatch):
+    written = []
+    monkeypatch.setattr("builtins.print", lambda *text, end="\n", **_: written.append("".join(text) + end))
+    cli.main(["generate", str(trained["gpt1_tiny"]), "--prompt", "It was", "--tokens", "20", "--temperature", "9"])
+    assert written[-1] == "\n" and sum(map(bool, written[:-1])) > 3
+    monkeypatch.undo()
+    given = {"tokens": 20, "temperature": 9.0}
+    assert "".join(written) == generate(trained["gpt1_tiny"], "It was", **given) + "\n"
 
 
 def test_debug_shows_where(tmp_path):

@@ -354,7 +354,8 @@ def test_lone_sentences_are_warned_of(corpus, warned):
     pairs = SentencePairs(InMemory(*corpus), "train", 32, 2, 0)
     assert len(pairs.warnings) == (warned is not None)
     for sentence in pairs.warnings:
-        assert sentence.startswith(f"memory: {warned}, which gives no pair") and "--document file" in sentence
+        assert sentence.startswith(f"memory: {warned}, which gives no pair")
+        assert "in a .txt, if blank lines end only paragraphs, by --document file; in a .jsonl" in sentence
         assert f"; {pairs.pairs} pairs are left" in sentence
 
 
@@ -369,8 +370,8 @@ def test_lone_sentences_are_warned_of(corpus, warned):
         ([[5, 5], [5]], {"batch_size": 0}, "batch_size: at least 1 expected, got 0"),
         ([[5, 5], [5]], {"masked_fraction": 0}, "masked_fraction: above 0 and below 1 expected, got 0"),
         ([[5, 5], [5]], {"seed": -2}, r"seed: an integer in \[0, 2\^63\) expected, got -2"),
-        ([[5, 5]], {}, r"split: memory has one train document; sentence pairs need two or more"),
-        ([[5], [5]], {}, r"split: no train document of memory has two sentences"),
+        ([[5, 5]], {}, "memory: one train document, but sentence pairs need two or more; .* in a .jsonl each line"),
+        ([[5], [5]], {}, "memory: no train document has two sentences"),
     ],
 )
 def test_bad_arguments(corpus, arguments, message):
@@ -380,5 +381,5 @@ def test_bad_arguments(corpus, arguments, message):
 
 def test_shards_of_gpt1(monkeypatch):
     monkeypatch.setattr(InMemory, "kind", "bpe")
-    with pytest.raises(DataError, match=r"^shards: memory is of a bpe tokenizer; sentence pairs need a wordpiece one$"):
+    with pytest.raises(DataError, match="^memory: made with a bpe tokenizer, but sentence pairs need a wordpiece one$"):
         SentencePairs(InMemory([5, 5], [5]), "train", 9, 2, 0)

@@ -231,6 +231,13 @@ def test_vocabulary_too_small(train, least):
     assert train(["a small text"], least).vocab_size == least
 
 
+@pytest.mark.parametrize("train", [train_bpe, train_wordpiece])
+def test_a_vocabulary_far_beyond_the_corpus_takes_no_memory(train):
+    documents = ["a rainy day in ﷺ May, a rainy night", "a rainy \uac00\uac01 day"]
+    most = train(documents, 2**31 - 1)
+    assert most.hash == train(documents, 1000).hash and most.vocab_size < 1000
+
+
 def test_documents_must_be_readable_twice(tmp_path):
     with pytest.raises(TypeError, match="documents: .* read twice expected, got an iterator"):
         train_bpe(iter(["text"]), 500)

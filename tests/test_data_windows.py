@@ -95,13 +95,13 @@ def test_a_batch_may_be_anywhere():
         ({"sequence_length": 0}, "sequence_length: at least 1 expected, got 0"),
         ({"batch_size": 0}, "batch_size: at least 1 expected, got 0"),
         ({"seed": -1}, r"seed: an integer in \[0, 2\^63\) expected, got -1"),
-        ({"sequence_length": 51}, r"split: memory has 100 train tokens; windows of sequence_length 51 need 102"),
+        ({"sequence_length": 51}, "memory: 100 train tokens, but sequences of 51 tokens need 102; give more"),
     ],
 )
 def test_bad_arguments(arguments, message):
     with pytest.raises(ValueError, match=message) as raised:
         Windows(corpora.InMemory([100]), "train", **{"sequence_length": 8, "batch_size": 2, "seed": 0} | arguments)
-    assert isinstance(raised.value, DataError) == ("split" in message)
+    assert isinstance(raised.value, DataError) == ("memory" in message)
 
 
 @corpora.no_deadline

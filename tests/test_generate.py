@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from fastlm.inference.generate import continue_tokens, filter_logits
+from fastlm.data.tokenizer import _readable
+from fastlm.inference.generate import _pieces, continue_tokens, filter_logits, generate_text
 
 PLAIN = {"temperature": 1.0, "top_k": None, "top_p": None}
 
@@ -111,6 +112,46 @@ def test_options_that_make_no_sense_are_named(options, sentence):
         continue_tokens(Successor(), [0], 1, **options)
 
 
+def test_logits_that_the_temperature_makes_infinite_are_named():
+    with pytest.raises(ValueError, match="model: its logits must be finite numbers, got inf"):
+        continue_tokens(Successor(sharpness=1e35), [0], 1, temperature=1e-6)
+
+
 def test_there_must_be_a_token_to_start_from():
     with pytest.raises(ValueError, match="tokens: at least one"):
         continue_tokens(Successor(), [], 1)
+
+
+class Spelled:
+    """A tokenizer whose tokens are the words of a sentence with quotes, an apostrophe and a number, and a newline."""
+
+    words = ("she", "said", '"', "it", "'", "s", "10", ",", "000", '"', ".", "\n", "_", "no", "_", "-", "one")
+
+    def encode(self, text):
+        return [self.words.index(text)]
+
+    def decode(self, ids, *, unfinished=False):
+        return _readable(" ".join(self.words[i] for i in ids), unfinished)
+
+
+def test_the_pieces_of_a_text_come_early_and_make_the_whole_text():
+    model = Successor(vocab_size=len(Spelled.words))
+    pieces = list(_pieces(model, Spelled(), "she", len(Spelled.words) - 1, temperature=0))
+    assert "".join(pieces) == 'she said "it\'s 10,000".\n_no_-one'
+    assert "".join(pieces) == generate_text(model, Spelled(), "she", len(Spelled.words) - 1, temperature=0)
+    assert pieces[:3] == ["she", " said", ""]  # what a quotation mark changes waits for its partner
+    assert sum(map(bool, pieces)) >= 4
+
+
+_TEXT = st.lists(st.sampled_from([*Spelled.words, "foo", "(", ")", "—", "“", "”", "<unk>", "?", "ll"]), max_size=14)
+
+
+@given(words=_TEXT, ends=st.lists(st.booleans(), min_size=14, max_size=14))
+@settings(deadline=None, max_examples=300)
+def test_what_is_settled_stays(words, ends):
+    """A word that does not end continues with the next one, as subwords do."""
+    parts = [word + " " * end for word, end in zip(words, ends, strict=False)]
+    whole = _readable("".join(parts).rstrip(" "))
+    for count in range(len(parts) + 1):
+        begun = _readable("".join(parts[:count]).rstrip(" "), unfinished=True)
+        assert whole.startswith(begun)

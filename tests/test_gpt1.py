@@ -109,7 +109,7 @@ def test_what_is_imported_shares_no_memory_with_where_it_came_from():
         ({"afn": "relu"}, "afn must be 'gelu' for a openai-gpt model, got 'relu'"),
         ({"model_type": "gpt2"}, "model_type must be 'openai-gpt' or 'bert', got 'gpt2'"),
         ({"tie_word_embeddings": False}, "tie_word_embeddings must be True"),
-        ({"n_embd": None}, "hidden must be an integer of at least 1, got None"),
+        ({"n_embd": None}, r"hidden must be an integer of at least 1 and below 2\^31, got None"),
     ],
 )
 def test_configurations_of_another_model_are_refused(change, sentence):
@@ -281,10 +281,14 @@ def test_bad_input_gets_a_sentence(tokens, options, sentence):
     ("change", "sentence"),
     [
         ({"heads": 3}, "hidden must be a multiple of heads, got hidden 64 and heads 3"),
-        ({"layers": 0}, "layers must be an integer of at least 1, got 0"),
-        ({"vocab_size": "40478"}, "vocab_size must be an integer of at least 1, got '40478'"),
-        ({"dropout": 1.0}, r"dropout.* must be in \[0, 1\), got 1.0"),
-        ({"eps": -1.0}, "eps must be a number of at least 0, got -1.0"),
+        ({"layers": 0}, r"layers must be an integer of at least 1 and below 2\^31, got 0"),
+        ({"vocab_size": "40478"}, r"vocab_size must be an integer of at least 1 and below 2\^31, got '40478'"),
+        ({"dropout": 1.0}, r"^dropout must be in \[0, 1\), got 1.0"),
+        ({"attention_dropout": 0.001}, "^attention_dropout is applied in steps of 1/256"),
+        ({"hidden": 2**31}, "hidden must be an integer .* below .*, got 2147483648"),
+        ({"eps": float("inf")}, "eps must be a number of at least 0, and finite, got inf"),
+        ({"initializer_range": float("nan")}, "initializer_range must be a number of at least 0, and finite, got nan"),
+        ({"eps": -1.0}, "eps must be a number of at least 0, and finite, got -1.0"),
     ],
 )
 def test_bad_configurations_get_a_sentence(change, sentence):

@@ -6,6 +6,7 @@ import ast
 import importlib
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -71,6 +72,17 @@ def test_what_type_checkers_see_is_what_there_is(package):
 def test_submodules_are_attributes_of_a_fresh_import():
     code = "import fastlm; print(fastlm.nn.SelfAttention.__name__, fastlm.ops.__name__, fastlm.models.GPT1.__name__)"
     assert printed_by_a_fresh_process(code).split() == ["SelfAttention", "fastlm.ops", "GPT1"]
+
+
+def test_dir_lists_public_names_and_submodules_alone():
+    code = "import fastlm, fastlm.cli; print(*dir(fastlm)); print(*dir(fastlm.data))"
+    of_fastlm, of_data = (line.split() for line in printed_by_a_fresh_process(code).splitlines())
+    submodules = {"backends", "data", "models", "nn", "ops", "reference"}
+    public = {name for name in of_fastlm if not name.startswith("__")}
+    assert {*fastlm.__all__, *submodules, "cli"} <= public
+    assert all(isinstance(getattr(fastlm, n), types.ModuleType) for n in public - {*fastlm.__all__})
+    assert not any(n.startswith("_") and not n.endswith("__") for n in of_fastlm + of_data)
+    assert not {"attach", "TYPE_CHECKING"} & {*of_fastlm, *of_data} and "Shards" in of_data
 
 
 def test_a_star_import_brings_the_public_names():

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -63,6 +64,18 @@ def test_missing_files_are_named(folder):
     (folder / "config.json").unlink()
     assert_refused(folder, r"config\.json: no such file; a model's folder holds", FileNotFoundError)
     assert_refused(folder / "nowhere", r"nowhere/config\.json: no such file", FileNotFoundError)
+
+
+def test_a_file_that_may_not_be_read_is_not_called_missing(folder, monkeypatch):
+    opened = Path.open
+
+    def refuse(path, *arguments, **options):
+        if path.name == files.WEIGHTS:
+            raise PermissionError(13, "Permission denied", str(path))
+        return opened(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", refuse)  # root may read every file
+    assert_refused(folder, r"Permission denied: '.*model\.safetensors'", PermissionError)
 
 
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
@@ -121,7 +134,7 @@ def test_values_that_make_no_model_are_refused(folder):
     edit_config(folder, heads=5)
     assert_refused(folder, r"config\.json: hidden must be a multiple of heads")
     edit_config(folder, heads="two")
-    assert_refused(folder, r"config\.json: heads must be an integer of at least 1, got 'two'")
+    assert_refused(folder, r"config\.json: heads must be an integer of at least 1 and below 2\^31, got 'two'")
 
 
 def test_the_other_model_is_refused(folder):

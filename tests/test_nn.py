@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fastlm
+from fastlm import models
 from fastlm import nn as fnn
 from fastlm.dropout import draw_seeds
 
@@ -199,11 +200,77 @@ def test_the_backend_is_the_one_asked_for():
     assert torch.equal(fnn.BiasGELU(E, backend="reference")(x), fastlm.bias_gelu(x, backend="reference"))
 
 
+REFUSED = [
+    (lambda: fnn.LayerNorm(0), "LayerNorm: hidden must be at least 1, got 0"),
+    (lambda: fnn.LayerNorm(E, eps=-1), "LayerNorm: eps must be at least 0, got -1"),
+    (lambda: fnn.LayerNorm(E, eps="small"), "LayerNorm: eps must be a number, got str"),
+    (lambda: fnn.AddLayerNorm(2.5), "AddLayerNorm: hidden must be an integer, got float"),
+    (lambda: fnn.AddLayerNorm(E, dropout="much"), "AddLayerNorm: dropout must be a number, got str"),
+    (lambda: fnn.GELULayerNorm(E, approximate="erf"), "GELULayerNorm: approximate must be 'tanh' or 'none'"),
+    (lambda: fnn.LayerNormGELU(-3), "LayerNormGELU: hidden must be at least 1, got -3"),
+    (lambda: fnn.BiasGELU(0), "BiasGELU: features must be at least 1, got 0"),
+    (lambda: fnn.BiasGELU(E, approximate=True), "BiasGELU: approximate must be 'tanh' or 'none'"),
+    (lambda: fnn.MLP(E, 0), "MLP: intermediate must be at least 1, got 0"),
+    (lambda: fnn.MLP(0, E), "MLP: hidden must be at least 1, got 0"),
+    (lambda: fnn.SelfAttention(E, 0), "SelfAttention: heads must be at least 1, got 0"),
+    (lambda: fnn.SelfAttention(0, 1), "SelfAttention: hidden must be at least 1, got 0"),
+    (lambda: fnn.SelfAttention(E, H, backend="gpu"), "backend must be one of auto, reference, .*, got 'gpu'"),
+    (lambda: fnn.EmbeddingLayerNorm(0, 12, E), "EmbeddingLayerNorm: vocab_size must be at least 1, got 0"),
+    (lambda: fnn.EmbeddingLayerNorm(50, 12, E, segments=-1), "EmbeddingLayerNorm: segments must be at least 0, got -1"),
+    (lambda: fnn.LinearCrossEntropy(reduction="max"), "LinearCrossEntropy: reduction must be one of mean, sum, none"),
+    (lambda: fnn.LinearCrossEntropy(label_smoothing=2), r"LinearCrossEntropy: label_smoothing must be in \[0, 1\]"),
+    (lambda: fnn.MaskedLMHead(0, E, gelu="tanh", eps=0), "MaskedLMHead: vocab_size must be at least 1, got 0"),
+    (lambda: fnn.NextSentenceHead(0), "NextSentenceHead: hidden must be at least 1, got 0"),
+    (lambda: fnn.NextSentenceHead(E, backend=None), "backend must be one of auto, reference, .*, got None"),
+]
+
+
+@pytest.mark.parametrize(("make", "sentence"), REFUSED, ids=[sentence[:40] for _, sentence in REFUSED])
+def test_a_module_that_no_call_could_use_is_not_made(make, sentence):
+    with pytest.raises((TypeError, ValueError), match=f"^{sentence}"):
+        make()
+
+
+MASKED = {"gelu": "tanh", "eps": 1e-12}
+MISFITS = [
+    ("bert_tiny", lambda: fnn.NextSentenceHead(E), "NextSentenceHead: hidden 64 of the model expected, got 32"),
+    ("bert_tiny", lambda: fnn.MaskedLMHead(512, E, **MASKED), "MaskedLMHead: hidden 64 of the model expected, got 32"),
+    (
+        "gpt1_tiny",
+        lambda: fnn.MaskedLMHead(9, 64, **MASKED),
+        "MaskedLMHead: vocab_size 512 of the model expected, got 9",
+    ),
+    (
+        "gpt1_tiny",
+        lambda: fnn.NextSentenceHead(64),
+        r"NextSentenceHead: a model with a pooling of \[CLS\] expected, got a",
+    ),
+]
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize(("preset", "head", "sentence"), MISFITS)
+def test_a_head_that_does_not_fit_the_model_is_refused(device, preset, head, sentence):
+    with torch.device(device), pytest.raises((TypeError, ValueError), match=f"^{sentence}"):
+        models.build(models.PRESETS[preset], {"own": head()})
+
+
+def test_a_head_of_another_paper_that_fits_is_taken():
+    model = models.build(models.PRESETS["gpt1_tiny"], {"own": fnn.MaskedLMHead(512, 64, **MASKED)})
+    assert model.head_names == ("own",)
+
+
+def test_an_unknown_backend_makes_no_model():
+    for build in (models.build, models.GPT1):
+        with pytest.raises(ValueError, match="backend must be one of auto, .*, got 'tpu'"):
+            build(models.PRESETS["gpt1_tiny"], {}, backend="tpu")
+
+
 def test_what_makes_no_sense_is_refused_when_the_module_is_made():
     with pytest.raises(ValueError, match="hidden must be a multiple of heads, got hidden=32 and heads=5"):
         fnn.SelfAttention(E, 5)
     for make in (fnn.AddLayerNorm, lambda n, **o: fnn.SelfAttention(n, H, **o)):
-        with pytest.raises(ValueError, match=r"dropout_p must be in \[0, 1\), got 1.5"):
+        with pytest.raises(ValueError, match=r"dropout must be in \[0, 1\), got 1.5"):
             make(E, dropout=1.5)
     with pytest.raises(ValueError, match="steps of 1/256"):
         fnn.EmbeddingLayerNorm(50, 12, E, dropout=0.001)

@@ -316,15 +316,15 @@ def test_a_tokenizer_and_shards_of_other_data_or_options_are_not_kept(prepared, 
         (
             60,
             {"phases": ((1.0, 64),)},
-            r"has \d+ validation tokens; windows of sequence_length 64 need 128, .*or a larger ",
+            r"data: \d+ validation tokens, but sequences of 64 tokens need 128; .*or a larger ",
         ),
-        (60, {"phases": ((0.9, 8), (0.1, 64))}, "validation tokens; windows of sequence_length 64"),
+        (60, {"phases": ((0.9, 8), (0.1, 64))}, "validation tokens, but sequences of 64 tokens"),
         (
             2,
             {"phases": ((1.0, 64),), "validation_fraction": 0.9},
-            "train tokens; windows of sequence_length 64 need 128",
+            "train tokens, but sequences of 64 tokens need 128",
         ),
-        (3, {"model": "bert_tiny"}, "has one validation document; sentence pairs need two or more, .*or a larger "),
+        (3, {"model": "bert_tiny"}, "one validation document, but sentence pairs need two or more; .*or a larger "),
     ],
 )
 def test_too_little_data_is_found_before_an_update(tmp_path, text, monkeypatch, pages, options, sentence):

@@ -17,17 +17,22 @@ TINY = RECIPES["gpt1_tiny"]
     ("option", "value", "sentence"),
     [
         ("batch_size", 0, "batch_size: at least 1 expected, got 0"),
-        ("vocab_size", -5, "vocab_size: at least 1 expected"),
+        ("vocab_size", -5, "vocab_size: at least 1 and below"),
         ("learning_rate", 0.0, "learning_rate: above 0 expected"),
         ("learning_rate", float("nan"), "learning_rate: above 0 expected"),
+        ("learning_rate", float("inf"), "learning_rate: a finite number expected, got inf"),
+        ("epsilon", float("inf"), "epsilon: a finite number expected, got inf"),
+        ("batch_size", 1 << 31, r"batch_size: below 2\^31 expected, got 2147483648"),
+        ("vocab_size", 1 << 31, r"vocab_size: at least 1 and below 2\^31 expected"),
+        ("context", 10**30, r"context must be an integer of at least 1 and below 2\^31"),
         ("clip", -1.0, "clip: above 0 expected"),
-        ("dropout", 1.0, r"dropout_p must be in \[0, 1\), got 1.0"),
+        ("dropout", 1.0, r"^dropout must be in \[0, 1\), got 1.0"),
         ("beta2", 1.5, "beta2: at least 0 and below 1 expected"),
         ("warmup", -1, "warmup: at least 0 expected"),
         ("accumulation", 3, "accumulation: a divisor of batch_size 4 expected, got 3"),
         ("validation_fraction", 1.0, "validation_fraction: above 0 and below 1 expected"),
         ("phases", ((0.5, 16),), "phases: fractions that sum to 1 expected, got 0.5"),
-        ("phases", ((1.0, 1),), "phases: sequence lengths of at least 2 expected"),
+        ("phases", ((1.0, 1),), "phases: sequence lengths of at least 2 expected, got 1.0:1$"),
         ("phases", ((2.0, 8), (-1.0, 16)), "phases: fractions of at least 0 expected"),
         ("phases", ((1.0, 65),), "phases: sequence length 65 is above the 64 of gpt1_tiny; --context 65 makes"),
         ("steps", 0, "steps: a number above 0, and finite, expected"),
@@ -38,7 +43,7 @@ TINY = RECIPES["gpt1_tiny"]
         ("precision", "fp8", "precision: one of auto, fp32, bf16 expected, got 'fp8'"),
         ("seed", -1, r"seed: at least 0 and below 2\^63 expected, got -1"),
         ("seed", 1 << 63, r"seed: at least 0 and below 2\^63 expected"),
-        ("layers", 0, "layers must be an integer of at least 1, got 0"),
+        ("layers", 0, r"layers must be an integer of at least 1 and below 2\^31, got 0"),
         ("heads", 3, "hidden must be a multiple of heads, got hidden 64 and heads 3"),
         ("segments", 3, "segments: gpt1_tiny has no such option"),
     ],
@@ -49,11 +54,42 @@ def test_options_that_make_no_sense_are_named(option, value, sentence):
 
 
 def test_one_length_and_no_more():
-    with pytest.raises(ValueError, match=r"exactly one of them expected, got \['steps', 'minutes'\]"):
+    with pytest.raises(ValueError, match="exactly one of them expected, got steps and minutes$"):
         TINY.with_options({"steps": 3, "minutes": 2.0})
     train = TINY.with_options({"minutes": 2.0}).train
     assert (train.steps, train.minutes, train.epochs) == (None, 2.0, None) == (None, 2.0, None)
     assert TINY.train.with_length(epochs=2.0) == replace(TINY.train, steps=None, epochs=2.0)
+
+
+def test_memory_that_is_not_there_is_named_with_what_needs_it():
+    assert all(0.92 < c.matrix_weights() / models.parameter_count(c) < 1 for c in models.PRESETS.values())
+    weights, activations = 135_168, 2 * (4 * 16) * 2 * (64 + 256)  # 512 x 64 + 64 x 64 + 2 blocks
+    assert TINY.model.matrix_weights() == weights
+    TINY.check_memory(16 * weights + activations)
+    sentence = (
+        r"^memory: 135,168 parameters \(vocab_size 512, context 64, layers 2, hidden 64, intermediate 256\) and 4 "
+        r"sequences of 16 tokens at a time \(batch_size, accumulation\) need at least 0.0 GiB, and the device has"
+    )
+    with pytest.raises(ValueError, match=sentence):
+        TINY.check_memory(16 * weights + activations - 1)
+    RECIPES["bert_tiny"].check_memory(2**30)
+    for option in ("segments", "vocab_size", "hidden", "context", "layers", "intermediate", "batch_size"):
+        with pytest.raises(ValueError, match=f"^memory: .*{option}"):
+            RECIPES["bert_tiny"].with_options({option: 2**31 - 2, "phases": ((1.0, 16),)}).check_memory(2**40)
+    half = TINY.with_options({"batch_size": 8, "accumulation": 2})
+    assert half.size() == TINY.size()
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"segments": 1}, "^segments: for sentence pairs, at least 2 expected, got 1"),
+        ({"context": 4}, r"^phases: for pairs, lengths of at least 5 \(.*\) expected, got 4"),
+    ],
+)
+def test_sentence_pairs_that_cannot_be_are_refused_at_the_start(options, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        RECIPES["bert_tiny"].with_options(options).task()
 
 
 def test_the_papers_values():

@@ -77,6 +77,12 @@ class Documents:
             if not path.is_file():
                 raise DataError(f"{path}: {'a file expected, got a folder' if path.is_dir() else 'no such file'}")
 
+    def __str__(self) -> str:
+        """Names the files: all of them, or three and how many more there are."""
+        named = [str(path) for path in self.paths[: 4 if len(self.paths) == 4 else 3]]
+        more = len(self.paths) - len(named)
+        return ", ".join(named) + (f" and {more} other files" if more else "")
+
     def __iter__(self) -> Iterator[str]:
         """Yields each document as one str."""
         for fragments in self.streams():
@@ -90,7 +96,7 @@ class Documents:
                 empty = False
                 yield (fragment for _, fragment in numbered)
         if empty:
-            raise DataError(f"{', '.join(map(str, self.paths))}: no text in it")
+            raise DataError(f"{self}: no text in it")
 
     def _fragments(self, path: Path) -> Iterator[tuple[int, Fragment]]:
         """Yields the fragments of a file, each with the number of its document."""

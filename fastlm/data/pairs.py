@@ -22,7 +22,10 @@ _CANDIDATES = 64  # sentences that a random B may start with; the best one is ta
 
 # The user is warned if one-sentence documents exceed these fractions of the documents, or of the tokens.
 _LONE_DOCUMENTS, _LONE_TOKENS = 0.5, 0.1
-_JOIN = "if a blank line ends only a paragraph there, give --document file; else join a document's sentences"
+_JOIN = (
+    "put a document's sentences together: in a .txt, if blank lines end only paragraphs, by --document file; in a "
+    '.jsonl, into one "text"'
+)
 
 
 class SentencePairs:
@@ -83,13 +86,13 @@ class SentencePairs:
             raise ValueError(f"masked_fraction: above 0 and below 1 expected, got {masked_fraction}")
         if shards.kind != "wordpiece":
             raise DataError(
-                f"shards: {shards.path} is of a {shards.kind} tokenizer; sentence pairs need a wordpiece one"
+                f"{shards.path}: made with a {shards.kind} tokenizer, but sentence pairs need a wordpiece one"
             )
         self._split = shards.split(split)
         if len(self._split.documents) < 3:
             raise DataError(
-                f"split: {shards.path} has one {split} document; sentence pairs need two or more, "
-                "so more files, or document='blank-line'"
+                f"{shards.path}: one {split} document, but sentence pairs need two or more; give more documents "
+                "(with --document blank-line each paragraph of a .txt is one, in a .jsonl each line)"
             )
         self.sequence_length, self.batch_size, self.seed = sequence_length, batch_size, check_seed(seed)
         self.masked_fraction = masked_fraction
@@ -99,9 +102,7 @@ class SentencePairs:
         self._by_size = _DocumentsBySize(self._split)
         self.pairs = len(self._passages)
         if not self.pairs:
-            raise DataError(
-                f"split: no {split} document of {shards.path} has two sentences, which a pair needs; {_JOIN}"
-            )
+            raise DataError(f"{shards.path}: no {split} document has two sentences, which a pair needs; {_JOIN}")
         self.batches_per_epoch = max(1, self.pairs // batch_size)
         self.warnings = _lone_sentence_warnings(self._split, shards.path, self.pairs)
 

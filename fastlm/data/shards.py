@@ -29,7 +29,7 @@ import numpy as np
 
 from fastlm.data.corpus import DataError, Documents, Fragment, read_documents
 from fastlm.data.sentences import sentences
-from fastlm.data.tokenizer import Tokenizer
+from fastlm.data.tokenizer import MAX_WORD, Tokenizer
 from fastlm.files import explain_full_disk, new_folder
 
 # Raised when `prepare` gives another result for the same files. 2 also counts unknown text; 3 also has checksums.
@@ -101,19 +101,26 @@ class Shards:
 
     def _unknown_warnings(self) -> list[str]:
         """Returns one warning if more than MAX_UNKNOWN of the text is unknown to the tokenizer, else none."""
-        characters, tokens = self._unknown_fraction("characters"), self._unknown_fraction("tokens")
+        count = self._count
+        characters = count("unknown_characters") / count("characters")
+        tokens = count("unknown_tokens") / count("tokens")
         if max(characters, tokens) <= MAX_UNKNOWN:
             return []
+        # An unknown character makes at most one unknown token, so here most unknown words have known characters only.
+        if characters <= MAX_UNKNOWN and count("unknown_tokens") > 2 * count("unknown_characters"):
+            return [
+                f"{self.path}: {tokens:.1%} of the tokens are the unknown one, most of them for words of more than "
+                f"{MAX_WORD} characters; a model learns nothing from those: divide such words, or leave them out"
+            ]
         return [
             f"{self.path}: {characters:.1%} of the text's characters are unknown to its tokenizer of {self.vocab_size} "
             f"entries, and {tokens:.1%} of the tokens are its unknown one; a model learns nothing from those: train a "
             "tokenizer on this text, with more entries (--vocab-size)"
         ]
 
-    def _unknown_fraction(self, kind: str) -> float:
-        """Returns the unknown fraction of the "characters" or "tokens" of both splits."""
-        splits = self.manifest["splits"].values()
-        return sum(split[f"unknown_{kind}"] for split in splits) / sum(split[kind] for split in splits)
+    def _count(self, kind: str) -> int:
+        """Returns a count of the manifest, such as "tokens", summed over both splits."""
+        return sum(split[kind] for split in self.manifest["splits"].values())
 
     def _map(self, name: str) -> Split:
         counts = self.manifest["splits"][name]
@@ -123,20 +130,20 @@ class Shards:
         documents = self._map_file(f"{name}.documents", _OFFSET, counts["documents"] + 1)
         if sentences[-1] != len(tokens) or documents[-1] != counts["sentences"]:
             raise DataError(
-                f"{self.path}: the offsets of {name} do not end at its {len(tokens)} tokens; prepare it again"
+                f"{self.path}: the offsets of {name} do not end at its {len(tokens)} tokens; {_again(self.path)}"
             )
         return Split(name, tokens, sentences, documents, counts["bytes"])
 
     def _map_file(self, name: str, dtype: np.dtype, count: int) -> np.ndarray:
         file = self.path / name
         if not file.is_file():
-            raise DataError(f"{file}: no such file, though manifest.json names it; prepare the shards again")
+            raise DataError(f"{file}: no such file, though manifest.json names it; {_again(self.path)}")
         size = file.stat().st_size
         if size != count * dtype.itemsize:
-            raise DataError(f"{file}: {count * dtype.itemsize} bytes expected, got {size}; prepare the shards again")
+            raise DataError(f"{file}: {count * dtype.itemsize} bytes expected, got {size}; {_again(self.path)}")
         content = np.asarray(np.memmap(file, dtype, mode="r"))
         if zlib.crc32(content.data) != self.manifest["crc32"][name]:
-            raise DataError(f"{file}: damaged: its CRC-32 is not the one that was written; prepare the shards again")
+            raise DataError(f"{file}: damaged: its CRC-32 is not the one that was written; {_again(self.path)}")
         return content
 
 
@@ -165,11 +172,11 @@ def prepare(
     survey = _Survey(documents, validation_fraction)
     source = {"text": survey.hash, "tokenizer": tokenizer.hash, "validation_fraction": validation_fraction}
     if out.exists() and not out.is_dir():
-        raise DataError(f"out: a folder to make expected, but {out} is a file")
+        raise DataError(f"{out}: a folder to make expected, but it is a file")
     if out.is_dir() and any(out.iterdir()):
         shards = Shards.open(out, tokenizer)
         if shards.manifest["source"] != source:
-            raise DataError(f"out: {out} holds shards of other text or options; give a new folder, or remove this one")
+            raise DataError(f"{out}: it holds shards of other text or options; give a new folder, or remove this one")
         return shards
     needed = f"about {_mebibytes(2 * survey.bytes)} MiB are needed; the unfinished shards were removed"
     with explain_full_disk(out, needed), new_folder(out) as partial:
@@ -192,14 +199,14 @@ class _Survey:
             sizes.append(size)
         self.hash = whole.hexdigest()
         self.bytes = sum(sizes)
-        self._documents = documents
+        self.documents = documents
         threshold = _threshold(np.asarray(hashes), np.asarray(sizes), fraction)
         self._held_out = None if threshold is None else np.asarray(hashes) < threshold
         self._train_sentences = 0 if self._held_out is not None else self._cut(fraction)
 
     def sentences(self) -> Iterator[tuple[str, str]]:
         """Reads the text again. Yields (split, sentence), and (split, "") after the last one of a document."""
-        for number, fragments in enumerate(self._documents.streams()):
+        for number, fragments in enumerate(self.documents.streams()):
             split = SPLITS[self._is_held_out(number)]
             for position, sentence in enumerate(sentences(fragments)):
                 if self._held_out is None and position == self._train_sentences:
@@ -214,9 +221,11 @@ class _Survey:
 
     def _cut(self, fraction: float) -> int:
         """Returns how many sentences of the only document (or of each copy of it) are for training."""
-        count = sum(1 for _ in sentences(next(self._documents.streams())))
+        count = sum(1 for _ in sentences(next(self.documents.streams())))
         if count < 2:
-            raise DataError("paths: at least two sentences expected, so that one can be held out for validation")
+            raise DataError(
+                f"{self.documents}: at least two sentences expected, one of them to be held out for validation, got one"
+            )
         return max(1, count - max(1, round(fraction * count)))
 
 
@@ -309,9 +318,9 @@ def _write(folder: Path, survey: _Survey, tokenizer: Tokenizer, source: dict[str
     }
     for name, counts in manifest["splits"].items():
         if not counts["tokens"]:
-            raise DataError(f"paths: the tokenizer finds no token in the {name} text; more text is needed")
+            raise DataError(f"{survey.documents}: the tokenizer finds no token in the {name} part; more text is needed")
     if survey.bytes != sum(counts["bytes"] for counts in manifest["splits"].values()):
-        raise DataError("paths: the text has changed while it was read; prepare it again")
+        raise DataError(f"{survey.documents}: the text has changed while it was read; start again")
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
 
 
@@ -345,9 +354,15 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         raise DataError(f"{file}: not the manifest of shards ({error})") from None
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise DataError(
-            f"{file}: the manifest of shards of format {FORMAT} expected, got {str(manifest)[:60]}; prepare them again"
+            f"{file}: the manifest of shards of format {FORMAT} expected, got {str(manifest)[:60]}; make them "
+            "again, in a new folder"
         )
     return manifest
+
+
+def _again(path: Path) -> str:
+    """Tells how to make damaged shards again. In a run folder, the same command also resumes the run."""
+    return f"remove {path} and give the command that made it again"
 
 
 def _mebibytes(size: int) -> int:

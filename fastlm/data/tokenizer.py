@@ -28,8 +28,9 @@ _ASCII = sorted(set(string.printable.lower()) - set(string.whitespace))
 _USER_CHOSE_CORES = "TOKENIZERS_PARALLELISM" in os.environ
 _MAX_ALPHABET = 1000  # characters with entries of their own; rarer ones are unknown, as in BERT's vocabulary
 _MAX_UNKNOWN = 0.001  # more characters get entries while the unknown ones exceed this fraction of the corpus
-_MAX_WORD = 200  # characters; BERT's code replaces a longer word by [UNK]
-_TOO_LONG = re.compile(rf"(?<![a-zA-Z0-9])[a-zA-Z0-9]{{{_MAX_WORD + 1}}}[a-zA-Z0-9]*")  # left out of training
+MAX_WORD = 200  # characters; BERT's code replaces a longer word by [UNK]
+_EXPANSION = 4  # Unicode's canonical decomposition makes at most four characters of one; each merge removes one
+_TOO_LONG = re.compile(rf"(?<![a-zA-Z0-9])[a-zA-Z0-9]{{{MAX_WORD + 1}}}[a-zA-Z0-9]*")  # left out of training
 
 
 class Tokenizer:
@@ -124,10 +125,14 @@ class Tokenizer:
             self._known[character] = all(any(i is not None for i in several) for several in entries)
         return self._known[character]
 
-    def decode(self, ids: Iterable[int]) -> str:
-        """Returns readable text: subwords joined, punctuation attached, without [PAD], [CLS] and [SEP]."""
+    def decode(self, ids: Iterable[int], *, unfinished: bool = False) -> str:
+        """Returns readable text: subwords joined, punctuation attached, without [PAD], [CLS] and [SEP].
+
+        unfinished: more ids will follow; returns only the beginning of the text that stays the same with any ids.
+        """
         unseen = {self.specials.get(name) for name in ("[PAD]", "[CLS]", "[SEP]")}
-        return _readable(self._tokenizer.decode([i for i in ids if i not in unseen], skip_special_tokens=False))
+        text = self._tokenizer.decode([i for i in ids if i not in unseen], skip_special_tokens=False)
+        return _readable(text, unfinished)
 
 
 load = Tokenizer.load
@@ -158,7 +163,7 @@ def train_wordpiece(documents: Iterable[str], vocab_size: int) -> Tokenizer:
     """
     t = _tokenizers()
     untrained = t.Tokenizer(
-        t.models.WordPiece(unk_token="[UNK]", continuing_subword_prefix="##", max_input_chars_per_word=_MAX_WORD)
+        t.models.WordPiece(unk_token="[UNK]", continuing_subword_prefix="##", max_input_chars_per_word=MAX_WORD)
     )
     untrained.decoder = t.decoders.WordPiece(prefix="##", cleanup=False)
     trained = _train(untrained, t.trainers.WordPieceTrainer, documents, vocab_size, BERT_SPECIALS, "##{}")
@@ -185,7 +190,10 @@ def _train(
         raise TypeError("documents: a list or another iterable that can be read twice expected, got an iterator")
     untrained.normalizer = t.normalizers.BertNormalizer(lowercase=True)
     untrained.pre_tokenizer = t.pre_tokenizers.BertPreTokenizer()
-    alphabet = _alphabet(_texts(documents), untrained.normalizer, vocab_size)
+    counts: Counter[str] = Counter()
+    for text in _texts(documents):
+        counts.update(text)
+    alphabet = _alphabet(counts, untrained.normalizer, vocab_size)
     named = [*specials, *(form for c in alphabet for form in (c, marked.format(c)))]
     if vocab_size < len(named):
         raise ValueError(f"vocab_size: at least {len(named)} expected (specials and alphabet), got {vocab_size}")
@@ -193,7 +201,7 @@ def _train(
         untrained.train_from_iterator(
             (_TOO_LONG.sub(" ", text) for text in _texts(documents)),
             trainer(
-                vocab_size=vocab_size,
+                vocab_size=min(vocab_size, len(named) + _EXPANSION * counts.total()),  # it allocates so many entries
                 special_tokens=named,
                 initial_alphabet=alphabet,
                 limit_alphabet=len(alphabet),
@@ -213,15 +221,12 @@ def _texts(documents: Iterable[str]) -> Iterator[str]:
     return (text for fragments in streams for text, _ in fragments)
 
 
-def _alphabet(texts: Iterable[str], normalizer: Any, vocab_size: int) -> list[str]:
-    """Returns all of ASCII and the most frequent other characters of the corpus, normalised and sorted.
+def _alphabet(counts: Counter[str], normalizer: Any, vocab_size: int) -> list[str]:
+    """Returns all of ASCII and the most frequent other characters of a corpus, normalised and sorted.
 
-    Each character takes two entries. All together take at most a quarter of the vocabulary, or up to a half as long as
-    more than _MAX_UNKNOWN of the corpus would be unknown.
+    counts: how often the corpus has each character. Each character takes two entries. All together take at most a
+    quarter of the vocabulary, or up to a half as long as more than _MAX_UNKNOWN of the corpus would be unknown.
     """
-    counts: Counter[str] = Counter()
-    for text in texts:
-        counts.update(text)
     normalised: Counter[str] = Counter()
     for character, count in counts.items():
         for part in set(normalizer.normalize_str(character)) - set(string.whitespace):
@@ -242,18 +247,32 @@ _JOINS = (
     (re.compile(r"<unk>(?=\w)"), "<unk> "),
     (re.compile(r" *\n *"), "\n"),
     (re.compile(r"(?<=\w) ' (?=(?:s|d|t|m|ll|re|ve)\b)"), "'"),
-    (re.compile(r" (?=[.,;:!?)\]}%’”])| (?='(?: |$))"), ""),
+    (re.compile(r" (?=[.,;:!?)\]}%’”])| (?='(?:\s|$))"), ""),
     (re.compile(r"(?<=\d), (?=\d{3}\b)"), ","),
     (re.compile(r"(?<=[(\[{$#‘“]) "), ""),
     (re.compile(r" ?([-/–—]) ?"), r"\1"),
-    (re.compile(r'" ([^"\n]*?) ?"|_ ([^_\n]*?) ?_'), lambda m: f'"{m[1]}"' if m[2] is None else f"_{m[2]}_"),
 )
+_PAIRS = re.compile(r'" ([^"\n]*?) ?"|_ ([^_\n]*?) ?_')  # quotations, and words in italics
 
 
-def _readable(text: str) -> str:
+def _readable(text: str, unfinished: bool = False) -> str:
     for pattern, replacement in _JOINS:
         text = pattern.sub(replacement, text)
-    return text.strip(" ")
+    if unfinished:
+        text = text[: _settled(text)]
+    return _PAIRS.sub(lambda m: f'"{m[1]}"' if m[2] is None else f"_{m[2]}_", text).strip(" ")
+
+
+def _settled(text: str) -> int:
+    """Returns how many characters of a text, before _PAIRS, stay the same whatever follows.
+
+    These are whole words, without the last one. A mark without a partner in the last line may get one, which changes
+    all after it.
+    """
+    unpaired = _PAIRS.sub(lambda pair: "x" * len(pair[0]), text)
+    mark = re.search('["_]', unpaired[unpaired.rfind("\n") + 1 :])
+    end = len(text) if mark is None else unpaired.rfind("\n") + 1 + mark.start()
+    return max(unpaired.rfind(" ", 0, end), unpaired.rfind("\n", 0, end), 0)
 
 
 def _canonical(tokenizer: dict[str, Any]) -> str:

@@ -33,8 +33,8 @@ class Windows:
         self.windows = len(self._tokens) // sequence_length - 1
         if self.windows < 1:
             raise DataError(
-                f"split: {shards.path} has {len(self._tokens)} {split} tokens; windows of sequence_length "
-                f"{sequence_length} need {2 * sequence_length}, so more text or shorter windows"
+                f"{shards.path}: {len(self._tokens)} {split} tokens, but sequences of {sequence_length} tokens need "
+                f"{2 * sequence_length}; give more text, or shorter sequences (--phases)"
             )
         self.batches_per_epoch = max(1, self.windows // batch_size)
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+import warnings
+from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from fastlm.data.tokenizer import Tokenizer
-from fastlm.inference.load import load_trained
+from fastlm.inference.load import check_logits, load_trained
 
 MIN_TEMPERATURE = 1e-6  # logits divided by a smaller number would overflow float32
 
@@ -35,19 +38,19 @@ def filter_logits(logits: Tensor, *, temperature: float, top_k: int | None, top_
 
 
 @torch.no_grad()
-def continue_tokens(
+def sample_tokens(
     model: torch.nn.Module,
     tokens: list[int],
-    count: int,
     *,
     temperature: float = 1.0,
     top_k: int | None = None,
     top_p: float | None = None,
     generator: torch.Generator | None = None,
-) -> list[int]:
-    """Samples `count` tokens after `tokens` (at least one); the model sees the last `context` of all tokens so far.
+) -> Iterator[int]:
+    """Yields tokens after `tokens` (at least one) without end; the model sees the last `context` of all tokens so far.
 
     temperature=0 takes the likeliest token each time. generator: a CPU generator, since sampling runs on the CPU.
+    Raises ValueError for an option out of range, and if a logit is infinite or NaN.
     """
     check_sampling(temperature=temperature, top_k=top_k, top_p=top_p)
     if not tokens:
@@ -55,15 +58,20 @@ def continue_tokens(
     device = next(model.parameters()).device
     model.eval()
     drawn = list(tokens)
-    for _ in range(count):
+    while True:
         window = torch.tensor([drawn[-model.config.context :]], device=device)
-        logits = model.logits("lm", model(window).hidden[:, -1:])[0, -1].cpu()
+        logits = check_logits(model.logits("lm", model(window).hidden[:, -1:])[0, -1].cpu())
         if temperature == 0:
             drawn.append(int(logits.argmax()))
         else:
             logits = filter_logits(logits, temperature=temperature, top_k=top_k, top_p=top_p)
-            drawn.append(int(torch.multinomial(logits.softmax(dim=-1), 1, generator=generator)))
-    return drawn[len(tokens) :]
+            drawn.append(int(torch.multinomial(check_logits(logits).softmax(dim=-1), 1, generator=generator)))
+        yield drawn[-1]
+
+
+def continue_tokens(model: torch.nn.Module, tokens: list[int], count: int, **sampling) -> list[int]:
+    """Samples `count` tokens after `tokens`; `sampling`: the options of `sample_tokens`, whose errors it raises."""
+    return list(islice(sample_tokens(model, tokens, **sampling), count))
 
 
 def check_sampling(*, temperature: float, top_k: int | None, top_p: float | None) -> None:
@@ -80,14 +88,30 @@ def check_sampling(*, temperature: float, top_k: int | None, top_p: float | None
 
 
 def generate_text(model: torch.nn.Module, tokenizer: Tokenizer, prompt: str, count: int, **sampling) -> str:
-    """Returns the prompt and `count` sampled tokens as text; `sampling`: the options of `continue_tokens`."""
+    """Returns the prompt and `count` sampled tokens as text; `sampling`: the options of `sample_tokens`."""
+    return "".join(_pieces(model, tokenizer, prompt, count, **sampling))
+
+
+def _pieces(model: torch.nn.Module, tokenizer: Tokenizer, prompt: str, count: int, **sampling) -> Iterator[str]:
+    """Yields that text in pieces: after each token, the words that no later token changes."""
     tokens = tokenizer.encode(prompt)
     if not tokens:
         raise ValueError(f"prompt: at least one token expected, got {prompt!r}")
-    return tokenizer.decode(tokens + continue_tokens(model, tokens, count, **sampling))
+    drawn, shown = list(tokens), 0
+    for token in islice(sample_tokens(model, tokens, **sampling), count):
+        drawn.append(token)
+        settled = tokenizer.decode(drawn, unfinished=True)
+        yield settled[shown:]
+        shown = max(shown, len(settled))
+    yield tokenizer.decode(drawn)[shown:]
 
 
-def generate(
+def generate(run: str | Path, prompt: str, **options) -> str:
+    """Returns `prompt` and the text that the model of a run folder writes after it; `options`: see `stream`."""
+    return "".join(stream(run, prompt, **options))
+
+
+def stream(
     run: str | Path,
     prompt: str,
     *,
@@ -97,16 +121,17 @@ def generate(
     top_p: float | None = None,
     seed: int = 0,
     device: str = "auto",
-) -> str:
-    """Returns `prompt` and the text that the model of a run folder writes after it.
+    notify: Callable[[str], None] = warnings.warn,
+) -> Iterator[str]:
+    """Yields `prompt` and the text that the model of a run folder writes after it, in pieces, as they are written.
 
-    On the CPU the same seed gives the same text. Raises ValueError for an option out of range, and the errors of
-    `load_trained`.
+    On the CPU the same seed gives the same text. `notify` gets a sentence on each damaged checkpoint. Raises ValueError
+    for an option out of range, and the errors of `sample_tokens` and `load_trained`.
     """
     check_sampling(temperature=temperature, top_k=top_k, top_p=top_p)
     if tokens < 1:
         raise ValueError(f"tokens: at least 1 expected, got {tokens}")
-    model, tokenizer = load_trained(run, device, head="lm")
+    model, tokenizer = load_trained(run, device, head="lm", notify=notify)
     generator = torch.Generator().manual_seed(seed)
     sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "generator": generator}
-    return generate_text(model, tokenizer, prompt, tokens, **sampling)
+    yield from _pieces(model, tokenizer, prompt, tokens, **sampling)

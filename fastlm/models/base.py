@@ -9,6 +9,7 @@ from typing import Any, ClassVar, NamedTuple, Self
 import torch
 from torch import Tensor, nn
 
+from fastlm.backends import checked_name
 from fastlm.dropout import draw_seeds
 from fastlm.files import named_tensors
 from fastlm.models import files
@@ -40,7 +41,7 @@ class Model(nn.Module):
         super().__init__()
         if not isinstance(config, self.config_class):
             raise TypeError(f"config must be a {self.config_class.__name__}, got {type(config).__name__}")
-        self.config, self.backend, self.keep_sum = config, backend, keep_sum
+        self.config, self.backend, self.keep_sum = config, checked_name(backend), keep_sum
         self.head_names: tuple[str, ...] = ()
 
     # For subclasses to define ------------------------------------------------------------------------------------
@@ -66,7 +67,8 @@ class Model(nn.Module):
     def add_heads(self, heads: Mapping[str, Head] | None) -> None:
         """Attaches heads by name; None attaches `pretraining_heads()`.
 
-        Raises ValueError for a name that cannot be a head's, and TypeError for an object that is not a head.
+        Raises ValueError for a name that cannot be a head's, TypeError for an object that is not a head, and the errors
+        of `Head.check_model`.
         """
         for name, head in (self.pretraining_heads() if heads is None else heads).items():
             if not isinstance(head, Head):
@@ -77,6 +79,7 @@ class Model(nn.Module):
                 raise ValueError(
                     f"heads: {name!r} is an attribute of {type(self).__name__}, so no head can have the name"
                 )
+            head.check_model(self)
             self.add_module(name, head)
             self.head_names += (name,)
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar, Self
 
-from fastlm._options import list_problems, option
+from fastlm._options import INTEGERS_END, list_problems, option
 from fastlm.keep import keep_count
 
 
@@ -34,14 +35,14 @@ class ModelConfig:
     def __post_init__(self) -> None:
         for f in fields(self):
             value = getattr(self, f.name)
-            if f.type == "int" and (type(value) is not int or value < 1):
-                raise ValueError(f"{f.name} must be an integer of at least 1, got {value!r}")
-            if f.type == "float" and (type(value) not in (int, float) or not value >= 0):
-                raise ValueError(f"{f.name} must be a number of at least 0, got {value!r}")
+            if f.type == "int" and (type(value) is not int or not 1 <= value < INTEGERS_END):
+                raise ValueError(f"{f.name} must be an integer of at least 1 and below 2^31, got {value!r}")
+            if f.type == "float" and (type(value) not in (int, float) or not 0 <= value < math.inf):
+                raise ValueError(f"{f.name} must be a number of at least 0, and finite, got {value!r}")
         if self.hidden % self.heads:
             raise ValueError(f"hidden must be a multiple of heads, got hidden {self.hidden} and heads {self.heads}")
-        for p in (self.dropout, self.attention_dropout, self.embedding_dropout):
-            keep_count(p)
+        for name in ("dropout", "attention_dropout", "embedding_dropout"):
+            keep_count(getattr(self, name), name)
 
     def to_json(self) -> dict[str, Any]:
         """Returns the content of config.json."""
@@ -57,14 +58,22 @@ class ModelConfig:
             raise ValueError(f"not the configuration of a fastlm {cls.model_type}: {text} ({hint})")
         return cls(**{name: value for name, value in values.items() if name != "model_type"})
 
+    def matrix_weights(self) -> int:
+        """Returns the number of weights in the embeddings and in the blocks' matrices: almost all of the parameters."""
+        rows = self.vocab_size + self.context + getattr(self, "segments", 0)
+        return rows * self.hidden + self.layers * self.block_weights()
+
+    def block_weights(self) -> int:
+        """Returns the number of weights in a block's matrices: 4 E^2 (attention) + 2 E I (MLP)."""
+        return 4 * self.hidden**2 + 2 * self.hidden * self.intermediate
+
     def block_flops_per_token(self, keys: float) -> int:
         """Returns floating-point operations per token of all blocks, forward and backward, if a query sees `keys` keys.
 
         A product of (m, k) and (k, n) takes 2mkn operations, and so does each of its two gradients: 6 per weight and
-        token. A block has 4 E^2 weights (attention) + 2 E I (MLP). q k^T and p v each take E multiplications per key.
+        token. q k^T and p v each take E multiplications per key.
         """
-        weights = 4 * self.hidden**2 + 2 * self.hidden * self.intermediate
-        return round(6 * self.layers * (weights + 2 * keys * self.hidden))
+        return round(6 * self.layers * (self.block_weights() + 2 * keys * self.hidden))
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastlm.nn.layers import GELULayerNorm, LinearCrossEntropy
+from fastlm.ops import _checks
 
 if TYPE_CHECKING:
     from fastlm.models.base import Model
@@ -29,6 +30,9 @@ class Head(nn.Module):
 
     targets: ClassVar[tuple[str, ...]] = ()
     dropout_sites = 0
+
+    def check_model(self, model: Model) -> None:
+        """Raises TypeError or ValueError if the head does not fit a model. Called when the model gets the head."""
 
     def check(self, model: Model, tokens: Tensor, **targets: Tensor) -> None:
         """Raises TypeError or ValueError if targets do not fit tokens (B, S). Called before the trunk runs."""
@@ -76,10 +80,16 @@ class MaskedLMHead(Head):
 
     def __init__(self, vocab_size: int, hidden: int, *, gelu: str, eps: float, backend: str = "auto"):
         super().__init__()
+        _checks.checked_size("MaskedLMHead", "vocab_size", vocab_size)
+        _checks.checked_size("MaskedLMHead", "hidden", hidden)
         self.dense = nn.Linear(hidden, hidden)
         self.norm = GELULayerNorm(hidden, approximate=gelu, eps=eps, backend=backend)
         self.bias = nn.Parameter(torch.zeros(vocab_size))
         self.cross_entropy = LinearCrossEntropy(ignore_index=IGNORED, backend=backend)
+
+    def check_model(self, model: Model) -> None:
+        _check_size(self, model, "hidden", self.dense.in_features)
+        _check_size(self, model, "vocab_size", self.bias.numel())
 
     def check(self, model: Model, tokens: Tensor, *, mlm_positions: Tensor, mlm_targets: Tensor) -> None:
         batch, length = tokens.shape
@@ -115,8 +125,13 @@ class NextSentenceHead(Head, nn.Linear):
     targets = ("next_sentence_labels",)
 
     def __init__(self, hidden: int, *, backend: str = "auto"):
-        super().__init__(hidden, 2)
+        super().__init__(_checks.checked_size("NextSentenceHead", "hidden", hidden), 2)
         self.cross_entropy = LinearCrossEntropy(ignore_index=IGNORED, backend=backend)
+
+    def check_model(self, model: Model) -> None:
+        if not hasattr(model, "pooled"):
+            raise TypeError(f"NextSentenceHead: a model with a pooling of [CLS] expected, got a {type(model).__name__}")
+        _check_size(self, model, "hidden", self.in_features)
 
     def check(self, model: Model, tokens: Tensor, *, next_sentence_labels: Tensor) -> None:
         model.check_ids("next_sentence_labels", next_sentence_labels, tokens.shape[:1], 2, ignore=IGNORED)
@@ -128,6 +143,13 @@ class NextSentenceHead(Head, nn.Linear):
     def logits(self, model: Model, hidden: Tensor) -> Tensor:
         """Returns logits (B, 2); index 0 is "is next"."""
         return F.linear(model.pooled(hidden), self.weight, self.bias)
+
+
+def _check_size(head: Head, model: Model, name: str, size: int) -> None:
+    """Raises ValueError unless a size of the head is the one in the model's configuration."""
+    expected = getattr(model.config, name)
+    if size != expected:
+        raise ValueError(f"{type(head).__name__}: {name} {expected} of the model expected, got {size}")
 
 
 def _gather_rows(hidden: Tensor, positions: Tensor) -> Tensor:

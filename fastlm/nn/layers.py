@@ -3,7 +3,8 @@
 A module with dropout takes the seed of its mask as an argument; in training it draws one if none is given. It declares
 how many seeds a call uses (`dropout_sites`). A model draws the seeds of all calls at once (`draw_seeds`) and gives each
 call its own seeds, also if one module is called several times. Every module takes `backend` ("auto", "reference",
-"cpu", "triton" or "cuda"), and `device` and `dtype` as in torch.nn.
+"cpu", "triton" or "cuda"), and `device` and `dtype` as in torch.nn. Constructors raise TypeError or ValueError for an
+argument that no call could use.
 """
 
 from __future__ import annotations
@@ -15,7 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastlm import ops
+from fastlm.backends import checked_name
 from fastlm.dropout import draw_seeds, keep_count
+from fastlm.ops import _checks
+from fastlm.ops.linear_cross_entropy import checked_options
 
 __all__ = [
     "MLP",
@@ -38,7 +42,9 @@ class LayerNorm(nn.Module):
 
     def __init__(self, hidden: int, *, eps: float = 1e-5, bias: bool = True, backend: str = "auto", **factory: Any):
         super().__init__()
-        self.hidden, self.eps, self.backend = hidden, eps, backend
+        name = type(self).__name__
+        self.hidden, self.eps = _checks.checked_size(name, "hidden", hidden), _checks.checked_eps(name, eps)
+        self.backend = checked_name(backend)
         self.weight = nn.Parameter(torch.ones(hidden, **factory))
         self.bias = nn.Parameter(torch.zeros(hidden, **factory)) if bias else None
 
@@ -72,7 +78,7 @@ class AddLayerNorm(LayerNorm):
         **factory: Any,
     ):
         super().__init__(hidden, eps=eps, backend=backend, **factory)
-        self.dropout, self.return_sum, self.keep_sum = _checked(dropout), return_sum, keep_sum
+        self.dropout, self.return_sum, self.keep_sum = _checked_dropout(self, dropout), return_sum, keep_sum
 
     def forward(
         self,
@@ -115,7 +121,7 @@ class GELULayerNorm(LayerNorm):
         self, hidden: int, *, approximate: str = "tanh", eps: float = 1e-5, backend: str = "auto", **factory: Any
     ):
         super().__init__(hidden, eps=eps, backend=backend, **factory)
-        self.approximate = approximate
+        self.approximate = _checked_gelu(self, approximate)
 
     def forward(self, x: Tensor, *, bias: Tensor | None = None) -> Tensor:
         options = {"approximate": self.approximate, "eps": self.eps, "backend": self.backend}
@@ -132,7 +138,7 @@ class LayerNormGELU(LayerNorm):
         self, hidden: int, *, approximate: str = "tanh", eps: float = 1e-5, backend: str = "auto", **factory: Any
     ):
         super().__init__(hidden, eps=eps, backend=backend, **factory)
-        self.approximate = approximate
+        self.approximate = _checked_gelu(self, approximate)
 
     def forward(self, x: Tensor) -> Tensor:
         options = {"approximate": self.approximate, "eps": self.eps, "backend": self.backend}
@@ -147,7 +153,8 @@ class BiasGELU(nn.Module):
 
     def __init__(self, features: int, *, approximate: str = "tanh", backend: str = "auto", **factory: Any):
         super().__init__()
-        self.features, self.approximate, self.backend = features, approximate, backend
+        self.features = _checks.checked_size("BiasGELU", "features", features)
+        self.approximate, self.backend = _checked_gelu(self, approximate), checked_name(backend)
         self.bias = nn.Parameter(torch.zeros(features, **factory))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -175,7 +182,10 @@ class MLP(nn.Module):
         **factory: Any,
     ):
         super().__init__()
-        self.approximate, self.return_bias, self.backend = approximate, return_bias, backend
+        for name, size in (("hidden", hidden), ("intermediate", intermediate)):
+            _checks.checked_size("MLP", name, size)
+        self.approximate, self.return_bias = _checked_gelu(self, approximate), return_bias
+        self.backend = checked_name(backend)
         self.up = nn.Linear(hidden, intermediate, **factory)
         self.down = nn.Linear(intermediate, hidden, **factory)
 
@@ -210,10 +220,12 @@ class SelfAttention(nn.Module):
         **factory: Any,
     ):
         super().__init__()
+        for name, size in (("hidden", hidden), ("heads", heads)):
+            _checks.checked_size("SelfAttention", name, size)
         if hidden % heads:
             raise ValueError(f"hidden must be a multiple of heads, got hidden={hidden} and heads={heads}")
-        self.heads, self.causal, self.dropout = heads, causal, _checked(dropout)
-        self.return_bias, self.backend = return_bias, backend
+        self.heads, self.causal, self.dropout = heads, causal, _checked_dropout(self, dropout)
+        self.return_bias, self.backend = return_bias, checked_name(backend)
         self.qkv = nn.Linear(hidden, 3 * hidden, **factory)
         self.out = nn.Linear(hidden, hidden, **factory)
 
@@ -271,7 +283,14 @@ class EmbeddingLayerNorm(nn.Module):
         **factory: Any,
     ):
         super().__init__()
-        self.dropout, self.backend = _checked(dropout), backend
+        for name, size, least in (
+            ("vocab_size", vocab_size, 1),
+            ("context", context, 1),
+            ("hidden", hidden, 1),
+            ("segments", segments, 0),
+        ):
+            _checks.checked_size("EmbeddingLayerNorm", name, size, least)
+        self.dropout, self.backend = _checked_dropout(self, dropout), checked_name(backend)
         self.word = nn.Parameter(torch.empty(vocab_size, hidden, **factory))
         self.position = nn.Parameter(torch.empty(context, hidden, **factory))
         self.segment = nn.Parameter(torch.empty(segments, hidden, **factory)) if segments else None
@@ -330,7 +349,14 @@ class LinearCrossEntropy(nn.Module):
         backend: str = "auto",
     ):
         super().__init__()
-        self.ignore_index, self.reduction, self.backend = ignore_index, reduction, backend
+        checked_options(
+            "LinearCrossEntropy",
+            ignore_index=ignore_index,
+            reduction=reduction,
+            label_smoothing=label_smoothing,
+            z_loss=z_loss,
+        )
+        self.ignore_index, self.reduction, self.backend = ignore_index, reduction, checked_name(backend)
         self.label_smoothing, self.z_loss = label_smoothing, z_loss
 
     def forward(
@@ -364,10 +390,18 @@ class LinearCrossEntropy(nn.Module):
         )
 
 
-def _checked(dropout: float) -> float:
-    """Returns the probability. Raises ValueError if it cannot be applied."""
-    keep_count(dropout)
+def _checked_dropout(module: nn.Module, dropout: float) -> float:
+    """Returns the probability. Raises TypeError or ValueError if it cannot be applied."""
+    name = type(module).__name__
+    dropout = _checks.as_number(name, "dropout", dropout)
+    keep_count(dropout, f"{name}: dropout")
     return dropout
+
+
+def _checked_gelu(module: nn.Module, approximate: str) -> str:
+    """Returns the form of the GELU. Raises ValueError if there is no such form."""
+    _checks.check_approximation(type(module).__name__, approximate)
+    return approximate
 
 
 def _dropout(

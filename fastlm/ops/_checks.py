@@ -49,6 +49,14 @@ def as_integer(op: str, name: str, value: object) -> int:
         raise TypeError(f"{op}: {name} must be an integer, got {type(value).__name__}") from None
 
 
+def checked_size(op: str, name: str, value: object, least: int = 1) -> int:
+    """Checks that a size is an integer of at least `least`, and returns it as a Python int."""
+    value = as_integer(op, name, value)
+    if value < least:
+        raise ValueError(f"{op}: {name} must be at least {least}, got {value}")
+    return value
+
+
 def check_activation(op: str, name: str, x: Tensor, like: Tensor | None = None) -> None:
     """Checks that x is a floating-point tensor and, with `like`, that it has the dtype, shape and device of `like`."""
     check_tensor(op, name, x)

@@ -143,14 +143,10 @@ def linear_cross_entropy(
         RuntimeError: the backend asked for cannot serve the call.
     """
     (x,) = autocast(x)
-    ignore_index = _checks.as_integer(SPEC.op, "ignore_index", ignore_index)
-    label_smoothing, z_loss = (
-        _checks.as_number(SPEC.op, name, value)
-        for name, value in (("label_smoothing", label_smoothing), ("z_loss", z_loss))
+    ignore_index, label_smoothing, z_loss = checked_options(
+        SPEC.op, ignore_index=ignore_index, reduction=reduction, label_smoothing=label_smoothing, z_loss=z_loss
     )
-    _check(x, weight, targets, bias, row_weights, ignore_index, label_smoothing, z_loss)
-    if reduction not in REDUCTIONS:
-        raise ValueError(f"{SPEC.op}: reduction must be one of {', '.join(REDUCTIONS)}, got {reduction!r}")
+    _check(x, weight, targets, bias, row_weights, ignore_index)
     if main_grad is not None:
         _checks.check_parameter(SPEC.op, "main_grad", main_grad, x, *weight.shape)
     backend = backends.choose(SPEC, backend, backends.call_of(x))
@@ -173,15 +169,25 @@ def linear_cross_entropy(
     return loss.view(targets.shape) if reduction == "none" else loss
 
 
+def checked_options(
+    op: str, *, ignore_index: int, reduction: str, label_smoothing: float, z_loss: float
+) -> tuple[int, float, float]:
+    """Checks the options, and returns ignore_index, label_smoothing and z_loss as Python numbers."""
+    ignore_index = _checks.as_integer(op, "ignore_index", ignore_index)
+    label_smoothing, z_loss = (
+        _checks.as_number(op, name, value) for name, value in (("label_smoothing", label_smoothing), ("z_loss", z_loss))
+    )
+    if not 0.0 <= label_smoothing <= 1.0:
+        raise ValueError(f"{op}: label_smoothing must be in [0, 1], got {label_smoothing}")
+    if not z_loss >= 0.0:
+        raise ValueError(f"{op}: z_loss must be at least 0, got {z_loss}")
+    if reduction not in REDUCTIONS:
+        raise ValueError(f"{op}: reduction must be one of {', '.join(REDUCTIONS)}, got {reduction!r}")
+    return ignore_index, label_smoothing, z_loss
+
+
 def _check(
-    x: Tensor,
-    weight: Tensor,
-    targets: Tensor,
-    bias: Tensor | None,
-    row_weights: Tensor | None,
-    ignore_index: int,
-    label_smoothing: float,
-    z_loss: float,
+    x: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None, row_weights: Tensor | None, ignore_index: int
 ) -> None:
     _checks.check_activation(SPEC.op, "x", x)
     _checks.check_tensor(SPEC.op, "weight", weight, "a tensor of shape (V, E)")
@@ -195,10 +201,6 @@ def _check(
         _checks.check_parameter(SPEC.op, "row_weights", row_weights, x, *targets.shape)
         if row_weights.requires_grad:
             raise ValueError(f"{SPEC.op}: row_weights take no gradient; pass row_weights.detach()")
-    if not 0.0 <= label_smoothing <= 1.0:
-        raise ValueError(f"{SPEC.op}: label_smoothing must be in [0, 1], got {label_smoothing}")
-    if not z_loss >= 0.0:
-        raise ValueError(f"{SPEC.op}: z_loss must be at least 0, got {z_loss}")
 
 
 def chunk_rows(rows: int, vocabulary: int, backend: str) -> int:

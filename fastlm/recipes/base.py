@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import Field, dataclass, field, replace
+from dataclasses import Field, dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from fastlm._options import option_values, options, overlay
@@ -43,6 +43,36 @@ class Recipe:
 
     def task(self) -> Task:
         return self.make_task(self)
+
+    def size(self) -> str:
+        """Describes what takes the memory of the run: the options, and the parameters that they make."""
+        model = self._largest_model()
+        names = [f.name for f in fields(model) if f.type == "int" and f.name != "heads"]
+        options = ", ".join(f"{name} {getattr(model, name)}" for name in names)
+        train = self.train
+        return (
+            f"{model.matrix_weights():,} parameters ({options}) and {train.batch_size // train.accumulation} sequences "
+            f"of {train.max_length} tokens at a time (batch_size, accumulation)"
+        )
+
+    def check_memory(self, available: int) -> None:
+        """Raises ValueError if `available` bytes are fewer than what any training with these options needs.
+
+        That is, in fp32, each parameter with its gradient and Adam's two moments, and in 16 bits, per token and block,
+        the two activations that the backward of the matrices reads at least: the input and the MLP's.
+        """
+        model, train = self._largest_model(), self.train
+        tokens = train.micro_batch_size * train.max_length
+        needed = 16 * model.matrix_weights() + 2 * tokens * model.layers * (model.hidden + model.intermediate)
+        if needed > available:
+            raise ValueError(
+                f"memory: {self.size()} need at least {needed / 2**30:,.1f} GiB, and the device has "
+                f"{available / 2**30:,.1f} GiB; give smaller values"
+            )
+
+    def _largest_model(self) -> ModelConfig:
+        """Returns the model with the largest vocabulary that its tokenizer may have."""
+        return replace(self.model, vocab_size=self.corpus.vocab_size)
 
     def update_flops(self) -> int:
         """Returns the floating-point operations of an update at the longest sequence length."""

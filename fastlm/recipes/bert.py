@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from fastlm._options import require
 from fastlm.data.config import CorpusConfig
 from fastlm.models.configs import PRESETS
 from fastlm.recipes.base import Recipe
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 def _task(recipe: Recipe) -> Task:
     from fastlm.tasks.masked_lm import MaskedLM
 
+    shortest = min(length for _, length in recipe.train.phases)
+    require(shortest >= 5, "phases", "for pairs, lengths of at least 5 ([CLS] A [SEP] B [SEP])", shortest)
     return MaskedLM(recipe.model, recipe.corpus)
 
 

@@ -12,11 +12,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastlm._options import require
 from fastlm.data import tokenizer
+from fastlm.data.config import CorpusConfig
 from fastlm.data.pairs import SentencePairs
 from fastlm.data.tokenizer import Tokenizer
 from fastlm.evaluate import ngrams
 from fastlm.inference.fill_mask import fill
+from fastlm.models import ModelConfig
 from fastlm.nn.heads import IGNORED
 from fastlm.tasks.base import Batch
 from fastlm.tasks.pretraining import Pretraining, as_line, held_out_sentences
@@ -26,7 +29,10 @@ if TYPE_CHECKING:
 
 
 class MaskedLM(Pretraining):
-    """Learns masked tokens and next sentences of sentence pairs, with a model that has the heads "mlm" and "nsp"."""
+    """Learns masked tokens and next sentences of sentence pairs, with a model that has the heads "mlm" and "nsp".
+
+    Raises ValueError for a model without a segment for each sentence of a pair.
+    """
 
     loss_names = ("loss", "mlm_loss", "nsp_loss")
     metric_names = {  # noqa: RUF012
@@ -35,6 +41,11 @@ class MaskedLM(Pretraining):
         "masked_accuracy": ("masked accuracy", ".1%"),
         "nsp_accuracy": ("next-sentence accuracy", ".1%"),
     }
+
+    def __init__(self, model: ModelConfig, corpus: CorpusConfig):
+        segments = getattr(model, "segments", 0)
+        require(segments >= 2, "segments", "for sentence pairs, at least 2", segments)
+        super().__init__(model, corpus)
 
     def train_tokenizer(self, documents: Iterable[str], vocab_size: int) -> Tokenizer:
         return tokenizer.train_wordpiece(documents, vocab_size)

@@ -51,8 +51,7 @@ class Pretraining(Task):
             self.tokenizer = tokenizer.load(run.tokenizer_file)
         else:
             documents = self._documents()
-            names = ", ".join(map(str, documents.paths))
-            notify(f"training a tokenizer of {config.vocab_size} entries on {names}")
+            notify(f"training a tokenizer of {config.vocab_size} entries on {documents}")
             self.tokenizer = self.train_tokenizer(documents, config.vocab_size)
             self.tokenizer.save(run.tokenizer_file)
         if not run.data.is_dir():

@@ -13,9 +13,7 @@ pickled.
 
 from __future__ import annotations
 
-import json
 import shutil
-import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -26,16 +24,11 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from fastlm.backends import dtype_name
-from fastlm.files import named_tensors, new_folder, remove_unfinished, write_json, write_tensors
-from fastlm.run_folder import find_checkpoints
+from fastlm.files import checksum, named_tensors, new_folder, remove_unfinished, write_json, write_tensors
+from fastlm.run_folder import CHECKPOINT_FORMAT, CheckpointError, find_checkpoints, verify_checkpoint
 from fastlm.train.run import list_differences
 
-FORMAT = 3
 _MODEL, _OPTIMIZER, _RNG = "model/model.safetensors", "optimizer.safetensors", "rng.safetensors"
-
-
-class CheckpointError(ValueError):
-    """Reports a checkpoint that is truncated, damaged, foreign or missing, or that could never be loaded again."""
 
 
 def save(
@@ -66,9 +59,15 @@ def save(
         _check_same(temporary / _MODEL, _describe(_read(temporary / _MODEL)), _describe(tensors[_MODEL]), "the model")
         for name in (_OPTIMIZER, _RNG):
             write_tensors(temporary / name, tensors[name])
-        state = {"format": FORMAT, "step": step, "identity": dict(identity), **extra, "frozen": _frozen(model)}
+        state = {
+            "format": CHECKPOINT_FORMAT,
+            "step": step,
+            "identity": dict(identity),
+            **extra,
+            "frozen": _frozen(model),
+        }
         state["tensors"] = {name: _describe(of_file) for name, of_file in tensors.items()}
-        state["files"] = {name: _checksum(temporary / name) for name in _files(temporary)}
+        state["files"] = {name: checksum(temporary / name) for name in _files(temporary)}
         write_json(temporary / "state.json", state)
     for old in find_checkpoints(folder)[:-keep]:
         shutil.rmtree(old)
@@ -115,7 +114,7 @@ def load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, *, iden
 
     Raises CheckpointError for a checkpoint that does not fit; then nothing has changed.
     """
-    state = verify(path)
+    state = verify_checkpoint(path)
     if different := list_differences(identity, state["identity"]):
         raise CheckpointError(
             f"{path}: the checkpoint is of another run: {', '.join(different)}; if config.json was edited, undo that"
@@ -140,29 +139,6 @@ def load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, *, iden
     torch.set_rng_state(rng["cpu"])
     if device.type == "cuda" and "cuda" in rng:
         torch.cuda.set_rng_state(rng["cuda"], device)
-    return state
-
-
-def verify(path: Path) -> dict:
-    """Returns state.json. Raises CheckpointError unless all files have the size and the CRC-32 that it gives."""
-    try:
-        state = json.loads((path / "state.json").read_text())
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: not a checkpoint of fastlm (state.json: {error})") from error
-    if not isinstance(state, dict) or "format" not in state:
-        raise CheckpointError(f"{path}: not a checkpoint of fastlm (state.json names no format)")
-    if state["format"] != FORMAT:
-        raise CheckpointError(f"{path}: checkpoint format {state['format']!r}; this fastlm reads format {FORMAT}")
-    if missing := {"step", "identity", "frozen", "tensors", "files"} - state.keys():
-        raise CheckpointError(f"{path}: not a checkpoint of fastlm (state.json has no {min(missing)!r})")
-    for name, expected in state["files"].items():
-        file = path / name
-        size = file.stat().st_size if file.is_file() else None
-        if size != expected["bytes"]:
-            found = "missing" if size is None else f"{size} bytes"
-            raise CheckpointError(f"{file}: {found} where {expected['bytes']} bytes were written")
-        if _checksum(file) != expected:
-            raise CheckpointError(f"{file}: damaged: its CRC-32 is not the one that was written")
     return state
 
 
@@ -232,15 +208,6 @@ def _check_same(file: Path, found: Mapping[str, str], expected: Mapping[str, str
         here, there = found.get(name, "(not there)"), expected.get(name, "(not there)")
         if here != there:
             raise CheckpointError(f"{file}: tensor {name!r} is {here} where {whose} has {there}")
-
-
-def _checksum(file: Path) -> dict[str, int]:
-    crc = size = 0
-    with open(file, "rb") as stream:
-        while block := stream.read(1 << 22):
-            crc = zlib.crc32(block, crc)
-            size += len(block)
-    return {"bytes": size, "crc32": crc}
 
 
 def _files(folder: Path) -> list[str]:

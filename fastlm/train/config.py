@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any
 
-from fastlm._options import check_choices, option, require
+from fastlm._options import INTEGERS_END, check_choices, option, require
 
 LENGTHS = ("steps", "minutes", "epochs")
 
@@ -48,6 +48,9 @@ class TrainConfig:
             require(getattr(self, name) > 0, name, "above 0", getattr(self, name))
         for name in ("beta1", "beta2", "weight_decay"):
             require(0 <= getattr(self, name) < 1, name, "at least 0 and below 1", getattr(self, name))
+        for name in ("learning_rate", "epsilon"):
+            require(getattr(self, name) < math.inf, name, "a finite number", getattr(self, name))
+        require(self.batch_size < INTEGERS_END, "batch_size", "below 2^31", self.batch_size)
         for name in LENGTHS:
             value = getattr(self, name)
             require(value is None or 0 < value < math.inf, name, "a number above 0, and finite,", value)

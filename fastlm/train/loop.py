@@ -18,7 +18,7 @@ from tqdm import tqdm
 import fastlm
 from fastlm.device import Placement, find_device
 from fastlm.files import disk_is_full, new_folder, write_bytes, write_json
-from fastlm.run_folder import RunError, find_checkpoints
+from fastlm.run_folder import RunError, find_checkpoints, verify_checkpoint
 from fastlm.tasks.base import Task
 from fastlm.train import checkpoint, report
 from fastlm.train.config import TrainConfig
@@ -169,7 +169,7 @@ def _read_finished(run: TrainingFolder, notify: Notify) -> dict[str, Any]:
                 f"run: {run.path} is finished, but model/ is lost or incomplete, and {last.name}, from which it could "
                 "be written again, is lost, too; give another --run to train it again"
             )
-        checkpoint.verify(last)
+        verify_checkpoint(last)
         with new_folder(run.model) as folder:
             shutil.copytree(last / "model", folder, dirs_exist_ok=True)
         notify(f"{run.model} was lost or incomplete; it is written again from {last.name}")
