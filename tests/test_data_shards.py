@@ -291,7 +291,7 @@ def test_a_flipped_bit(copy, name):
     content = bytearray((copy / name).read_bytes())
     content[len(content) // 2] ^= 4
     (copy / name).write_bytes(content)
-    with pytest.raises(DataError, match=rf"{name}: damaged: its CRC-32 is not the one that was written; prepare"):
+    with pytest.raises(DataError, match=rf"{name}: damaged: its CRC-32 is not the one that was written; remove"):
         Shards.open(copy)
 
 
