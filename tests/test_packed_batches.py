@@ -180,7 +180,7 @@ def test_parts_of_a_batch_draw_the_masks_of_the_whole(name, kind, head):
 
 def test_what_one_sequence_holds_leaves_the_others_bits_alone(name):
     model = make(name).eval()
-    batch = packed(sequences([9, 12, 3], model))
+    batch = packed(sequences([9, 12, 3, 5], model))
     inputs = {n: batch[n] for n in ("tokens", "cu_seqlens")}
     changed = inputs | {"tokens": batch["tokens"].clone()}
     changed["tokens"][:9] = (changed["tokens"][:9] + 1) % VOCABULARY
