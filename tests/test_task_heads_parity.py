@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 import transformers
 from parity import BOUND, assert_same, dropout_draws, randomise, seeds_for
+from runs import one_thread
 from torch import Tensor, nn
 
 from fastlm.integrations import transformers as hf
@@ -25,6 +26,8 @@ from fastlm.nn import (
     TaggingHead,
 )
 
+__all__ = ["one_thread"]  # a fixture
+pytestmark = pytest.mark.usefixtures("one_thread")
 BATCH, LENGTH, HIDDEN = 4, 21, 32
 LENGTHS = torch.tensor([LENGTH, 13, 7, 2], dtype=torch.int32)
 FULL = torch.full((BATCH,), LENGTH, dtype=torch.int32)
