@@ -237,3 +237,21 @@ def test_bert_s_pretraining_heads_take_padded_batches(targets):
     model = build(replace(PRESETS["bert_tiny"], **SIZES))
     with pytest.raises(ValueError, match=r"go with padded tokens \(B, S\), got packed tokens \(8,\)"):
         model(PACKED, cu_seqlens=OFFSETS, **targets)
+
+
+@pytest.mark.gpu
+def test_bf16_on_the_gpu_is_the_same_batch_and_never_waits(name):
+    model = make(name, 0.3).float()
+    batch = packed(sequences([9, 12, 3, 5], model))
+    expected = results(model, batch)
+    model, batch = model.cuda(), {n: t.cuda() for n, t in batch.items()}
+    seeds = (torch.arange(model.dropout_sites) + 3).cuda()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        with torch.autocast("cuda", torch.bfloat16):
+            output = model(**batch, seeds=seeds)
+        output.loss.backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    for head, loss in output.losses.items():  # the masks are equal, and the two layers are rounded to 8 bits
+        assert abs(loss.item() - expected[f"{head} loss"].item()) < 0.05 * (1 + expected[f"{head} loss"].item()), head
