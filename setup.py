@@ -31,7 +31,7 @@ ALL_TARGETS = ("80", "90a", "100", "120", "80-virtual")
 
 
 def for_this_machine() -> bool:
-    """Whether the build stays on this machine: an editable install, or `build_ext --inplace`."""
+    """Returns whether the build stays on this machine: an editable install, or `build_ext --inplace`."""
     return not {"editable_wheel", "develop", "--inplace", "-i"}.isdisjoint(sys.argv)
 
 

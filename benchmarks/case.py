@@ -27,8 +27,10 @@ class Unavailable(Exception):
 
 @dataclass(frozen=True)
 class Peer:
-    """Another implementation. `build` takes one set of inputs and returns a function of such inputs, or raises
-    Unavailable."""
+    """Names another implementation.
+
+    `build` takes one set of inputs and returns a function that computes the op for such inputs, or raises Unavailable.
+    """
 
     name: str
     build: Callable[[Inputs], Run]
@@ -36,22 +38,22 @@ class Peer:
 
 @dataclass(frozen=True)
 class Case(ABC):
-    """The base class; each op has one subclass. `label` names the shape in tables."""
+    """Defines what a case is; each op has one subclass. `label` names the shape in tables."""
 
     op: ClassVar[str]
     passes: ClassVar[tuple[str, ...]] = ("forward", "backward", "both")
-    products: ClassVar[bool] = False  # whether FLOPs (of matrix products) enter the floor; otherwise only bytes do
+    products: ClassVar[bool] = False  # whether FLOPs (of matrix products) enter the lower bound, too
     label: str
     dropout_p: float = 0.0
 
     @property
     def shape(self) -> str:
-        """The label, followed by the other options that vary."""
+        """Returns the label, followed by the other options that vary."""
         return f"{self.label} p={self.dropout_p:g}" if self.dropout_p else self.label
 
     @property
     def spec(self) -> backends.Spec:
-        """The op's SPEC."""
+        """Returns the op's SPEC."""
         return SPECS[self.op]
 
     @property
@@ -60,11 +62,11 @@ class Case(ABC):
 
     @abstractmethod
     def parameters(self) -> dict[str, Any]:
-        """Returns the numbers that the label stands for."""
+        """Returns the sizes and options of the case, by name, for the results file."""
 
     @abstractmethod
     def inputs(self, generator: torch.Generator) -> Inputs:
-        """Returns one set of float32 inputs on the generator's device. Gradients are taken of all floating ones."""
+        """Returns one set of float32 inputs on the generator's device. All floating-point inputs get gradients."""
 
     @abstractmethod
     def naive(self, t: Inputs, mask: Tensor | None) -> Tensor:
@@ -90,7 +92,7 @@ class Case(ABC):
         return asked
 
     def results(self, run: Run, t: Inputs, grad: Tensor | None) -> Inputs:
-        """Returns what is checked: the output and the gradient of each leaf. grad=None stands for 1."""
+        """Returns the results to check: the output and the gradient of each leaf. grad=None stands for 1."""
         out = run(t)
         wanted = leaves(t)
         gradients = torch.autograd.grad(out, list(wanted.values()), None if grad is None else grad.to(out.dtype))
@@ -109,8 +111,10 @@ class Case(ABC):
         return self.naive(t, None)
 
     def parts(self, t: Inputs) -> dict[str, tuple[Callable[[], Any], float]]:
-        """Returns library calls that any implementation has to make, as name: (call, repetitions). Each is timed alone,
-        and their sum is printed as a lower bound. Empty for most ops."""
+        """Returns the library calls that any implementation must make, as {name: (call, repetitions)}.
+
+        Each is timed alone, and the sum of the times is printed as a lower bound. Empty for most ops.
+        """
         return {}
 
     def peers(self) -> list[Peer]:
@@ -121,11 +125,11 @@ class Case(ABC):
         return torch.compile(functools.partial(_eager, self), dynamic=False, fullgraph=True)
 
     def probe(self, t: Inputs) -> Inputs:
-        """Returns inputs for which the output shows which elements dropout kept. Needed only if dropout_p > 0."""
+        """Returns inputs whose output shows which elements dropout kept. Needed only if dropout_p > 0."""
         raise NotImplementedError
 
     def kept(self, t: Inputs, out: Tensor) -> Tensor:
-        """Returns one boolean per element that `out`, the output for `probe(t)`, shows: whether it was kept."""
+        """Returns whether each element was kept, as far as `out`, the output for `probe(t)`, shows it."""
         raise NotImplementedError
 
     def zero_padding(self, t: Inputs, out: Tensor) -> Tensor:
@@ -133,19 +137,21 @@ class Case(ABC):
         return out
 
     def excerpt(self, t: Inputs) -> Inputs:
-        """Returns the part of the inputs that is small enough for float64. Its results must not depend on the rest."""
+        """Returns a part of the inputs that is small enough for float64. Its results must not depend on the rest."""
         return t
 
     def excerpt_results(self, results: Inputs, part: Inputs) -> Inputs:
-        """Returns the results that belong to the inputs `part`, which `excerpt` returned."""
+        """Returns the part of the results that belongs to `part`, the inputs that `excerpt` returned."""
         return results
 
     def without_dropout(self) -> Self:
         return replace(self, dropout_p=0.0)
 
     def backends(self, dtype: torch.dtype, device: torch.device) -> dict[str, str | None]:
-        """Returns fastlm's backends, each with None or the reason why it cannot serve this case. Those in plain PyTorch
-        are timed only on a CPU."""
+        """Returns fastlm's backends, each with None or the reason why it cannot serve this case.
+
+        Backends in plain PyTorch are timed only on a CPU.
+        """
         names = ("triton", "cuda", *(backends.ORDER["cpu"] if device.type == "cpu" else ()))
         return {name: self._reason_against(name, dtype, device) for name in names}
 
@@ -155,7 +161,7 @@ class Case(ABC):
 
 
 def leaves(t: Inputs) -> Inputs:
-    """Returns the inputs of which gradients are taken: all floating ones."""
+    """Returns the inputs that get gradients: all floating-point ones."""
     return {name: x for name, x in t.items() if x.is_floating_point()}
 
 

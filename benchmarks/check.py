@@ -6,7 +6,7 @@ and norm = RMS:
 
     error = norm(actual - exact) / (norm(yardstick - exact) + eps / 4 * norm(exact))
 
-fastlm's error may be at most 2. A peer's may be at most 16, which only a wrong result exceeds; the results record it.
+fastlm's error may be at most 2. A peer's error is recorded and may be at most 16; only a wrong result exceeds that.
 Peers draw dropout masks of their own, so they are compared without dropout, and their keep rate must be within 0.005 of
 1 - dropout_p. (cuDNN rounds that to sixteenths: for dropout_p = 0.1 it is off by 0.025.)
 """
@@ -47,7 +47,7 @@ class Check:
         return None if self.grad is None else self.grad.to(out.dtype)
 
     def error(self, run: Run) -> float:
-        """Returns the largest error, as defined at the top of this file, of output and gradients."""
+        """Returns the largest error of output and gradients; the top of this file defines the error."""
         actual = self.case.results(run, with_gradients(self.inputs), self.grad)
         if self.grad is not None:
             actual["out"] = self.case.zero_padding(self.inputs, actual["out"])
@@ -65,7 +65,7 @@ class Check:
 
 
 def relative_error(name: str, actual: Tensor, yardstick: Tensor, exact: Tensor) -> float:
-    """Returns the error, as defined at the top of this file, of one tensor; infinite if a value is not finite."""
+    """Returns the error of one tensor, as the top of this file defines it; infinite if a value is not finite."""
     if actual.shape != exact.shape:
         raise Refused(f"wrong: {name} has shape {tuple(actual.shape)}, not {tuple(exact.shape)}")
     error, allowed = actual.double() - exact, yardstick.double() - exact

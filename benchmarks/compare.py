@@ -1,7 +1,7 @@
 """Compares two files of results and separates changes from noise.
 
-A change is a ratio of medians. It is reported as faster or slower if it exceeds the noise, which is at least 1 % and
-otherwise the sum of three terms: half of each run's interquartile range, relative to its median, and the relative
+A change is a ratio of medians. It is reported as faster or slower if it exceeds the noise. The noise is at least 1 %,
+and otherwise the sum of three terms: half of each run's interquartile range, relative to its median, and the relative
 difference of the limit that bounds the op (a warmer GPU is slower in copies, too).
 """
 
@@ -24,7 +24,7 @@ class Change:
 
     @property
     def relative(self) -> float:
-        """The change of the median as a fraction: -0.1 means 10 % less time."""
+        """Returns the change of the median as a fraction: -0.1 means 10 % less time."""
         return self.after.median_us / self.before.median_us - 1
 
     @property
@@ -35,7 +35,7 @@ class Change:
 
 
 def changes(before: Results, after: Results) -> list[Change]:
-    """Returns a Change for everything that both runs timed."""
+    """Returns a Change for each measurement that both runs timed."""
     old = {r.key: r for r in before.timed()}
     drifts = _drifts(Limits.from_json(before.limits), Limits.from_json(after.limits))
     return [Change(old[r.key], r, _noise(old[r.key], r, drifts)) for r in after.timed() if r.key in old]
@@ -47,7 +47,7 @@ def _noise(a: Record, b: Record, drifts: dict[str | None, float]) -> float:
 
 
 def _drifts(a: Limits, b: Limits) -> dict[str | None, float]:
-    """Returns the relative difference of each limit. None stands for records without a bound: the product's is used."""
+    """Returns the relative difference of each limit. Records without a bound (None) get that of the product."""
 
     def drift(x: float | None, y: float | None) -> float:
         return abs(y / x - 1) if x and y else 0.0
@@ -75,7 +75,7 @@ def report(before: Results, after: Results) -> str:
 
 
 def _one_sided(before: Results, after: Results) -> list[str]:
-    """Lists what only one of the two runs timed, with the later run's reason for leaving it out."""
+    """Lists the measurements that only one of the two runs has, with the later run's reason for leaving them out."""
     old, new = ({r.key: r for r in results.timed()} for results in (before, after))
     status = {r.key: r for r in after.records}
     lines = []

@@ -12,7 +12,7 @@ def _kernel(X, ITERATIONS: tl.constexpr, BLOCK: tl.constexpr):
     at = X + tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     x = tl.load(at)
     for _ in range(ITERATIONS):
-        x = tl.exp2(-x)  # stays in [0, 1]; each depends on the one before, so the compiler can remove none
+        x = tl.exp2(-x)  # stays in [0, 1]. Each depends on the previous one, so the compiler cannot remove any
     tl.store(at, x)
 
 

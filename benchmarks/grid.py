@@ -9,7 +9,7 @@ import torch
 
 @dataclass(frozen=True)
 class Grid:
-    """The sizes that the cases are made from."""
+    """Holds the sizes that the cases are made from."""
 
     tokens: int  # per batch
     small: bool = False  # --quick on a CPU: one small shape per op
@@ -17,7 +17,7 @@ class Grid:
 
     @property
     def masked(self) -> int:
-        """The number of positions that BERT's masked LM predicts: 15 % of the tokens."""
+        """Returns the number of positions that BERT's masked LM predicts: 15 % of the tokens."""
         return round(0.15 * self.tokens)
 
     def widths(self, papers: tuple[int, ...], sweep: tuple[int, ...]) -> tuple[int, ...]:

@@ -1,10 +1,10 @@
 """The machine's limits, which every run measures first: copies, matrix products, exponentials.
 
-The floor of an op is a lower bound on its time, the largest of three:
+The lower bound on an op's time is the largest of three:
 
     copy         the time of a copy that reads and writes as many bytes
     matrix       its matrix products at the rate of one large product in the same dtype
-    exponential  its exponentials at the rate of the unit that computes them
+    exponential  its exponentials at the rate of the unit for exponentials
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Limits:
 
     @property
     def copy_rate(self) -> float:
-        """Bytes per second, read and written, of the largest copy."""
+        """Returns the bytes per second, read and written, of the largest copy."""
         moved, us = self.copies[-1]
         return moved / us * 1e6
 
@@ -53,17 +53,17 @@ class Limits:
         share = math.log(moved / s0) / math.log(s1 / s0)
         return t0 * (t1 / t0) ** share
 
-    def floor(self, moved: int, flops: int, exponentials: int = 0) -> tuple[float, str]:
-        """Returns the floor in microseconds, and which limit sets it."""
+    def lower_bound(self, moved: int, flops: int, exponentials: int = 0) -> tuple[float, str]:
+        """Returns the lower bound in microseconds, and which limit sets it."""
         times = {"copy": self.copy_us(moved), "matrix": flops / self.gemm_flops * 1e6}
         if self.exponentials:
             times["exponential"] = exponentials / self.exponentials * 1e6
         bound = max(times, key=times.get)
         return times[bound], bound
 
-    def floors(self, work: list[tuple[int, int, int]]) -> tuple[float, str]:
-        """Returns the summed floors of passes that run one after another, and which limit sets the longest."""
-        each = [self.floor(*w) for w in work]
+    def lower_bounds(self, work: list[tuple[int, int, int]]) -> tuple[float, str]:
+        """Returns the sum of the lower bounds of successive passes, and which limit sets the largest of them."""
+        each = [self.lower_bound(*w) for w in work]
         return sum(us for us, _ in each), max(each)[1]
 
     def to_json(self) -> dict[str, Any]:
@@ -81,7 +81,7 @@ def measure(clock: Clock, dtype: torch.dtype, quick: bool) -> Limits:
     sizes = [s for s in COPY_BYTES if s <= (2**31 if on_gpu else 2**26)]
     copies, longest = [], 0.0
     for size in sizes[:: 1 if on_gpu and not quick else 2]:
-        longest = max(longest, _copy_us(clock, size))  # a larger copy cannot be faster: that would be noise
+        longest = max(longest, _copy_us(clock, size))  # if a larger copy seems faster, that is noise
         copies.append((size, longest))
     size = GEMM_SIZE[clock.device.type]
     gemm = 2 * size**3 / _gemm_us(clock, dtype, size) * 1e6
@@ -105,7 +105,7 @@ def _exponentials(clock: Clock) -> float | None:
         return x.numel() / statistics.median(clock.samples(lambda x: x.exp(), lambda i: x)) * 1e6
     try:
         from benchmarks.exponential import ITERATIONS, exponentials
-    except ImportError:  # no Triton: floors then have two terms
+    except ImportError:  # without Triton a lower bound has two terms
         return None
     x = torch.rand(2**22, device=clock.device)
     return x.numel() * ITERATIONS / statistics.median(clock.samples(exponentials, lambda i: x)) * 1e6

@@ -1,9 +1,10 @@
-"""One step of training (forward, backward, clipping, optimizer) of GPT-1 and BERT, ours beside what others have.
+"""Compares one training step (forward, backward, clipping, optimizer) of fastlm's GPT-1 and BERT with other packages'.
 
-Ours is the trainer's own `update`, its hand-over of batches included; the others' step is written here.
+fastlm's step is the trainer's `update`, which also loads its batch. The step of the other packages is written here.
 
-Before it is timed, a candidate's loss and every gradient are held against our reference backend in float32 on two
-sequences with the same weights: ours with dropout, for the masks are the same, others without.
+Before a candidate is timed, its loss and every gradient are compared with those of fastlm's reference backend in
+float32, on two sequences with the same weights. fastlm's step is compared with dropout, because the masks are the same,
+the others without.
 """
 
 from __future__ import annotations
@@ -35,8 +36,8 @@ from fastlm.train.trainer import Plan, Trainer
 Batch = dict[str, Tensor]
 Loss = Callable[[nn.Module, Batch], Tensor]
 
-# The largest relative difference of the loss, and of all gradients as one vector. bf16 has 8 bits, and a gradient that
-# has come through 24 layers of them differs by some per cent; a missing layer norm or bias differs by much more.
+# The largest relative difference of the loss, and of all gradients as one vector. In bf16, with its 8 significant bits,
+# gradients differ by some per cent after 24 layers. Without one layer norm or bias they would differ by much more.
 TOLERANCES = {torch.float32: (1e-5, 1e-3), torch.bfloat16: (5e-3, 0.1)}
 
 
@@ -66,7 +67,7 @@ class ModelCase:
 
     @property
     def predicted(self) -> int:
-        """Positions of a sequence that the masked LM predicts."""
+        """Returns the number of positions per sequence that the masked LM predicts."""
         return round(0.15 * self.length)
 
     def flops(self) -> int:
@@ -92,7 +93,7 @@ class ModelCase:
 
 
 def model_cases(grid: Grid, names: list[str] | None) -> list[ModelCase]:
-    """Raises ValueError for a model that there is not."""
+    """Returns the cases of the named models, or of all. Raises ValueError for an unknown name."""
     if grid.tokens == 32768:
         sizes = [("gpt1", 512), ("bert_base", 128), ("bert_base", 512), ("bert_large", 128), ("bert_large", 512)]
         found = [ModelCase(name, grid.tokens // length, length) for name, length in sizes]
@@ -112,7 +113,11 @@ def model_cases(grid: Grid, names: list[str] | None) -> list[ModelCase]:
 
 @dataclass(frozen=True)
 class Candidate:
-    """`build` makes the model of a configuration, with our weights; `gradients` are given our names."""
+    """Holds an implementation of the models.
+
+    `build` makes the model of a configuration, with the weights of fastlm's model. `gradients` returns its gradients by
+    the names of fastlm's parameters.
+    """
 
     name: str
     build: Callable[[Any, nn.Module], nn.Module]
@@ -150,7 +155,7 @@ def _plain(config: Any, source: nn.Module) -> nn.Module:
 
 
 def _transformers(config: Any, source: nn.Module) -> nn.Module:
-    """In its best form: BERT with SDPA; its GPT-1 has no other attention than its own."""
+    """Builds transformers' model in its fastest form: BERT with SDPA. Its GPT-1 has only an attention of its own."""
     transformers = package("transformers")
     values = hf.export_config(config)
     if isinstance(config, GPT1Config):
@@ -179,7 +184,7 @@ def _their_gradients(model: nn.Module, config: Any) -> dict[str, Tensor]:
 
 
 def run_model(case: ModelCase, bench: Bench) -> Iterator[Record]:
-    """The records of one model and shape."""
+    """Yields the records of one model and shape, candidate by candidate."""
     torch.backends.cuda.enable_cudnn_sdp(False)  # it rounds dropout to sixteenths
     torch.manual_seed(SEED)
     source = models.build(case.config, backend="reference").to(bench.device).train()
@@ -212,13 +217,13 @@ def _guarded(case: ModelCase, bench: Bench, candidate: Candidate, check: ModelCh
         return _record(case, bench, candidate, status="skipped", reason=str(reason))
     except Refused as reason:
         return _record(case, bench, candidate, status="refused", reason=str(reason))
-    except Exception as error:  # whatever another's package raises
+    except Exception as error:  # other packages may raise any exception
         status, reason = explain(error)
         return _record(case, bench, candidate, status=status, reason=reason)
 
 
 class ModelCheck:
-    """Loss and gradients of our reference in float32 on a few sequences, with dropout and without."""
+    """Compares candidates with fastlm's reference backend in float32 on a few sequences, with and without dropout."""
 
     def __init__(self, case: ModelCase, source: nn.Module, batch: Batch, bench: Bench):
         self.case, self.source, self.batch, self.bench = case, source, batch, bench
@@ -226,13 +231,13 @@ class ModelCheck:
         self._exact: dict[bool, tuple[Tensor, dict[str, Tensor]]] = {}
 
     def __call__(self, candidate: Candidate) -> float:
-        """The relative difference of the gradients; raises Refused where it or the loss's is too large."""
+        """Returns the relative difference of the gradients; raises Refused if it, or that of the loss, is too large."""
         config = self.case.config if candidate.ours else _with_dropout(self.case.config, 0.0)
         model = candidate.build(config, self.source).to(self.bench.device).train()
         loss = self._loss(candidate, model)
         named = {name: p.grad for name, p in model.named_parameters()}
         gradients = named if candidate.gradients is None else candidate.gradients(model, config)
-        return self._held(loss, gradients, *self._reference(candidate.ours))
+        return self._checked_error(loss, gradients, *self._reference(candidate.ours))
 
     def _loss(self, candidate: Candidate, model: nn.Module) -> Tensor:
         with autocast(self.bench):
@@ -251,7 +256,9 @@ class ModelCheck:
             self._exact[dropout] = loss.detach(), {name: p.grad for name, p in model.named_parameters()}
         return self._exact[dropout]
 
-    def _held(self, loss: Tensor, gradients: dict[str, Tensor], exact: Tensor, wanted: dict[str, Tensor]) -> float:
+    def _checked_error(
+        self, loss: Tensor, gradients: dict[str, Tensor], exact: Tensor, wanted: dict[str, Tensor]
+    ) -> float:
         loss_bound, bound = TOLERANCES[self.bench.dtype]
         off = ((loss - exact).abs() / exact).item()
         if not off <= loss_bound:
@@ -272,7 +279,7 @@ def autocast(bench: Bench) -> torch.autocast:
 
 
 def training_step(case: ModelCase, candidate: Candidate, source: nn.Module, bench: Bench) -> Callable[[Batch], None]:
-    """Makes a step as its users make it: ours by the trainer, others with torch's fused AdamW."""
+    """Returns the step that users of a candidate run: fastlm's trainer, or the model with torch's fused AdamW."""
     if candidate.ours:
         return _trainer_step(case, candidate, source, bench)
     model = candidate.build(case.config, source).to(bench.device).train()
@@ -293,7 +300,7 @@ def training_step(case: ModelCase, candidate: Candidate, source: nn.Module, benc
 
 
 class _GivenBatches(Task):
-    """The model of a case on batches that are there already, so that the trainer's own step can be timed."""
+    """Gives the trainer the model of a case and ready batches, so that the trainer's own step can be timed."""
 
     def __init__(self, build: Callable[[], nn.Module], batches: list[Batch]):
         self._build = build
@@ -322,7 +329,7 @@ class _GivenBatches(Task):
 
 
 def _trainer_step(case: ModelCase, candidate: Candidate, source: nn.Module, bench: Bench) -> Callable[[Batch], None]:
-    """Makes a function that makes the trainer's next update, on batches of its own; its argument is not used."""
+    """Returns a function that makes the trainer's next update. It ignores its argument: the trainer loads batches."""
     generator = torch.Generator().manual_seed(SEED)
     batches = [case.inputs(generator, case.batch) for _ in range(SETS)]
     task = _GivenBatches(lambda: candidate.build(case.config, source), batches)
@@ -332,7 +339,7 @@ def _trainer_step(case: ModelCase, candidate: Candidate, source: nn.Module, benc
     precision = "bf16" if bench.dtype == torch.bfloat16 else "fp32"
     trainer = Trainer(task, config, Plan(1 << 30, 0, bench.device.type, precision, {}))
     if candidate.compiled:
-        for block in trainer.model.blocks:  # all of one graph: its ops are fused already
+        for block in trainer.model.blocks:  # one graph serves all blocks; the other layers are fused ops already
             block.compile(fullgraph=True, dynamic=False)
     steps = itertools.count()
 
@@ -344,7 +351,7 @@ def _trainer_step(case: ModelCase, candidate: Candidate, source: nn.Module, benc
 
 def _record(case: ModelCase, bench: Bench, candidate: Candidate, **outcome: Any) -> Record:
     flops, peak = case.flops(), machine.peak_flops()
-    floor, _ = bench.limits.floor(0, flops)
+    lower_bound, _ = bench.limits.lower_bound(0, flops)
     record = Record(
         kind="model",
         name=case.name,
@@ -355,7 +362,7 @@ def _record(case: ModelCase, bench: Bench, candidate: Candidate, **outcome: Any)
         ours=candidate.ours,
         parameters={"batch": case.batch, "length": case.length, "dropout_p": case.config.dropout},
         flops=flops,
-        floor_us=round(floor, 3),
+        lower_bound_us=round(lower_bound, 3),
         bound="matrix",
         tokens=case.batch * case.length,
         **outcome,
@@ -364,5 +371,5 @@ def _record(case: ModelCase, bench: Bench, candidate: Candidate, **outcome: Any)
 
 
 def mfu(flops: int, record: Record, peak: float) -> float:
-    """The fraction of the peak that the counted operations make (Chowdhery et al. 2022, appendix B)."""
+    """Returns the model FLOPs utilization, a fraction of the peak (Chowdhery et al. 2022, appendix B)."""
     return flops / (record.median_us * 1e-6) / peak

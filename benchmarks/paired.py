@@ -1,8 +1,8 @@
-"""A training step of our models beside another package's, in turns: ours, theirs, ours, theirs.
+"""Times training steps of fastlm's models and of another package's in turns: ours, theirs, ours, theirs.
 
-What a busy machine takes from one step it takes from the next as well, so the figure is the median of the ratios of
-neighbouring steps, ours by theirs. Beside the wall clock's stands that of the process's CPU time, which others' work
-disturbs less. The products' share of our step says how much of it no code around them can save.
+Other processes slow down two successive steps alike. Therefore the result is the median of the ratios of successive
+steps, ours divided by theirs, for the wall clock and for the process's CPU time, which other processes disturb less.
+Matrix products take a share of our step that no change of the other code can save; it is printed, too.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ from benchmarks.timing import FULL, Clock
 from fastlm import models
 
 MODELS = ("gpt1_small", "bert_small", "gpt1_tiny", "bert_tiny")
-TOKENS, TOKENS_OF_TINY = 2048, 512  # of a batch
+TOKENS, TOKENS_OF_TINY = 2048, 512  # tokens per batch
 WARM_UP, PROFILED = 2, 3  # steps
 PRODUCTS = ("aten::mm", "aten::addmm", "aten::addmm_", "aten::bmm", "aten::baddbmm")
-FUSED_ATTENTION = "aten::_scaled_dot_product_flash_attention_for_cpu"  # and its backward: products and a softmax
+FUSED_ATTENTION = "aten::_scaled_dot_product_flash_attention_for_cpu"  # prefix of the forward's and the backward's name
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """The times of one case: milliseconds are medians, ratios medians of the pairs' (ours by theirs)."""
+    """Holds the times of one case: medians in milliseconds, and medians of the pairs' ratios (ours / theirs)."""
 
     model: str
     shape: str
@@ -46,11 +46,11 @@ class Pairs:
     theirs_ms: float
     ratio: float
     cpu_ratio: float
-    products: float  # their share of our step
+    products: float  # the share of matrix products in our step
 
 
 def measure(options: argparse.Namespace) -> int:
-    """Prints a table and writes it as JSON; the exit status: 2 for wrong options."""
+    """Prints a table and writes it as JSON. Returns the exit status: 0, or 2 for wrong options."""
     unknown = sorted(set(options.model or ()) - set(models.PRESETS))
     if unknown:
         print(f"benchmarks: --model takes {', '.join(models.PRESETS)}, not {', '.join(unknown)}", file=sys.stderr)
@@ -121,7 +121,7 @@ def _checked_step(case: ModelCase, candidate: Candidate, check: ModelCheck, benc
 
 
 def _time(step: Callable[[Batch], None], batch: Batch) -> tuple[float, float]:
-    """Seconds of one step, by the wall clock and of this process's CPU time."""
+    """Returns the seconds of one step, by the wall clock and in CPU time of this process."""
     cpu, wall = time.process_time(), time.perf_counter()
     step(batch)
     return time.perf_counter() - wall, time.process_time() - cpu
@@ -132,7 +132,7 @@ def _median_ratio(ours: tuple[float, ...], theirs: tuple[float, ...]) -> float:
 
 
 def _products_share(run: Callable[[], object]) -> float:
-    """The share of a run's time that lies in matrix products, the fused attention's among them."""
+    """Returns the share of matrix products in the time of a run; torch's fused attention counts as one."""
     with profile(activities=[ProfilerActivity.CPU]) as profiled:
         run()
     events = profiled.key_averages()

@@ -94,7 +94,7 @@ class MaskedLMHead(nn.Module):
 
 
 class PlainBERT(nn.Module):
-    """BERT for pretraining. As in fastlm, the masked-LM head runs only at the predicted positions."""
+    """Builds BERT for pretraining. As in fastlm, the masked-LM head runs only at the predicted positions."""
 
     def __init__(self, config: BERTConfig):
         super().__init__()

@@ -77,7 +77,7 @@ def _scatter(axes: Any, by_op: dict[str, list[Record]], point: Callable[[Record]
 
 
 def _peers(results: Results) -> Any:
-    """Draws one panel per op or model and one group of bars per shape: milliseconds, with a line at the floor."""
+    """Draws one panel per op or model and one group of bars per shape: milliseconds, with a line at the lower bound."""
     panels = [(name, _shapes(records)) for name, records in grouped(results.records).items()]
     panels = [(name, shapes) for name, shapes in panels if shapes]
     columns = 2 if len(panels) > 1 else 1
@@ -108,9 +108,9 @@ def _panel(axes: Any, name: str, shapes: dict[str, list[Record]]) -> None:
         axes.bar(at, heights, width, yerr=[low, high], color=colour, label=candidate, error_kw={"elinewidth": 0.8})
     for s, records in enumerate(shapes.values()):
         if records[0].kind == "op":
-            floor = records[0].floor_us / 1e3
+            bound = records[0].lower_bound_us / 1e3
             axes.plot(
-                [s - 0.45, s + 0.45], [floor, floor], color="black", linewidth=1.2, label="limit" if s == 0 else None
+                [s - 0.45, s + 0.45], [bound, bound], color="black", linewidth=1.2, label="limit" if s == 0 else None
             )
     axes.set_xticks(range(len(shapes)), [_wrapped(shape) for shape in shapes], fontsize=7)
     axes.set_ylabel("ms", fontsize=8)

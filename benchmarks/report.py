@@ -11,7 +11,7 @@ Table = tuple[list[str], list[list[str]]]
 
 
 def terminal(results: Results) -> str:
-    """Returns the whole report: head, tables, and the reasons for what is missing."""
+    """Returns the whole report: header, tables, and the reasons for missing times."""
     parts = [head(results)]
     for name, records in grouped(results.records).items():
         title = f"{name}, {records[0].dtype}"
@@ -36,7 +36,7 @@ def head(results: Results) -> str:
 
 
 def busy(results: Results) -> bool:
-    """Whether other processes used much of the CPU when the run began. False for runs on a GPU."""
+    """Returns whether other processes used much of the CPU when the run began; False for runs on a GPU."""
     machine = results.machine
     return machine["device"] == "cpu" and machine["load"] > machine["cpus"] / 2
 
@@ -94,7 +94,7 @@ def _model_table(records: Sequence[Record], peers: list[str]) -> Table:
 
 
 def _without_empty(header: list[str], rows: list[list[str]]) -> Table:
-    """Removes the empty columns: on a CPU there is no MFU and no count of memory."""
+    """Removes empty columns: a CPU has no MFU and no peak memory."""
     kept = [i for i in range(len(header)) if any(row[i] for row in rows)]
     return [header[i] for i in kept], [[row[i] for i in kept] for row in rows]
 
@@ -132,8 +132,8 @@ def markdown(table: Table) -> str:
 
 
 def summary(results: Results) -> str:
-    """Returns a page of Markdown: tables of forward plus backward, the ops farthest from their floor, and fastlm's
-    failures."""
+    """Returns a page of Markdown: tables of forward plus backward, the ops farthest from their lower bounds, and
+    fastlm's failures."""
     parts = [head(results).replace("\n", "\n\n")]
     for name, records in grouped(results.records).items():
         whole = [r for r in records if r.pass_ in ("both", "step")]
@@ -147,7 +147,7 @@ def summary(results: Results) -> str:
 
 
 def worst(results: Results, count: int = 3) -> list[Record]:
-    """Returns the records of fastlm's fastest backends that are farthest from their floor."""
+    """Returns the records of fastlm's fastest backends that are farthest from their lower bounds."""
     groups = [g for records in grouped(results.records).values() for g in _by_shape(records).values()]
     found = [r for r in map(best, groups) if r is not None and r.fraction is not None]
     return sorted(found, key=lambda r: r.fraction)[:count]
@@ -177,13 +177,13 @@ def _us(us: float) -> str:
 
 
 def _spread(record: Record) -> str:
-    """Half the interquartile range, in per cent of the median."""
+    """Returns half the interquartile range, in per cent of the median."""
     low, high = record.quartiles_us
     return f"{(high - low) / 2 / record.median_us * 100:.1f}"
 
 
 def _achieved(record: Record) -> str:
-    """Bytes or operations a second, by what binds."""
+    """Returns the bytes per second if the copy limits the op, else the FLOP/s."""
     if record.bound == "copy":
         return _rate(record.bytes / record.median_us * 1e6, "B/s")
     return _rate(record.flops / record.median_us * 1e6)

@@ -22,12 +22,12 @@ BOUNDS = ("copy", "matrix", "exponential")
 
 
 class ResultsError(ValueError):
-    """A file is not a results file, or contradicts itself."""
+    """Reports a file that is not a results file, or that contradicts itself."""
 
 
 @dataclass(frozen=True)
 class Record:
-    """One pass of one candidate at one shape. `reason` says why it was not timed."""
+    """Holds one pass of one candidate at one shape. `reason` says why it was not timed."""
 
     kind: str
     name: str  # the op, or the model
@@ -40,19 +40,19 @@ class Record:
     reason: str | None = None
     samples_us: tuple[float, ...] = ()
     parameters: dict[str, Any] = field(default_factory=dict)
-    bytes: int | None = None  # the minimum that must be read and written
-    flops: int | None = None  # the minimum, of matrix products
-    exponentials: int | None = None  # the minimum
-    floor_us: float | None = None  # the lower bound from these three and the machine's limits (limits.py)
-    bound: str | None = None  # the limit that sets floor_us
+    bytes: int | None = None  # minimum number of bytes read and written
+    flops: int | None = None  # minimum number of FLOPs in matrix products
+    exponentials: int | None = None  # minimum number of exponentials
+    lower_bound_us: float | None = None  # from these three numbers and the machine's limits (limits.py)
+    bound: str | None = None  # the limit that sets lower_bound_us
     extra_bytes: int | None = None  # peak memory beyond inputs and results
-    error: float | None = None  # relative to the yardstick's (check.py); for a model the difference of its gradients
+    error: float | None = None  # divided by the yardstick's error (check.py); for a model see models.py
     tokens: int | None = None  # per step of a model
     mfu: float | None = None  # model FLOPs utilization, a fraction of the GPU's peak
 
     @property
     def key(self) -> tuple[str, ...]:
-        """Identifies the same measurement in two files."""
+        """Returns the fields that identify a measurement, to find it in another file."""
         return (self.kind, self.name, self.shape, self.dtype, self.pass_, self.candidate)
 
     @property
@@ -65,8 +65,8 @@ class Record:
 
     @property
     def fraction(self) -> float | None:
-        """The floor divided by the median: 1 is the machine's limit. None if there is no floor or no time."""
-        return None if self.floor_us is None or self.status != "timed" else self.floor_us / self.median_us
+        """Returns the lower bound divided by the median, None without a bound or a time. 1 is the machine's limit."""
+        return None if self.lower_bound_us is None or self.status != "timed" else self.lower_bound_us / self.median_us
 
     def to_json(self) -> dict[str, Any]:
         values = {("pass" if name == "pass_" else name): value for name, value in asdict(self).items()}
@@ -112,7 +112,7 @@ def quartiles(samples: tuple[float, ...]) -> tuple[float, float]:
 
 @dataclass
 class Results:
-    """One run: its machine, versions and limits, and its records."""
+    """Holds one run: its machine, versions and limits, and its records."""
 
     created: str
     command: str

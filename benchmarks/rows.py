@@ -15,7 +15,7 @@ EPS = 1e-5  # the eps of layer norms
 
 @dataclass(frozen=True)
 class Rows(Case):
-    """An op over the rows of (N, E)."""
+    """Defines a case of an op over the rows of (N, E)."""
 
     rows: int = 0
     columns: int = 0

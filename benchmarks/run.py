@@ -28,7 +28,7 @@ SEED = 20263
 
 @dataclass
 class Bench:
-    """The settings and limits that all measurements of one run share."""
+    """Holds the settings and limits that all measurements of one run share."""
 
     clock: Clock
     limits: Limits
@@ -41,7 +41,7 @@ class Bench:
         return self.clock.device
 
     def late(self) -> bool:
-        """Whether the deadline has passed."""
+        """Returns whether the deadline has passed."""
         return time.monotonic() > self.until
 
 
@@ -66,7 +66,7 @@ def run_case(case: Case, bench: Bench) -> Iterator[Record]:
 
 @dataclass
 class _Trial:
-    """One case with its inputs. Its methods return one record per pass of a candidate."""
+    """Measures one case. Its methods return one record per pass of a candidate."""
 
     case: Case
     bench: Bench
@@ -100,7 +100,7 @@ class _Trial:
         return self._guarded(name, False, prepare)
 
     def parts(self) -> list[Record]:
-        """Returns a record with the summed times of the case's parts. It is a lower bound, not an implementation."""
+        """Returns a record with the sum of the times of the case's `parts`: a lower bound, not an implementation."""
         times = {}
         for name, (call, count) in self.case.parts(self.sets[0]).items():
             samples = self.bench.clock.samples(lambda _, call=call: call(), lambda i: None)
@@ -119,7 +119,7 @@ class _Trial:
             return self.records(name, "skipped", str(reason), ours)
         except Refused as reason:
             return self.records(name, "refused", str(reason), ours)
-        except Exception as error:  # other packages raise anything
+        except Exception as error:  # other packages may raise any exception
             status, reason = explain(error)
             return self.records(name, status, reason, ours)
         finally:
@@ -161,7 +161,7 @@ class _Trial:
 
     def _record(self, name: str, pass_: str, ours: bool, status: str, **more: Any) -> Record:
         work = self._work(pass_)
-        floor, bound = self.bench.limits.floors([w for w in work if any(w)])
+        lower_bound, bound = self.bench.limits.lower_bounds([w for w in work if any(w)])
         moved, flops, exponentials = (sum(column) for column in zip(*work, strict=True))
         return Record(
             kind="op",
@@ -176,13 +176,13 @@ class _Trial:
             bytes=moved,
             flops=flops,
             exponentials=exponentials,
-            floor_us=round(floor, 3),
+            lower_bound_us=round(lower_bound, 3),
             bound=bound,
             **more,
         )
 
     def _work(self, pass_: str) -> list[tuple[int, int, int]]:
-        """Returns (bytes, FLOPs of matrix products, exponentials) of the pass; of "both", first the forward's."""
+        """Returns (bytes, FLOPs of matrix products, exponentials) of a pass, or of each of both passes."""
         cost, exponentials = self.case.cost(self.dtype), self.case.exponentials()
         forward = (cost.forward_bytes, cost.forward_flops * self.case.products, exponentials[0])
         backward = (cost.backward_bytes, cost.backward_flops * self.case.products, exponentials[1])
@@ -203,7 +203,7 @@ def explain(error: Exception) -> tuple[str, str]:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Silences the warnings and logs of other packages. The reason in a record says why a package cannot run."""
+    """Silences the warnings and logs of other packages. A record's reason says why a package cannot run."""
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

@@ -23,7 +23,7 @@ import torch
 
 @dataclass(frozen=True)
 class Effort:
-    """How many samples one measurement takes: as many as fit in `seconds`, but at least `least` and at most `most`."""
+    """Bounds the samples of a measurement: as many as fit in `seconds`, but at least `least` and at most `most`."""
 
     least: int = 10
     most: int = 30
@@ -45,7 +45,7 @@ class Clock:
         if self.on_gpu:
             properties = torch.cuda.get_device_properties(device)
             self._flush = torch.ones(2 * properties.L2_cache_size // 4, device=device)
-            self._cycles_per_us = 2000  # assumes 2 GHz, above most GPUs' clocks: a lower clock makes the sleep longer
+            self._cycles_per_us = 2000  # 2 GHz is above most GPUs' clocks; with a lower clock the sleep is only longer
 
     def samples(self, call: Callable[[Any], Any], prepare: Callable[[int], Any]) -> tuple[float, ...]:
         """Returns the microseconds of `call(prepare(i))` for i = 0, 1, ..., without those of `prepare`."""
@@ -88,8 +88,10 @@ class Clock:
             torch.cuda.synchronize(self.device)
 
     def extra_bytes(self, call: Callable[[], Any]) -> int | None:
-        """Returns the bytes by which GPU memory during `call` exceeds the larger of the memory before it and after it
-        (with its result); None on a CPU."""
+        """Returns the peak of GPU memory during `call`, minus the larger of the memory before and after it, in bytes.
+
+        The memory after it includes its result. Returns None on a CPU.
+        """
         if not self.on_gpu:
             return None
         self._wait()

@@ -1,9 +1,9 @@
 """Builds, tests and measures on a GPU within a time limit, and writes a summary page.
 
-Each part is its own process and gets a share of the remaining time. If a part fails or takes too long, the page says so
-and the next part starts. The page and the results are rewritten after each step, so that an interrupted visit keeps
-them. Before the build nothing is installed, so this file needs only Python's standard library. No part needs a network.
-The tests need pytest and hypothesis; if these are missing, only that part fails.
+Each stage is its own process and gets a share of the remaining time. If a stage fails or takes too long, the page says
+so and the next stage starts. The page and the results are rewritten after each stage, so that an interrupted visit
+keeps them. Before the build nothing is installed, so this file needs only Python's standard library. No stage needs a
+network. The tests need pytest and hypothesis; if these are missing, only that stage fails.
 """
 
 from __future__ import annotations
@@ -21,15 +21,16 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 GRACE = 5.0  # seconds between SIGTERM and SIGKILL
-TAIL = 25  # lines of a failed part's log that go into the page
+TAIL = 25  # lines of a failed stage's log that go into the page
 
 
 @dataclass(frozen=True)
-class Part:
-    """One process of the visit.
+class Stage:
+    """Describes one process of the visit.
 
-    `share` is its weight among the parts that remain; they divide the remaining time by it. "{minutes}" in the command
-    is replaced by 85 % of the part's time, so that a command that limits its own time ends before it is killed.
+    `share` is its weight: the remaining time is divided among the remaining stages in proportion to their weights.
+    "{minutes}" in the command is replaced by 85 % of the stage's time, so that a command that limits its own time ends
+    before it is killed.
     """
 
     name: str
@@ -39,50 +40,50 @@ class Part:
 
 @dataclass(frozen=True)
 class Outcome:
-    part: Part
+    stage: Stage
     status: str  # "ok", "failed (1)", "out of time", "not started"
     seconds: float
     log: Path
 
 
-def parts(out: Path) -> list[Part]:
-    """Returns the parts of a visit, in order."""
+def stages(out: Path) -> list[Stage]:
+    """Returns the stages of a visit, in order."""
     python = sys.executable
     pip = [python, "-m", "pip", "install", "--no-build-isolation", "--no-deps", "--no-index", "--editable", "."]
     measure = ["--out", str(out / "results"), "--minutes", "{minutes}"]
     return [
-        Part("build", pip, 3),
-        Part("info", [python, "-m", "fastlm.cli", "info"], 1),
-        Part("tests", [python, "-P", "-m", "pytest", "-m", "gpu", "-q", "-p", "no:cacheprovider"], 3),
-        Part("ops", [python, "-m", "benchmarks", "ops", "--no-sweeps", "--plot", *measure], 4),
-        Part("models", [python, "-m", "benchmarks", "models", *measure], 3),
+        Stage("build", pip, 3),
+        Stage("info", [python, "-m", "fastlm.cli", "info"], 1),
+        Stage("tests", [python, "-P", "-m", "pytest", "-m", "gpu", "-q", "-p", "no:cacheprovider"], 3),
+        Stage("ops", [python, "-m", "benchmarks", "ops", "--no-sweeps", "--plot", *measure], 4),
+        Stage("models", [python, "-m", "benchmarks", "models", *measure], 3),
     ]
 
 
-def visit(out: Path, minutes: float, planned: Sequence[Part] | None = None) -> int:
-    """Runs the parts, writes logs, results and summary.md into `out`, and returns 0 if all parts succeeded, else 1."""
+def visit(out: Path, minutes: float, planned: Sequence[Stage] | None = None) -> int:
+    """Runs the stages; writes logs, results and summary.md into `out`. Returns 0 if all stages succeeded, else 1."""
     out = out.resolve()
     out.mkdir(parents=True, exist_ok=True)
-    planned = parts(out) if planned is None else planned
+    planned = stages(out) if planned is None else planned
     until = time.monotonic() + 60 * minutes - GRACE
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an exception, so that the running part is ended, too
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an exception, so that the running stage is ended, too
     outcomes: list[Outcome] = []
-    for i, part in enumerate(planned):
+    for i, stage in enumerate(planned):
         left = until - time.monotonic()
-        limit = left * part.share / sum(p.share for p in planned[i:])
-        outcomes.append(_run(part, limit, out))
+        limit = left * stage.share / sum(p.share for p in planned[i:])
+        outcomes.append(_run(stage, limit, out))
         last = outcomes[-1]
-        print(f"{part.name}: {last.status}, {last.seconds:.0f} s ({last.log})", flush=True)
+        print(f"{stage.name}: {last.status}, {last.seconds:.0f} s ({last.log})", flush=True)
         _write(out, outcomes, planned[i + 1 :], minutes)
     print((out / "summary.md").read_text())
     return 0 if all(o.status == "ok" for o in outcomes) else 1
 
 
-def _run(part: Part, limit: float, out: Path) -> Outcome:
-    log = out / f"{part.name}.log"
+def _run(stage: Stage, limit: float, out: Path) -> Outcome:
+    log = out / f"{stage.name}.log"
     if limit <= 0:
-        return Outcome(part, "not started", 0.0, log)
-    command = [word.format(minutes=f"{0.85 * limit / 60:.3f}") for word in part.command]
+        return Outcome(stage, "not started", 0.0, log)
+    command = [word.format(minutes=f"{0.85 * limit / 60:.3f}") for word in stage.command]
     started = time.monotonic()
     with log.open("w") as file:
         file.write(f"$ {shlex.join(command)}\n")
@@ -94,7 +95,7 @@ def _run(part: Part, limit: float, out: Path) -> Outcome:
             )
         except OSError as error:
             file.write(f"{error}\n")
-            return Outcome(part, "failed (it could not be started)", 0.0, log)
+            return Outcome(stage, "failed (it could not be started)", 0.0, log)
         try:
             code = process.wait(limit)
             status = "ok" if code == 0 else f"failed ({code})"
@@ -102,7 +103,7 @@ def _run(part: Part, limit: float, out: Path) -> Outcome:
             status = "out of time"
         finally:
             _end(process)
-    return Outcome(part, status, time.monotonic() - started, log)
+    return Outcome(stage, status, time.monotonic() - started, log)
 
 
 def _end(process: subprocess.Popen) -> None:
@@ -114,16 +115,16 @@ def _end(process: subprocess.Popen) -> None:
             process.wait(patience)
 
 
-def _write(out: Path, outcomes: Sequence[Outcome], to_come: Sequence[Part], minutes: float) -> None:
+def _write(out: Path, outcomes: Sequence[Outcome], to_come: Sequence[Stage], minutes: float) -> None:
     """Writes summary.md, atomically."""
-    lines = [f"# A visit of {minutes:g} minutes", "", "| part | outcome | seconds |", "|---|---|---:|"]
-    lines += [f"| {o.part.name} | {o.status} | {o.seconds:.0f} |" for o in outcomes]
-    lines += [f"| {part.name} | not yet | |" for part in to_come]
+    lines = [f"# A visit of {minutes:g} minutes", "", "| stage | outcome | seconds |", "|---|---|---:|"]
+    lines += [f"| {o.stage.name} | {o.status} | {o.seconds:.0f} |" for o in outcomes]
+    lines += [f"| {stage.name} | not yet | |" for stage in to_come]
     for o in outcomes:
         if o.status != "ok" and o.log.exists():
             text = o.log.read_text(errors="replace").splitlines()
-            lines += ["", f"## {o.part.name}: {o.status}", "", "```", *text[-TAIL:], "```"]
-        elif o.part.name == "tests":
+            lines += ["", f"## {o.stage.name}: {o.status}", "", "```", *text[-TAIL:], "```"]
+        elif o.stage.name == "tests":
             lines += ["", f"tests: {o.log.read_text(errors='replace').splitlines()[-1]}"]
     for file in sorted((out / "results").glob("*.json")):
         lines += ["", f"## {file.name}", "", _results(file)]

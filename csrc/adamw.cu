@@ -25,7 +25,7 @@ namespace {
 
 constexpr int kThreads = 256;
 constexpr int kVecSize = 8;                      // elements of a thread's vector
-constexpr int kSlice = kThreads * kVecSize * 4;  // elements that a CTA processes at a time
+constexpr int kSlice = kThreads * kVecSize * 4;  // elements per slice
 constexpr int kMaxTensors = 480;                 // per launch, because kernel arguments are limited to 32,764 bytes
 
 struct Tensor {
@@ -36,7 +36,7 @@ struct Tensor {
   int64_t count = 0;
   int first_slice = 0;
   DType dtype = DType::kFloat32;
-  bool wide = false;  // all of these arrays are aligned to 16 bytes
+  bool wide = false;  // whether all of these arrays are aligned to 16 bytes
 };
 
 struct TensorTable {
@@ -150,7 +150,7 @@ __device__ __forceinline__ float gradient_factor(const UpdateParams& u) {
   const float norm = scale * sqrtf(block_sum(sum, scratch));
   if (blockIdx.x == 0 && threadIdx.x == 0) store_global(u.norm, norm);
   if (!u.max_norm) return scale;
-  // If the norm is not finite, the factor is useless too. The caller must check the norm.
+  // If the norm is not finite, the factor is meaningless too. The caller must check the norm.
   const float max_norm = load_scalar(u.max_norm);
   return scale * (norm <= max_norm ? 1.0f : max_norm / norm);
 }
@@ -201,7 +201,7 @@ int64_t checked_count(const char* what, const Array& array) {
   return count;
 }
 
-// Makes the table of one launch, for tensors `first` on. Calls fill(i, tensor) for each tensor i of it.
+// Makes the table of one launch, which begins at tensor `first`. Calls fill(i, tensor) for each tensor i of the table.
 template <typename Fill>
 TensorTable make_table(size_t first, size_t all, Fill&& fill) {
   TensorTable table{};

@@ -19,7 +19,7 @@ namespace fastlm {
 namespace {
 
 constexpr int kWarps = 4, kThreads = kWarps * kWarpSize;
-constexpr int kForwardRows = 4, kBackwardRows = 2;  // that a warp loads at a time
+constexpr int kForwardRows = 4, kBackwardRows = 2;  // rows that a warp loads at a time
 
 template <typename input_t>
 struct ForwardParams {
@@ -33,7 +33,7 @@ struct ForwardParams {
 // The 8 columns of this thread.
 template <bool kWide>
 struct Columns {
-  int first, count;  // count: columns from `first` to F; 0 or less means that this thread has none
+  int first, count;  // the first column, and the number of columns from it to F; at most 0 if this thread has none
 
   __device__ __forceinline__ explicit Columns(int F)
       : first(blockIdx.y * kWarpColumns + threadIdx.x % kWarpSize * kVecSize), count(F - first) {}

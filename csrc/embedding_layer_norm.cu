@@ -12,9 +12,9 @@
 //                              + 8E per run that holds a single id
 //
 // The gradient of row v is the sum of ds over v's range of the sorted ids, [starts[v], starts[v + 1]), in a fixed
-// order, so that it is deterministic. One token may fill a tenth of all positions, and each of BERT's two segments half
-// of them. Therefore a first kernel sums each aligned run of `run` sorted ids if it holds only one id. The second
-// kernel adds, for each row, the sums of its runs and the fewer than `run` tokens before them and after them.
+// order, so that it is deterministic. One id may be that of a tenth of all tokens, and each of BERT's two segments has
+// half of them. Therefore a first kernel sums each aligned run of `run` sorted ids if it holds only one id. The second
+// kernel adds, for each row, the sums of its runs, and the fewer than `run` tokens before and after them.
 #include <algorithm>
 #include <utility>
 
@@ -212,8 +212,9 @@ __global__ void __launch_bounds__(kThreads) dropout_kernel(const BackwardParams<
 }
 
 constexpr int kLoadsInFlight = 4;  // rows that a warp loads at a time
-constexpr int64_t kMinRowsForWarps =
-    1024;  // tables with at least this many rows give each row one warp, smaller ones a whole CTA
+// One warp sums each row of a table with at least so many rows. In smaller tables a whole CTA sums a row, because more
+// tokens take it.
+constexpr int64_t kMinRowsForWarps = 1024;
 
 template <typename input_t>
 struct TableGradientParams {
@@ -248,8 +249,8 @@ __device__ __forceinline__ void add_rows(float (&acc)[kVecSize], const T* from, 
   }
 }
 
-// Adds up the acc of each group of kWarpsPerRow warps, in the first warp of the group. All threads of the CTA must
-// call.
+// Adds up `acc` over each group of kWarpsPerRow warps. The first warp of a group has the sums. All threads of the CTA
+// must call.
 template <int kWarpsPerRow>
 __device__ __forceinline__ void sum_over_warps(float (&acc)[kVecSize],
                                                float (&scratch)[kWarpsPerRow > 1 ? kWarps : 1][kWarpColumns]) {

@@ -1,20 +1,21 @@
-// LN(x) and LN(residual + dropout(x + bias)), forward and backward. The first is the second without residual, bias and
+// LN(x) and LN(residual + dropout(x + bias)), forward and backward. LN(x) is the latter without residual, bias and
 // dropout. Both directions read a row once and keep it in registers (common/rows.cuh).
 //
 // Bytes per row of E elements of b bytes:
 //
-//   pass       bytes     reads and writes
-//   forward    3bE + 8   x, residual; y, and the statistics (bE less without a residual, bE more if it stores the sum)
-//   backward   3bE       dy and the sum, or y if the forward did not store the sum; ds (bE more for dx, bE more for
-//   dsum) backward   24PE      once per launch: P CTAs write the partial sums of three gradients, and a kernel reads
-//   them
+//   pass       bytes     reads                   writes               more or less
+//   forward    3bE + 8   x, residual             y, the statistics    -bE without residual, +bE if it stores the sum
+//   backward   3bE       dy, the sum (or y, if   ds                   +bE for dx, +bE for dsum
+//                        the sum is not stored)
+//
+// A backward also moves 24PE bytes: P CTAs write the partial sums of three gradients, and a kernel reads them.
 //
 // Parameters and the statistics of the backward come from caches. For 32768 x 768 in bf16 the lower bound on an H100 is
 // 50 us for 3bE and 67 us for 4bE, set by HBM (3.0 TB/s; computed, not measured).
 //
 // The number of instructions matters too: an H100 issues about 57 per element in 50 us and 76 in 67 us. The machine
-// code for sm_90 (E = 768, bf16) has 53 per element in the forward and 51 in the backward with all options, of which a
-// call uses some.
+// code for sm_90 (E = 768, bf16) has 53 per element in the forward and 51 in the backward, with the code of all
+// options; a call runs only some of them.
 #include <utility>
 
 #include "common/launch.cuh"
@@ -44,8 +45,8 @@ struct ForwardParams {
   float eps;
 };
 
-// The number of threads per SM that the forward's registers must allow. At 640, rows of four float32 vectors would
-// spill.
+// The number of threads per SM for which the forward's registers must suffice. With 640 threads, rows of four float32
+// vectors would spill.
 template <typename input_t, typename Shape>
 constexpr int kForwardThreads = sizeof(input_t) == 4 && Shape::kVecs == 4 ? 512 : 640;
 
@@ -129,7 +130,7 @@ struct BackwardParams {
   float scale;    // 256 / keep
 };
 
-// The values of a row that a lane of the backward reads.
+// The values of a row that one lane reads in the backward.
 template <typename input_t, typename Shape, bool kFromOutput>
 struct BackwardRow {
   Vec<input_t, kVecSize> dy[Shape::kVecs], saved[Shape::kVecs];
@@ -191,7 +192,7 @@ __global__ void __launch_bounds__(Shape::kThreads, kFromOutput && !Shape::kWide 
       }
     }
     group_sum<kWarps>(means, scratch[odd]);
-    // Multiplied by rstd, as ds needs them. The divisions contain a branch, which keeps ptxas from interleaving the
+    // The means times rstd, as ds needs them. The divisions contain a branch, which keeps ptxas from interleaving the
     // loops before and after it; interleaved loops would spill.
     const float mean_g = means[0] / p.E * rstd, mean_gx = means[1] / p.E * rstd;
 

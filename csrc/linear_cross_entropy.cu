@@ -4,8 +4,9 @@
 // bf16 the lower bound on an H100 is 1.77 ms, set by HBM (3.0 TB/s; computed, not measured).
 //
 // Each gradient needs the sum over the whole row, so the row must be kept until the sum is known. It stays in shared
-// memory: 79 KB, so that an SM holds two rows and one can load while the other is written. A row that does not fit (V >
-// 116,000 in half precision on an H100) is read twice, the second time backwards, because the L2 still holds its end.
+// memory: 79 KB, so that an SM holds two rows and one can be loaded while the other is written. A row that does not fit
+// (V > 116,000 in half precision on an H100) is read twice, the second time backwards, because the L2 still holds its
+// end.
 //
 // A thread reads only logits that it loaded itself, so the row needs no barrier. The only barrier is in the reduction.
 #include "common/launch.cuh"
@@ -45,7 +46,7 @@ __device__ __forceinline__ float exp_logit(float x) {
   return expf(x);
 }
 
-// Statistics of some logits: their maximum, the sum of exp(x - row_max), and the sum of x.
+// Statistics of a set of logits: their maximum, the sum of exp(x - row_max), and the sum of x.
 template <typename input_t>
 struct SoftmaxStats {
   float row_max, row_sum, logit_sum;
@@ -64,7 +65,7 @@ struct SoftmaxStats {
     row_max = new_max;
   }
 
-  // Returns row_sum relative to another maximum.
+  // Returns row_sum rescaled to another maximum.
   __device__ __forceinline__ float rescaled_sum(float new_max) const {
     return row_sum * exp_logit<input_t>(row_max - new_max);
   }
@@ -94,8 +95,8 @@ __device__ __forceinline__ SoftmaxStats<input_t> reduce_over_cta(const SoftmaxSt
   return all;
 }
 
-// The row of a CTA. Thread v % kThreads loads and processes vector v of kVecSize logits. The loads of the row are
-// divided into kCopyGroups groups.
+// The row that a CTA processes. Thread v % kThreads loads and processes vector v of kVecSize logits. The loads of the
+// row are divided into kCopyGroups groups.
 template <typename input_t, bool kInShared>
 struct Row {
   static constexpr int kVecSize = 16 / sizeof(input_t);
@@ -105,7 +106,7 @@ struct Row {
   uint4* shared_row;  // the row in shared memory, if kInShared
   int vocabulary, vectors;
 
-  // Returns the end of a copy group's vectors.
+  // Returns the index after the last vector of a copy group.
   __device__ __forceinline__ int group_end(int group) const {
     const int turns = (vectors + kThreads - 1) / kThreads;
     return min(vectors, (turns * (group + 1) + kCopyGroups - 1) / kCopyGroups * kThreads);
@@ -195,7 +196,8 @@ __global__ void __launch_bounds__(kThreads, 2) rows_kernel(const Params<input_t>
   }
 
   if constexpr (kInShared) row.load_async();
-  // Targets are in device memory, so the host cannot check them. One out of range makes the loss and gradients NaN.
+  // Targets are in device memory, so the host cannot check them. One out of range makes its row's loss and
+  // gradients NaN.
   const bool inside = 0 <= target && target < p.vocabulary;
   float weight = inside ? 1.0f : NAN;
   if (p.weights.data) {

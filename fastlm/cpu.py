@@ -1,8 +1,8 @@
-"""The CPU's backend: torch's fused calls, in fewer passes over memory than `fastlm.reference`, whose functions it has.
+"""The CPU's backend: the functions of `fastlm.reference`, by torch's fused calls and in fewer passes over memory.
 
-float32 and float64 are computed as they are; half precision is widened first, and results are rounded once. Attention
-goes over sequences one after the other where they differ in length or something is dropped: the scores of one then
-stay in a core's cache, what is past its end is never read, and q, k, v are read where they lie.
+float32 and float64 are computed in their own precision; half precision is widened first. Results are rounded once. If
+sequences differ in length or dropout is on, attention processes one small group of sequences after another: their
+scores stay in a core's cache, and padding is never read. q, k and v are not copied.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from fastlm.keep import LEVELS
 
 aten = torch.ops.aten
 
-SCORES = 1 << 17  # of a group of sequences that are computed together: 512 KiB, half of a core's L2 cache
+SCORES = 1 << 17  # scores of a group of sequences: 512 KiB, half of a core's L2 cache
 MASKED = 1 << 22  # scores whose keep mask is drawn at a time
 
 
@@ -39,7 +39,7 @@ def _biased(x: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def _drop_rows(x: Tensor, seed: Tensor | None, first_row: Tensor | None, keep: int) -> Tensor:
-    """dropout(x), in the memory of x."""
+    """Returns dropout(x), computed in place."""
     if keep == LEVELS:
         return x
     return x.mul_(cpu_dropout.row_mask(seed, *x.shape, keep, first_row, last_use=False)).mul_(LEVELS / keep)
@@ -57,14 +57,14 @@ def _normalise_backward(
     dy: Tensor, s: Tensor, mean: Tensor, rstd: Tensor, gamma: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     gamma = _as(gamma, s.dtype)
-    # beta's values count for nothing, but that there is one makes its gradient.
+    # gamma stands in for beta: its values are not used, but torch returns beta's gradient only if there is a beta.
     return aten.native_layer_norm_backward(
         dy, s, s.shape[-1:], mean[:, None], rstd[:, None], gamma, gamma, [True, True, True]
     )
 
 
 def layer_norm_forward(x: Tensor, gamma: Tensor, beta: Tensor | None, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-    """LN(x) of (N, E): y, mean (N,), rstd (N,)."""
+    """Returns y = LN(x) (N, E), mean (N,) and rstd (N,)."""
     y, mean, rstd = _normalise(_wide(x), gamma, beta, eps)
     return _as(y, x.dtype), mean, rstd
 
@@ -72,7 +72,7 @@ def layer_norm_forward(x: Tensor, gamma: Tensor, beta: Tensor | None, eps: float
 def layer_norm_backward(
     dy: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, gamma: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """dx (N, E), dgamma (E,), dbeta (E,)."""
+    """Returns dx (N, E), dgamma (E,) and dbeta (E,)."""
     dx, dgamma, dbeta = _normalise_backward(_wide(dy), _wide(x), mean, rstd, gamma)
     return _as(dx, x.dtype), dgamma, dbeta
 
@@ -89,7 +89,7 @@ def add_layer_norm_forward(
     eps: float,
     save_sum: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """s = residual + dropout(x + bias), y = LN(s): y, s (empty unless `save_sum`), mean, rstd.
+    """Returns y = LN(s) with s = residual + dropout(x + bias), s (empty unless `save_sum`), mean and rstd.
 
     The sum is rounded to the dtype of x before it is normalised (see `fastlm.reference`).
     """
@@ -115,7 +115,7 @@ def add_layer_norm_backward(
     first_row: Tensor | None,
     keep: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """ds (the residual's gradient), dx = dropout(ds), dgamma, dbeta, dbias; dx is ds where nothing is dropped."""
+    """Returns ds (the gradient of the residual), dx = dropout(ds) (ds itself without dropout), dgamma, dbeta, dbias."""
     ds, dgamma, dbeta = _normalise_backward(_wide(dy), _wide(s), mean, rstd, gamma)
     if dsum is not None:
         ds += _wide(dsum)
@@ -137,7 +137,7 @@ def add_layer_norm_backward_from_output(
     first_row: Tensor | None,
     keep: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """`add_layer_norm_backward` from the output: s = (y - beta) / gamma / rstd + mean."""
+    """Computes `add_layer_norm_backward`, with s computed from y: s = (y - beta) / gamma / rstd + mean."""
     wide = _wide(y)
     s = (wide if beta is None else wide - _as(beta, wide.dtype)) / _as(gamma, wide.dtype)
     s.div_(rstd[:, None]).add_(mean[:, None])
@@ -148,13 +148,13 @@ def add_layer_norm_backward_from_output(
 
 
 def bias_gelu_forward(x: Tensor, bias: Tensor | None, approximate: str) -> Tensor:
-    """GELU(x + bias) of (N, E)."""
+    """Returns GELU(x + bias), (N, E)."""
     h = _biased(x, bias)
     return aten.gelu(h, approximate=approximate).to(x.dtype)
 
 
 def bias_gelu_backward(dy: Tensor, x: Tensor, bias: Tensor | None, approximate: str) -> tuple[Tensor, Tensor]:
-    """dx (N, E), dbias (E,)."""
+    """Returns dx (N, E) and dbias (E,)."""
     dx = aten.gelu_backward(_wide(dy), _biased(x, bias), approximate=approximate)
     return _as(dx, x.dtype), dx.sum(0)
 
@@ -162,7 +162,7 @@ def bias_gelu_backward(dy: Tensor, x: Tensor, bias: Tensor | None, approximate: 
 def gelu_layer_norm_forward(
     x: Tensor, bias: Tensor | None, gamma: Tensor, beta: Tensor | None, approximate: str, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """LN(GELU(x + bias)): y, mean, rstd."""
+    """Returns y = LN(GELU(x + bias)), mean and rstd."""
     y, mean, rstd = _normalise(aten.gelu(_biased(x, bias), approximate=approximate), gamma, beta, eps)
     return _as(y, x.dtype), mean, rstd
 
@@ -170,7 +170,7 @@ def gelu_layer_norm_forward(
 def gelu_layer_norm_backward(
     dy: Tensor, x: Tensor, bias: Tensor | None, mean: Tensor, rstd: Tensor, gamma: Tensor, approximate: str
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """dx, dbias, dgamma, dbeta; GELU is recomputed."""
+    """Returns dx, dbias, dgamma and dbeta. GELU is recomputed."""
     h = _biased(x, bias)
     da, dgamma, dbeta = _normalise_backward(_wide(dy), aten.gelu(h, approximate=approximate), mean, rstd, gamma)
     dx = aten.gelu_backward(da, h, approximate=approximate)
@@ -180,7 +180,7 @@ def gelu_layer_norm_backward(
 def layer_norm_gelu_forward(
     x: Tensor, gamma: Tensor, beta: Tensor | None, approximate: str, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """GELU(LN(x)): y, mean, rstd."""
+    """Returns y = GELU(LN(x)), mean and rstd."""
     h, mean, rstd = _normalise(_wide(x), gamma, beta, eps)
     return aten.gelu_(h, approximate=approximate).to(x.dtype), mean, rstd
 
@@ -188,7 +188,7 @@ def layer_norm_gelu_forward(
 def layer_norm_gelu_backward(
     dy: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, gamma: Tensor, beta: Tensor | None, approximate: str
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """dx, dgamma, dbeta; the normalised row is recomputed from the statistics."""
+    """Returns dx, dgamma and dbeta. The normalised row is recomputed from the statistics."""
     s = _wide(x)
     h = (s - mean[:, None]).mul_(rstd[:, None]).mul_(_as(gamma, s.dtype))
     h = h if beta is None else h.add_(_as(beta, s.dtype))
@@ -217,10 +217,10 @@ def embedding_layer_norm_forward(
     dtype: torch.dtype,
     save_sum: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """s = We[tokens] + Wp[position_ids] + Ws[segments], y = dropout(LN(s)) of (N, E): y, s, mean, rstd.
+    """Returns y = dropout(LN(s)) (N, E) with s = We[tokens] + Wp[position_ids] + Ws[segments], s, mean and rstd.
 
-    Ids are (N,). Row n takes position n % sequence where there are no position_ids. s is empty unless `save_sum`.
-    Without gamma there is no layer norm, and s and the statistics are empty.
+    All ids are (N,). Without position_ids, row n has position n % sequence. s is empty unless `save_sum`. Without gamma
+    there is no layer norm, and s, mean and rstd are empty.
     """
     s = _wide(word.index_select(0, tokens))
     if position is not None and position_ids is None:
@@ -248,7 +248,7 @@ def embedding_layer_norm_backward(
     first_row: Tensor | None,
     keep: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """ds (N, E), wide, dgamma, dbeta (empty without layer norm)."""
+    """Returns ds (N, E), wide, and dgamma and dbeta, which are empty without layer norm."""
     dy = _wide(dy)
     if keep < LEVELS:
         dy = (dy * cpu_dropout.row_mask(seed, *dy.shape, keep, first_row, last_use=True)).mul_(LEVELS / keep)
@@ -258,7 +258,7 @@ def embedding_layer_norm_backward(
 
 
 def embedding_gradient(ds: Tensor, ids: Tensor, rows: int) -> Tensor:
-    """Row r of the result is the sum of ds over the positions whose id is r: (rows, E), wide."""
+    """Returns the gradient of a table (rows, E), wide: row r is the sum of the rows of ds whose id is r."""
     return aten.embedding_dense_backward(_wide(ds), ids, rows, -1, False)
 
 
@@ -278,9 +278,9 @@ def self_attention_forward(
     scale: float,
     keep: int,
 ) -> tuple[Tensor, Tensor]:
-    """dropout(softmax(scale * q k^T + mask)) v: o (B, S, H, D) and lse (B, H, S), or of packed rows (T, H, D), (T, H).
+    """Returns o = dropout(softmax(scale * q k^T + mask)) v (B, S, H, D) and lse (B, H, S); packed (T, H, D) and (T, H).
 
-    Queries past a sequence's length give zeros and an lse of +inf.
+    Queries past a sequence's length get o = 0 and lse = +inf.
     """
     groups = _Groups(q, lengths, cu_seqlens, seed, first_sequence, keep, last_use=False)
     if groups.whole and keep == LEVELS and q.numel():
@@ -302,7 +302,7 @@ def self_attention_forward(
 def self_attention_backward(
     do: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor, lse: Tensor, *rest: Tensor | int | float | bool | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """dq, dk, dv, as q; `rest` as in `self_attention_forward`."""
+    """Returns dq, dk and dv in the shape of q. `rest`: the arguments of `self_attention_forward` after v."""
     gradients = tuple(q.new_zeros(q.shape) for _ in range(3))
     _attention_gradients(gradients, do, q, k, v, o, lse, *rest)
     return gradients
@@ -311,7 +311,7 @@ def self_attention_backward(
 def packed_attention_backward(
     do: Tensor, qkv: Tensor, o: Tensor, lse: Tensor, *rest: Tensor | int | float | bool | None
 ) -> Tensor:
-    """`self_attention_backward` of a projection (..., 3, H, D): dqkv, of its shape."""
+    """Returns dqkv of a projection qkv (..., 3, H, D), as `self_attention_backward` does for q, k, v."""
     dqkv = qkv.new_zeros(qkv.shape)
     _attention_gradients(dqkv.unbind(-3), do, *qkv.unbind(-3), o, lse, *rest)
     return dqkv
@@ -334,7 +334,7 @@ def _attention_gradients(
     scale: float,
     keep: int,
 ) -> None:
-    """Writes dq, dk and dv, but for the rows past a sequence's length."""
+    """Writes dq, dk and dv, except the rows past a sequence's length."""
     lse = lse if cu_seqlens is not None else lse.transpose(1, 2)
     for rows, mask in _Groups(q, lengths, cu_seqlens, seed, first_sequence, keep, last_use=True):
         do_, q_, k_, v_ = (_heads_first(rows(x)) for x in (do, q, k, v))
@@ -350,11 +350,11 @@ def _attention_gradients(
 
 
 class _Groups:
-    """Goes over the sequences of a call, as many of one length at a time as are computed together.
+    """Iterates over groups of G sequences of one length n that are computed together.
 
-    Each turn gives a function from a tensor laid out as q, (B, S, ...) or packed (T, ...), to the group's rows
-    (G, n, ...), and the group's keep mask (G * H, n, n), or None where nothing is dropped. Sequences without rows are
-    left out.
+    Each iteration yields two values. The first is a function that returns the group's rows (G, n, ...) of a tensor laid
+    out as q, (B, S, ...) or packed (T, ...). The second is the group's keep mask (G * H, n, n), or None without
+    dropout. Sequences without rows are left out.
     """
 
     def __init__(
@@ -370,7 +370,7 @@ class _Groups:
     ):
         self.heads, self.seed, self.keep, self.last_use = q.shape[-2], seed, keep, last_use
         self.first_sequence = 0 if first_sequence is None else first_sequence.item()
-        # torch.compile checks no values, so what is out of range is taken as the nearest in range.
+        # Under torch.compile the values are not checked, so those out of range are clamped.
         self.starts = None if cu_seqlens is None else cu_seqlens.clamp(0, q.shape[0]).tolist()
         if self.starts is not None:
             self.lengths = [max(0, b - a) for a, b in itertools.pairwise(self.starts)]
@@ -413,23 +413,23 @@ class _Groups:
 
 
 def _heads_first(x: Tensor) -> Tensor:
-    """(B, S, H, D) as wide (B, H, S, D)."""
+    """Returns x (B, S, H, D) as wide (B, H, S, D)."""
     return _wide(x).transpose(1, 2)
 
 
 def _flash_forward(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
-    """o (B, H, S, D) and lse (B, H, S) without dropout."""
+    """Returns o (B, H, S, D) and lse (B, H, S) without dropout."""
     return aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, causal, scale=scale)
 
 
 def _dropped_forward(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor, causal: bool, scale: float, keep: int
 ) -> tuple[Tensor, Tensor]:
-    """o (G, H, n, D) and lse (G, H, n) of q, k, v (G, H, n, D)."""
+    """Returns o (G, H, n, D) and lse (G, H, n) of q, k, v (G, H, n, D), with dropout by the keep mask."""
     scores = _scores(q, k, causal, scale)
-    top = scores.amax(-1)
+    row_max = scores.amax(-1)
     p = torch.softmax(scores, -1)
-    lse = top.sub_(p.amax(-1).log_())  # the largest probability is exp(top - lse)
+    lse = row_max.sub_(p.amax(-1).log_())  # the largest probability of a row is exp(row_max - lse)
     o = _product(p.mul_(mask), v.flatten(0, 1), LEVELS / keep)
     return o.view(q.shape), lse.view(q.shape[:-1])
 
@@ -437,9 +437,9 @@ def _dropped_forward(
 def _dropped_backward(
     do: Tensor, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, causal: bool, scale: float, keep: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """dq, dk, dv (G, H, n, D).
+    """Returns dq, dk and dv (G, H, n, D).
 
-    With z the scaled mask: dv = (z p)^T do, dp = z * (do v^T), ds = p * (dp - rowsum(dp * p)).
+    With the scaled keep mask z: dv = (z p)^T do, dp = z * (do v^T), ds = p * (dp - rowsum(dp * p)).
     """
     shape = q.shape
     p = torch.softmax(_scores(q, k, causal, scale), -1)
@@ -452,24 +452,24 @@ def _dropped_backward(
 
 
 def _scores(q: Tensor, k: Tensor, causal: bool, scale: float) -> Tensor:
-    """Scaled scores (G * H, n, n) of q, k (G, H, n, D), -inf where a key is not seen."""
+    """Returns the scaled scores (G * H, n, n) of q, k (G, H, n, D); -inf if the query does not see the key."""
     scores = _product(q.flatten(0, 1), k.flatten(0, 1).transpose(1, 2), scale)
-    return scores.add_(_unseen(scores.shape[-1], scores.dtype)) if causal else scores
+    return scores.add_(_causal_mask(scores.shape[-1], scores.dtype)) if causal else scores
 
 
 @functools.lru_cache(maxsize=4)
-def _unseen(n: int, dtype: torch.dtype) -> Tensor:
+def _causal_mask(n: int, dtype: torch.dtype) -> Tensor:
     """Returns the causal mask to add to scores (n, n): -inf if the key comes after the query, else 0."""
     return torch.full((n, n), -math.inf, dtype=dtype).triu_(1)
 
 
 def _product(a: Tensor, b: Tensor, factor: float) -> Tensor:
-    """factor * a b of (N, m, k) and (N, k, n)."""
-    return torch.baddbmm(_nothing(a.dtype), a, b, beta=0, alpha=factor)
+    """Returns factor * a b for a (N, m, k) and b (N, k, n)."""
+    return torch.baddbmm(_zero(a.dtype), a, b, beta=0, alpha=factor)
 
 
 @functools.cache
-def _nothing(dtype: torch.dtype) -> Tensor:
+def _zero(dtype: torch.dtype) -> Tensor:
     return torch.zeros((), dtype=dtype)
 
 
@@ -488,22 +488,21 @@ def cross_entropy_rows(
     z_loss: float,
     need_gradient: bool,
 ) -> None:
-    """Writes losses (n,) and lse (n,) of logits (n, V), which become their own gradient if it is needed.
+    """Writes losses (n,) and lse (n,) of logits (n, V). With `need_gradient`, dlogits replace the logits.
 
-    The formulas are those of `fastlm.reference`. The softmax is one pass in place; a row is only multiplied by its
-    weight where some weight is not 1.
+    The formulas are those of `fastlm.reference`. The softmax is one pass, in place.
     """
     counted = targets != ignore_index
     all_count = bool(counted.all())
     target = (targets if all_count else targets.where(counted, 0))[:, None]
     x = _wide(logits)
-    top = x.amax(-1)
-    at_target = x.gather(1, target)[:, 0] - top
-    mean = x.mean(-1) - top if label_smoothing else 0.0
+    row_max = x.amax(-1)
+    x_target = x.gather(1, target)[:, 0] - row_max
+    mean = x.mean(-1) - row_max if label_smoothing else 0.0
     p = torch.softmax(x, -1, out=x)
-    spread = p.amax(-1).log_().neg_()  # the largest probability is exp(top - lse)
-    row_lse = top + spread
-    loss = spread - (1 - label_smoothing) * at_target - label_smoothing * mean + z_loss * row_lse.square()
+    log_row_sum = p.amax(-1).log_().neg_()  # the largest probability of a row is exp(row_max - lse)
+    row_lse = row_max + log_row_sum
+    loss = log_row_sum - (1 - label_smoothing) * x_target - label_smoothing * mean + z_loss * row_lse.square()
     if row_weights is not None:
         loss *= row_weights
     losses[:], lse[:] = (loss, row_lse) if all_count else (r.where(counted, 0.0) for r in (loss, row_lse))
@@ -526,7 +525,7 @@ def cross_entropy_rows(
 
 
 def gradient_squares(gradients: Sequence[Tensor]) -> Tensor:
-    """The square of each gradient's norm, (n,)."""
+    """Returns the square of each gradient's norm, (n,)."""
     wide = torch.promote_types(gradients[0].dtype, torch.float32)
     return torch.stack(torch._foreach_norm(list(gradients), 2, dtype=wide)).square_()
 
@@ -545,7 +544,7 @@ def adamw(
     max_norm: Tensor | None,
     scale: Tensor | None,
 ) -> Tensor:
-    """One update in place, as `fastlm.ops.adamw` defines it; the norm of the scaled gradients, before clipping."""
+    """Updates in place, as `fastlm.ops.adamw` defines it. Returns the norm of the scaled gradients, before clipping."""
     norm, factor = squares.sum().sqrt(), 1.0
     if scale is not None:
         norm, factor = norm * scale, scale

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fastlm.dropout import ATTENTION_DOMAIN, BIT_N_OF_BYTE_N, MASK32, MULTIPLIERS, ROUNDS, ROW_DOMAIN, WEYL
 
-KEPT_BYTES = 1 << 26  # of masks kept for their backward; beyond it the oldest are dropped and drawn again
+KEPT_BYTES = 1 << 26  # of masks kept for their backward; if there are more, the oldest are freed and drawn again
 
 _kept: OrderedDict[tuple[int, ...], Tensor] = OrderedDict()
 
@@ -23,9 +23,9 @@ _kept: OrderedDict[tuple[int, ...], Tensor] = OrderedDict()
 def row_mask(seed: Tensor, rows: int, columns: int, keep: int, first_row: Tensor | None, *, last_use: bool) -> Tensor:
     """Returns the keep mask of a row op, float32 0 or 1 of shape (rows, columns).
 
-    last_use: False in a forward, whose mask is kept for the backward, which gives True.
+    last_use: False in a forward, which keeps the mask for the backward; True in the backward.
     """
-    key = (ROW_DOMAIN, seed.item(), _number(first_row), rows, columns, keep)
+    key = (ROW_DOMAIN, seed.item(), _index(first_row), rows, columns, keep)
     return as_float(_drawn_once(key, last_use, _draw_rows))
 
 
@@ -34,13 +34,13 @@ def attention_mask(
 ) -> Tensor:
     """Returns the keep mask of attention probabilities, bool of shape (batch, heads, length, length).
 
-    first: the global number of the first sequence. last_use: as in `row_mask`.
+    first: the global index of the first sequence. last_use: as in `row_mask`.
     """
     key = (ATTENTION_DOMAIN, seed.item(), first * heads, batch * heads, length, keep)
     return _drawn_once(key, last_use, _draw_heads).view(batch, heads, length, length)
 
 
-def _number(first: Tensor | None) -> int:
+def _index(first: Tensor | None) -> int:
     return 0 if first is None else first.item()
 
 
@@ -69,7 +69,7 @@ def _draw_rows(seed: int, first: int, rows: int, columns: int, keep: int) -> Ten
         return torch.cat(parts)
     n, group = _low_words(first, rows)[:, None], _low_words(0, (columns + 15) // 16)
     words = _philox(_key(seed, first), group, n, np.uint64(0), np.uint64(ROW_DOMAIN))
-    # Words are little-endian: their bytes, from the lowest on, belong to the columns in order.
+    # Columns take the bytes of a word in order, from the lowest on (words are little-endian).
     octets = np.empty((*words[0].shape, 4), np.uint32)
     for i, word in enumerate(words):
         octets[..., i] = word
@@ -77,7 +77,7 @@ def _draw_rows(seed: int, first: int, rows: int, columns: int, keep: int) -> Ten
 
 
 def _draw_heads(seed: int, first: int, count: int, length: int, keep: int) -> Tensor:
-    """Draws the masks of heads first, first + 1, ..., which are numbered b * H + h: bool (count, length, length)."""
+    """Draws the masks of heads first, first + 1, ..., with head index b * H + h: bool (count, length, length)."""
     below = _below_the_next_half(first, count)
     if below < count:
         parts = (_draw_heads(seed, first, below, length, keep),
@@ -104,8 +104,8 @@ def _draw_heads(seed: int, first: int, count: int, length: int, keep: int) -> Te
 
 
 def _planes_below(words: list[np.ndarray], keep: int) -> np.ndarray:
-    """Does what `fastlm.dropout._planes_below` does; bits above bit 15 of the result have no meaning."""
-    lowest = (keep & -keep).bit_length() - 1  # no number is less than 0, so `below` is 0 until the lowest set bit
+    """Computes `fastlm.dropout._planes_below`. Bits above bit 15 of the result have no meaning."""
+    lowest = (keep & -keep).bit_length() - 1  # `below` is 0 in the planes under the lowest set bit of keep
     below = np.uint32(0)
     for p in range(lowest, 8):
         plane = ~(words[p // 2] >> np.uint32(16) if p % 2 else words[p // 2])
@@ -114,7 +114,7 @@ def _planes_below(words: list[np.ndarray], keep: int) -> np.ndarray:
 
 
 def _below_the_next_half(first: int, count: int) -> int:
-    """Returns how many of the numbers first, first + 1, ... share the upper 32 bits of first."""
+    """Returns how many of the indices first, first + 1, ... share the upper 32 bits of first."""
     return min(count, 2**32 - (first & MASK32))
 
 

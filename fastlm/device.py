@@ -17,7 +17,7 @@ class DeviceError(ValueError):
 
 @dataclass(frozen=True)
 class Placement:
-    """Holds where a run computes. Raises ValueError, naming the option, for a value that it cannot have."""
+    """Holds the device, precision and backend of a run. Raises ValueError, naming the option, for an invalid value."""
 
     device: str = option("auto: CUDA if there is one", "auto", choices=("auto", "cpu", "cuda"))
     precision: str = option("auto: bf16 autocast where it is faster", "auto", choices=("auto", "fp32", "bf16"))

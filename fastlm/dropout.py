@@ -85,10 +85,10 @@ def row_mask(seed: Tensor, rows: int, columns: int, keep: int, first_row: Tensor
 
     `seed` and `first_row` hold one int64 each; None means 0.
     """
-    n = _numbers_from(first_row, rows, seed.device)[:, None]
+    n = _indices_from(first_row, rows, seed.device)[:, None]
     group = torch.arange((columns + 15) // 16, device=seed.device)[None, :]
     words = _philox(_key(seed, n, first_row), group, n & MASK32, torch.zeros_like(n), ROW_DOMAIN)
-    # Words are little-endian: their bytes, from the lowest on, belong to the columns in order.
+    # Columns take the bytes of a word in order, from the lowest on (words are little-endian).
     octets = torch.stack(words, dim=-1).to(torch.int32).view(torch.uint8)
     return octets.reshape(rows, 16 * group.shape[1])[:, :columns] < keep
 
@@ -107,7 +107,7 @@ def attention_mask(
     column = 4 * torch.arange(tiles_j, device=device) + four.view(4, 1, 1, 1, 1)
     row = 4 * torch.arange(tiles_i, device=device)[:, None] + four.view(4, 1, 1, 1)
     first_head = None if first_sequence is None else first_sequence * heads
-    head = _numbers_from(first_head, batch * heads, device).view(-1, 1, 1)
+    head = _indices_from(first_head, batch * heads, device).view(-1, 1, 1)
     words = _philox(_key(seed, head, first_sequence), column, row, head & MASK32, ATTENTION_DOMAIN)
     bits = _planes_below(words, keep)
     # With i2, i1, j2, j1 in {0, 1}, bit 8*i2 + 4*i1 + 2*j2 + j1 of call (I, r, J, c) is the element in row
@@ -121,19 +121,19 @@ def attention_mask(
     return kept.view(batch, heads, 16 * tiles_i, 16 * tiles_j)[:, :, :queries, :keys]
 
 
-def _numbers_from(first: Tensor | None, count: int, device: torch.device) -> Tensor:
+def _indices_from(first: Tensor | None, count: int, device: torch.device) -> Tensor:
     """Returns first, first + 1, ... of shape (count,)."""
-    numbers = torch.arange(count, device=device)
-    return numbers if first is None else numbers + first
+    indices = torch.arange(count, device=device)
+    return indices if first is None else indices + first
 
 
-def _key(seed: Tensor, numbers: Tensor, first: Tensor | None) -> Tensor:
-    """Returns the keys of rows or heads with these numbers. Without `first` all numbers are below 2^32: the seed."""
-    return seed if first is None else seed ^ (numbers >> 32 << 32)
+def _key(seed: Tensor, indices: Tensor, first: Tensor | None) -> Tensor:
+    """Returns the keys for row or head indices. Without `first` all indices are below 2^32, so the key is the seed."""
+    return seed if first is None else seed ^ (indices >> 32 << 32)
 
 
 def _planes_below(words: tuple[Tensor, ...], keep: int) -> Tensor:
-    """Returns 16 bits per call: bit e tells whether the 8-bit number of element e is less than `keep`.
+    """Returns 16 bits per call: bit e is 1 if the 8-bit number of element e is less than `keep`.
 
     Planes are compared from the lowest bit up, with x a bit of the number and k the same bit of `keep`: below becomes
     (x < k) or (x == k and below), which is ~x | below for k = 1 and ~x & below for k = 0.
@@ -146,7 +146,7 @@ def _planes_below(words: tuple[Tensor, ...], keep: int) -> Tensor:
 
 
 def _philox(key: Tensor, c0: Tensor, c1: Tensor, c2: Tensor, c3: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Computes Philox-4x32-7 in int64. Its products of 32-bit words may wrap, but both of their halves are right."""
+    """Computes Philox-4x32-7 in int64. Products of 32-bit words may overflow, but both of their halves are right."""
     k0, k1 = key & MASK32, (key >> 32) & MASK32
     for _ in range(ROUNDS):
         product0, product1 = c0 * MULTIPLIERS[0], c2 * MULTIPLIERS[1]

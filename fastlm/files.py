@@ -142,7 +142,7 @@ def explain_full_disk(path: Path, sentence: str) -> Iterator[None]:
 
 @contextmanager
 def _errors_that_name(path: Path, temporary: Path) -> Iterator[None]:
-    """Makes an OSError name `path` where it names `temporary`, or names nothing, as after a failed write."""
+    """Makes an OSError that names `temporary`, or no file as after a failed write, name `path`."""
     try:
         yield
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Every op in plain PyTorch: the specification, and the path on CPUs.
+"""Every op in plain PyTorch: the specification that all other backends are tested against, on any device.
 
 An op is a pair of functions `<op>_forward` and `<op>_backward`, which return new tensors. "Wide" means float32, or
 float64 for float64 inputs. All arithmetic is wide. Results are rounded once to the dtype of the activations; statistics
@@ -122,7 +122,7 @@ def add_layer_norm_backward_from_output(
     first_row: Tensor | None,
     keep: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Does what `add_layer_norm_backward` does, but computes s from y: s = (y - beta) / gamma / rstd + mean."""
+    """Computes `add_layer_norm_backward`, with s computed from y: s = (y - beta) / gamma / rstd + mean."""
     xhat = (_wide(y) if beta is None else _wide(y) - _wide(beta)) / _wide(gamma)
     s = xhat / rstd[:, None] + mean[:, None]
     ds, dx, *parameters = add_layer_norm_backward(dy, None, s, mean, rstd, gamma, seed, first_row, keep)
@@ -366,8 +366,8 @@ def cross_entropy_rows(
     counted = targets != ignore_index
     weight = counted.to(x.dtype) if row_weights is None else row_weights.to(x.dtype).where(counted, 0.0)
     target = targets.where(counted, 0)[:, None]
-    # Everything is relative to row_max. For a logit of 30, lse itself has a rounding error of 10^-6, and so would every
-    # probability that is computed from it.
+    # All terms are relative to row_max. For a logit of 30, lse itself has a rounding error of 10^-6, which every
+    # probability computed from lse would have too.
     row_max = x.amax(-1, keepdim=True)
     x = x - row_max
     p = torch.exp(x)

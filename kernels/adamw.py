@@ -17,9 +17,9 @@ memory, 32 n bytes for the squares and 56 n for the update, without waiting: two
 step. A CUDA graph that captures them keeps the pinned memory. csrc/adamw.cu passes its table as a kernel argument,
 which Triton cannot do.
 
-A slice is SLICE elements of one tensor. P programs take the slices in turn. A program finds the tensor of a slice by
-counting the tensors whose first slice is not after it. Only the last slice of a tensor needs a mask. If every tensor is
-aligned to 16 bytes, each thread loads and stores four elements at a time.
+A slice is SLICE elements of one tensor. P programs take the slices in turn. To find the tensor of a slice, a program
+counts the tensors whose first slice is at or before it. Only the last slice of a tensor needs a mask. If every tensor
+is aligned to 16 bytes, each thread loads and stores four elements at a time.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-SLICE = 8192  # elements that a program takes in a turn
-BLOCK = 1024  # elements in registers at a time, of each of four tensors: 4 per thread, 16 bytes in fp32
+SLICE = 8192  # elements per slice
+BLOCK = 1024  # elements of each of the four tensors in registers at a time: 4 per thread, 16 bytes in fp32
 WARPS = 8
 SQUARES_BLOCK = 1024  # partial sums added at a time
 
@@ -42,7 +42,7 @@ DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 
 @triton.jit
 def _find_tensor(TABLE, slice, n, TENSORS: tl.constexpr):
-    """Returns the index of the tensor that holds a slice: the last one whose first slice is not after it."""
+    """Returns the index of the tensor that holds a slice: the last tensor whose first slice is at or before it."""
     i = tl.arange(0, TENSORS)
     first = tl.load(TABLE + i, mask=i < n, other=0)
     return tl.sum(((i < n) & (first <= slice)).to(tl.int32)) - 1
@@ -64,7 +64,7 @@ def _load_as(address, element_ty: tl.constexpr, start, lane, remaining, ALIGNED:
 
 @triton.jit
 def _load(address, dtype, start, lane, remaining, ALIGNED: tl.constexpr, UNMASKED: tl.constexpr):
-    """Loads elements start + lane of a tensor in fp32, zeros from lane `remaining` on (UNMASKED: no such lane)."""
+    """Loads elements start + lane of a tensor in fp32. Lanes from `remaining` on get zeros (UNMASKED: none)."""
     if dtype == FLOAT32:
         x = _load_as(address, tl.float32, start, lane, remaining, ALIGNED, UNMASKED)
     elif dtype == FLOAT16:

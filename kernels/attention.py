@@ -1,7 +1,7 @@
 """Attention with dropout inside, forward and backward (FlashAttention, Dao et al. 2022; the backward has no atomics).
 
-x = B S H D is the number of elements of q, and b their bytes. A causal mask halves the flops. The bytes assume that
-L2 holds a head's keys and values.
+x = B S H D is the number of elements of q, and b is the bytes per element. A causal mask halves the flops. The bytes
+assume that L2 holds a head's keys and values.
 
     kernels                        read              written       bytes    products    flops
     forward                        q, k, v           o               4bx           2    4 S x
@@ -34,9 +34,9 @@ Rows are loaded through pointers, not through TMA descriptors. A descriptor fill
 not past the end of a sequence. It would load padding, perhaps NaN, as keys and values, and it would store the last tile
 of a packed sequence over the rows of the next one. Triton 3.7 specializes warps only on Blackwell.
 
-Programs past the end of a sequence return at once. All others run at least one iteration of the loop, and tl.assume
-says so: a path around the loop would make ptxas serialize all wgmmas. For the same reason, tiles that need masking are
-a branch inside the loop and not a second loop.
+Programs past the end of a sequence return at once. All others run at least one iteration of the loop. tl.assume tells
+the compiler so: a path around the loop would make ptxas serialize all wgmmas. For the same reason, a branch inside the
+loop, not a second loop, masks the tiles that need it.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ def _store_row_stats(X, x, first, end, b, h, seq_start, S, CU_SEQLENS):
 
 @triton.jit
 def _row_indices(ROWS: tl.constexpr, STRIDE: tl.constexpr):
-    """Returns row indices (ROWS, 1): int64 if index * STRIDE can reach 2^31 (the batch between rows), else int32."""
+    """Returns row indices (ROWS, 1): int32, or int64 if index * STRIDE can reach 2^31, as with rows of (S, B, H, D)."""
     row = tl.arange(0, ROWS)[:, None]
     return row.to(tl.int64) if ROWS * STRIDE >= 2**31 else row
 
@@ -135,7 +135,7 @@ def _store_rows(X, x, first, end, strides, D: tl.constexpr):
 
 @triton.jit
 def _is_visible(i, j, length, IS_CAUSAL: tl.constexpr):
-    """Tells whether query i sees key j. Queries from `length` on may get any answer: their do is zero."""
+    """Returns whether query i sees key j. For queries from `length` on any result is correct: their do is zero."""
     return j <= i if IS_CAUSAL else j < length
 
 
@@ -146,8 +146,8 @@ def _dropout_factor(
 ):  # fmt: skip
     """Returns the factor of each probability: 256 / KEEP if it is kept, 0 if it is dropped.
 
-    It is a factor and not a tl.where of the product, because LLVM would move that selection behind the rounding to 16
-    bits, where it splits pairs of values. A multiplication stays in place.
+    The caller multiplies by it. A tl.where would do the same, but LLVM moves it behind the rounding to 16 bits, where
+    it splits pairs of values. A multiplication stays in place.
     """
     if KEEP == 256:
         return 1.0
@@ -246,7 +246,7 @@ def _backward_dq(
     end = tl.minimum(start_m + BLOCK_M, length) if IS_CAUSAL else length
     unmasked_end = (start_m if IS_CAUSAL else end) // BLOCK_N * BLOCK_N
     if SINGLE_BLOCK:
-        end = num_rows  # the gradients of keys from `length` on are zero, and are stored
+        end = num_rows  # keys from `length` on get gradients of zero, which must be stored
     tl.assume(end > 0)
     dq = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
     for start_n in tl.range(0, end, BLOCK_N, num_stages=2):
@@ -321,8 +321,8 @@ WGMMA, TCGEN05, MMA, FMA = range(4)
 
 # (BLOCK_M, BLOCK_N, num_warps) for each matrix unit, in the order WGMMA, TCGEN05, MMA, FMA. The 64 and 128 in the keys
 # are the largest head dims. No tile was measured yet: each is the largest whose accumulators stay in registers.
-# More rows mean less traffic: for each 128 x 64 scores a program loads 16 KB of keys and values from L2. At 13
-# instructions per score these are 20 bytes per cycle and SM, and an H100's L2 delivers about 25; 64 rows would need 40.
+# More rows mean less traffic: for each tile of 128 x 64 scores a program loads 16 KB of keys and values from L2. At 13
+# instructions per score, an SM loads 20 bytes per cycle, and an H100's L2 delivers about 25; 64 rows would need 40.
 # The forward has 4 warps on Hopper so that two programs share an SM: one computes exponentials during the other's
 # products.
 TILES = {
@@ -359,9 +359,9 @@ def _tile(unit: int, block_m: int, block_n: int, warps: int) -> autotune.Tile:
     return {
         "BLOCK_M": block_m,
         "BLOCK_N": block_n,
-        # Other units skip the masking of tiles that need none, by a branch. With mma.sync the branch would hide from
-        # the compiler that the scores are the next product's operand. It would then split rows between warps, which
-        # exchange them through shared memory.
+        # A branch skips the masking of tiles that need none, except with mma.sync. There the compiler would not see,
+        # through the branch, that the scores are an operand of the next product. It would split rows between warps,
+        # which then exchange them through shared memory.
         "MASK_ALL": unit == MMA,
         "num_warps": warps,
     }
@@ -410,7 +410,7 @@ def attention_backward(
     scale: float,
     keep: int,
 ) -> None:
-    """Writes dq, dk, dv, of q's shape and equal strides; do and o have equal strides. scratch: (2, *lse.shape) fp32."""
+    """Writes dq, dk and dv in q's shape; they share strides, and so do `do` and o. scratch: (2, *lse.shape) fp32."""
     common = dict(keep=keep, causal=causal, scale=scale)
     single_block = _is_single_block(q, max_seqlen)
     _launch(

@@ -1,8 +1,8 @@
 """Opt-in tuning of tiles. By default each shape class of a kernel has one tile; a comment beside it gives the reason.
 
 With FASTLM_AUTOTUNE=1 the first call of each shape class times all candidate tiles, and the process keeps the fastest.
-The host waits for the device while it times. Results then repeat bit for bit only within one process: another process
-may find another tile fastest, and that tile adds its sums in another order.
+The host waits for the device during the timing. Results are then bitwise reproducible only within one process: another
+process may find another tile fastest, which adds up its sums in another order.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def launch(
     """Calls run(default), or with FASTLM_AUTOTUNE=1 run(tile) with the fastest of the default and the candidates.
 
     `search_space` returns the shape class, which begins with the kernel's name, and the candidate tiles. Timing calls
-    `run` many times, so it must not read what it writes.
+    `run` many times, so the kernel must not read its own outputs.
     """
     if os.environ.get("FASTLM_AUTOTUNE") != "1":
         run(default)
@@ -56,7 +56,7 @@ def _find_fastest(run: Callable[[Tile], object], shape_class: tuple[Hashable, ..
 
 
 def milliseconds(call: Callable[[], object]) -> float:
-    """Returns the median time of a launch, or infinity if it needs more shared memory or registers than there are."""
+    """Returns the median time of a launch, or infinity if the chip has too little shared memory or registers for it."""
     try:
         call()
     except (OutOfResources, PTXASError):

@@ -8,9 +8,8 @@ reaches; computed, not measured). "Issued" is the number of instructions per ele
     forward     x        y         2bNF          134 us        39      20     37
     backward    dy, x    dx        3bNF          201 us        57      30     50
 
-The backward recomputes GELU's argument. No row must be held as a whole, so a tile is ROWS x BLOCK and F may be any
-number. A program of the backward keeps its columns and loops over rows, so each program writes one partial sum of the
-bias's gradient.
+The backward recomputes GELU's argument. The op is elementwise, so a tile is ROWS x BLOCK and F may be any number. A
+program of the backward loops over the rows of its columns, and writes one partial sum of dbias.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from fastlm.kernels.rows import load_rows, row_indices, store_rows, sum_partials
 
 BLOCK = 256  # columns that one warp loads, at 16 bytes per thread in fp16 or bf16
 FORWARD_ROWS = 16  # four rows per warp: four such loads of x in flight
-BACKWARD_ROWS = 8  # two rows per warp: two loads of x and two of dy, and as many for each of the next tiles
+BACKWARD_ROWS = 8  # two rows per warp: two loads of x and two of dy in flight for each tile that is loaded ahead
 
 
 @triton.jit
@@ -69,7 +68,7 @@ def bias_gelu_forward(x: Tensor, bias: Tensor | None, y: Tensor, tanh: bool) -> 
 def bias_gelu_backward(
     dy: Tensor, x: Tensor, bias: Tensor | None, dx: Tensor, dbias: Tensor, tanh: bool, partials: Tensor
 ) -> None:
-    """Writes dx (N, F) and dbias (F,) fp32, through the partial sums partials (1, programs, F)."""
+    """Writes dx (N, F) and dbias (F,) fp32, through the partial sums partials (1, num_partials, F)."""
     n, tile = x.shape[0], _tile(x, BACKWARD_ROWS)
     grid = (partials.shape[1], triton.cdiv(tile["F"], tile["BLOCK"]))
     _backward[grid](dy, x, bias, dx, partials, n, TANH=tanh, **tile)

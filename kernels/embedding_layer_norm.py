@@ -13,11 +13,10 @@ measured):
 An H100 issues 57 instructions per element in 50 us. Counted in the machine code for sm_90, with dropout: forward 40
 (GPT-1's, without LN, 22), the loop of the backward 27.
 
-The gradient of row v is the sum of ds over the positions of v in the sorted ids, [starts[v], starts[v + 1]). One
-program adds them, so the order of the sum, and with it every bit, is fixed. But a frequent token may fill a tenth of
-all positions, and each of BERT's two segments half of them. So a first kernel sums each aligned run of 32 positions
-that holds a single id. The program of a row then adds the sums of its runs, and at most 31 positions before and 31
-after them.
+The gradient of row v is the sum of ds over v's range of the sorted ids, [starts[v], starts[v + 1]). One program adds
+them, so the order of the sum is fixed and the result is deterministic. But one id may be that of a tenth of all tokens,
+and each of BERT's two segments has half of them. So a first kernel sums each aligned run of 32 sorted ids that holds a
+single id. The program of a row then adds the sums of its runs, and at most 31 tokens before and 31 after them.
 """
 
 from __future__ import annotations
@@ -156,7 +155,7 @@ def _backward_dropout(
 
 @triton.jit
 def _sum_runs(DS, IDS, ORDER, RUNS, RUN: tl.constexpr, E: tl.constexpr, BLOCK: tl.constexpr):
-    """Writes RUNS[i] = the sum of ds over the sorted positions [i * RUN, (i + 1) * RUN), if they hold a single id."""
+    """Writes RUNS[i] = the sum of ds over the sorted ids [i * RUN, (i + 1) * RUN), if these are all equal."""
     run = tl.program_id(0).to(tl.int64)
     if tl.load(IDS + run * RUN) == tl.load(IDS + run * RUN + RUN - 1):
         col = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
@@ -169,9 +168,9 @@ def _sum_runs(DS, IDS, ORDER, RUNS, RUN: tl.constexpr, E: tl.constexpr, BLOCK: t
 def _sum_rows(
     DS, ORDER, STARTS, RUNS, OUT, RUN: tl.constexpr, E: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr
 ):  # fmt: skip
-    """Writes OUT[v] = the sum of ds over the sorted positions [start, end) of v.
+    """Writes OUT[v] = the sum of ds over v's range [start, end) of the sorted ids.
 
-    Positions before the first whole run and after the last one are added one by one, whole runs from RUNS.
+    The tokens before the first whole run and after the last one are added one by one, whole runs from RUNS.
     """
     v = tl.program_id(0).to(tl.int64)
     col = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)[None, :]
@@ -236,7 +235,7 @@ def embedding_layer_norm_backward(
     keep: int,
     partials: Tensor | None,
 ) -> None:
-    """Writes ds (N, E), the gradient of the sum, and dgamma, dbeta (E,) fp32, through partials (2, programs, E).
+    """Writes ds (N, E), the gradient of the sum, and dgamma, dbeta (E,) fp32, through partials (2, num_partials, E).
 
     Without gamma there is no layer norm: ds = dropout(dy).
     """
@@ -244,9 +243,8 @@ def embedding_layer_norm_backward(
     if gamma is None:
         launch_rows(_backward_dropout, dy, dy, seed, first_row, ds, n, keep, LEVELS / keep)
         return
-    programs = partials.shape[1]
     launch_loop(
-        _backward, dy, programs,
+        _backward, dy, partials.shape[1],
         dy, sum, mean, rstd, gamma, seed, first_row, ds, partials, n, keep, LEVELS / keep,
     )  # fmt: skip
     sum_partials(partials, dgamma, dbeta)
@@ -258,14 +256,15 @@ def embedding_gradient(
     """Writes out[v] (E,) fp32 = the sum of ds (N, E) over the rows whose id is v.
 
     ids (N,): sorted. order (N,): the row of ds that each sorted id came from. starts (V + 1,): where each id begins in
-    `ids`. runs (N // run, E) fp32: scratch for the sums of runs of `run` positions.
+    `ids`. runs (N // run, E) fp32: scratch for the sums of runs of `run` sorted ids.
     """
     columns = ds.shape[1]
     block = max(16, min(256, triton.next_power_of_2(columns)))
     blocks = triton.cdiv(columns, block)
     if runs.shape[0] > 0:
         _sum_runs[(runs.shape[0], blocks)](ds, ids, order, runs, RUN=run, E=columns, BLOCK=block, num_warps=4)
-    # Each row of a vocabulary has few positions. Each row of a small table has many, and needs many loads in flight.
+    # Few tokens take the same row of a vocabulary. Many take the same row of a small table: its sum needs many loads in
+    # flight.
     warps, rows = (1, 4) if out.shape[0] >= 1024 else (8, 32)
     _sum_rows[(out.shape[0], blocks)](
         ds, order, starts, runs, out, RUN=run, E=columns, BLOCK=block, ROWS=rows, num_warps=warps

@@ -3,7 +3,7 @@
 Phi is the normal distribution function: GELU(x) = x Phi(x) and GELU'(x) = Phi(x) + x Phi'(x). The GPT-1 and BERT code
 approximates it with tanh:
     Phi(x) = (1 + tanh(u)) / 2 = 1 / (1 + exp(-2u)), u = sqrt(2 / pi) (x + 0.044715 x^3), Phi' = Phi(x) Phi(-x) 2u'.
-Both Phi(|x|) and Phi(-|x|) are computed from exp(-2|u|), so neither is a difference that would cancel.
+Both Phi(|x|) and Phi(-|x|) are computed from exp(-2|u|). Neither is a difference, so nothing cancels.
 
 x Phi(x) is computed as fma(x, Phi(x), 0). The compiler would merge a plain product into the sum or difference that uses
 it, and each use would then see a differently rounded GELU(x): the values of a constant row would differ from the mean.

@@ -8,7 +8,7 @@ H100 for 32768 x 768 in bf16, set by HBM (3.0 TB/s, what a copy reaches; compute
                                      and the sum      4bE          67 us
     backward    dy, sum (or y)       ds               3bE          50 us
                                      and dx           4bE          67 us
-    LN(x) is the same kernels without the optional parts: 2bE forward, 3bE backward.
+    LN(x) uses the same kernels without the optional parts: 2bE forward, 3bE backward.
 
 Each kernel makes one pass with the row in registers (rows.py). Instructions matter too: in 50 us an H100 issues about
 57 per element. Instructions per element, counted in the machine code for sm_90 (E = 768, bf16; the backward's loop):
@@ -53,7 +53,7 @@ def _forward(
     E: tl.constexpr, BLOCK: tl.constexpr, NUM_BLOCKS: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     row = row_indices(tl.program_id(0), ROWS)
-    x, residual = (), ()  # all loads are issued first, so that none waits for another
+    x, residual = (), ()  # all loads are issued first, so that no load waits for another
     for i in tl.static_range(NUM_BLOCKS):
         x += (load_rows(X, row, column_indices(i, BLOCK), N, E),)
         if RESIDUAL is not None:
@@ -162,7 +162,7 @@ def layer_norm_backward(
     dbeta: Tensor,
     partials: Tensor,
 ) -> None:
-    """Writes dx (N, E) and dgamma, dbeta (E,) fp32, through the partial sums partials (2, programs, E)."""
+    """Writes dx (N, E) and dgamma, dbeta (E,) fp32, through the partial sums partials (2, num_partials, E)."""
     add_layer_norm_backward(
         dy, None, x, mean, rstd, gamma, None, None, dx, None, dgamma, dbeta, None, LEVELS, partials
     )  # fmt: skip
@@ -210,7 +210,7 @@ def add_layer_norm_backward(
     keep: int,
     partials: Tensor,
 ) -> None:
-    """Writes ds and dx = dropout(ds) (N, E) and dgamma, dbeta, dbias (E,) fp32, through partials (3, programs, E)."""
+    """Writes ds, dx = dropout(ds) (N, E), and dgamma, dbeta, dbias (E,) fp32, through partials (3, num_partials, E)."""
     inputs = (dy, dsum, sum, None, mean, rstd, gamma, None, seed, first_row)
     _launch_backward(inputs, ds, dx, dgamma, dbeta, dbias, keep, partials)
 
@@ -231,7 +231,7 @@ def add_layer_norm_backward_from_output(
     keep: int,
     partials: Tensor,
 ) -> None:
-    """Does what `add_layer_norm_backward` does, but reads the output y (N, E), not the sum. No gamma may be 0."""
+    """Computes `add_layer_norm_backward` from the output y (N, E) instead of the sum. No element of gamma may be 0."""
     inputs = (dy, None, None, y, None, rstd, gamma, beta, seed, first_row)
     _launch_backward(inputs, ds, dx, dgamma, dbeta, dbias, keep, partials)
 

@@ -6,9 +6,10 @@ an H100 issues about 75 instructions per element; 18 were counted in the machine
 exponentials.
 
 Each gradient is divided by a sum over the whole row, so a second pass reads the row again, except for its last tile.
-Why not keep the row in registers? A row of 79 KB would fill an SM, which could then not load while it writes. Here an
-SM works on two rows, and one loads while the other writes. All rows at work are 21 MB, and an H100's L2 holds 50 MB, so
-the second pass reads from L2. It goes backwards: the tiles that were read last are the most likely to be there.
+The row is not kept in registers, because a row of 79 KB would fill an SM, which could then not load while it writes.
+Here an SM processes two rows, and one is loaded while the other is written. The rows in progress on all SMs are 21 MB,
+and an H100's L2 holds 50 MB, so the second pass reads from L2. It goes backwards, because the tiles that were read last
+are the most likely to be in L2.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ INITIAL_MAX = tl.constexpr(-1e38)  # not -inf, because exp(-inf - -inf) is NaN
 def _column_indices(tile: tl.constexpr, BLOCK: tl.constexpr, VECTOR: tl.constexpr):
     """Returns a tile's column indices, (BLOCK / VECTOR, VECTOR).
 
-    Each row of it is one load of one thread, so sums over it need no shuffles.
+    Each row of the result is one load of one thread, so sums over it need no shuffles.
     """
     lane, element = tl.arange(0, BLOCK // VECTOR)[:, None], tl.arange(0, VECTOR)[None, :]
     return tile * BLOCK + lane * VECTOR + element
@@ -49,7 +50,7 @@ def _store(ROW, value, tile: tl.constexpr, PADDED: tl.constexpr, BLOCK: tl.const
 def _exp(x):
     """Returns exp(x), where results under 2^-126 may be 0.
 
-    tl.exp computes those exactly, with 3 more instructions. Here they do not matter: every sum is at least 1.
+    tl.exp computes those exactly, with 3 more instructions. They do not matter here, because every sum is at least 1.
     """
     return tl.exp2(x * 1.4426950408889634)
 

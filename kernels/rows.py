@@ -1,4 +1,4 @@
-"""Shared by the kernels over rows of an (N, E) array: how rows lie in registers, and sums over all rows.
+"""Helpers of the kernels over rows of an (N, E) array: the layout of rows in registers, and sums over all rows.
 
 A program holds ROWS rows at a time, as a tuple of NUM_BLOCKS column blocks (ROWS, BLOCK). For E = 768:
 
@@ -18,9 +18,9 @@ from torch import Tensor
 
 from fastlm.kernels import autotune
 
-COLUMNS_PER_WARP = 256  # of one block
-MAX_BLOCKS = 3  # a thread then holds 24 values of a row, and in the backward five such sets
-MAX_COLUMNS = 8192  # the registers of 512 threads hold no longer row
+COLUMNS_PER_WARP = 256  # columns of a block that one warp holds
+MAX_BLOCKS = 3  # a thread then holds at most 24 elements of a row, in the backward for each of five arrays
+MAX_COLUMNS = 8192  # the registers of 512 threads cannot hold a longer row
 
 
 @triton.jit
@@ -74,9 +74,10 @@ def zeros(ROWS: tl.constexpr, BLOCK: tl.constexpr, NUM_BLOCKS: tl.constexpr):
 def row_stats(s, eps, E: tl.constexpr, BLOCK: tl.constexpr):
     """Returns mean and rstd (ROWS, 1) of the rows s, and s - mean. s and s - mean are fp32 blocks, zero from E on.
 
-    The sum of a row is rounded, so its mean is wrong by a few units in the last place. rstd would multiply this error:
-    it is 10^6 for a constant row at BERT's eps of 1e-12. So the mean of s - mean is added to the mean. This makes the
-    mean of a constant row exact, and costs 2.4 instructions per element (counted for sm_90, E = 768) and no bytes.
+    The sum of a row is rounded, so its mean is wrong by a few units in the last place, and rstd would multiply this
+    error: for a constant row rstd is 10^6 at BERT's eps of 1e-12. So the mean of s - mean is added to the mean. This
+    makes the mean of a constant row exact, and costs 2.4 instructions per element (counted for sm_90, E = 768) and no
+    bytes.
     """
     mean = _mean(s, E)
     mean += _mean(_centre(s, mean, E, BLOCK), E)
@@ -135,7 +136,7 @@ def gradient_means(dy, xhat, gamma, E: tl.constexpr):
 
 @triton.jit
 def store_partial(PARTIALS, i: tl.constexpr, blocks, E: tl.constexpr):
-    """Writes PARTIALS[i, program] = the sum over the program's rows; PARTIALS is (sums, programs, E)."""
+    """Writes PARTIALS[i, program] = the sum over the program's rows; PARTIALS is (sums, num_partials, E)."""
     at = PARTIALS + (i * tl.num_programs(0) + tl.program_id(0)) * E
     for c in tl.static_range(len(blocks)):
         col = c * blocks[c].shape[1] + tl.arange(0, blocks[c].shape[1])
@@ -163,15 +164,15 @@ def _sum_partials(
 
 
 def sum_partials(partials: Tensor, *outs: Tensor | None) -> None:
-    """Writes outs[i] (E,) = the sum of partials[i] over programs; partials is fp32 (1 to 3, programs, E)."""
-    sums, programs, columns = partials.shape
+    """Writes outs[i] (E,) = the sum of partials[i] over its rows; partials is fp32 (1 to 3, num_partials, E)."""
+    sums, num_partials, columns = partials.shape
     outs += (None,) * (3 - len(outs))
     grid = (triton.cdiv(columns, 16), sums)
-    _sum_partials[grid](partials, *outs, programs, E=columns, BLOCK_P=128, BLOCK_E=16, num_warps=4)
+    _sum_partials[grid](partials, *outs, num_partials, E=columns, BLOCK_P=128, BLOCK_E=16, num_warps=4)
 
 
 def launch_rows(kernel, x: Tensor, *arguments, **constants) -> None:
-    """Launches `kernel` with one program per ROWS rows of x (N, E), and the tile for the shape of x."""
+    """Launches `kernel` with the tile for the shape of x (N, E), one program per ROWS rows."""
     n, columns = x.shape
 
     def run(tile):
@@ -183,11 +184,11 @@ def launch_rows(kernel, x: Tensor, *arguments, **constants) -> None:
     )
 
 
-def launch_loop(kernel, x: Tensor, programs: int, *arguments, **constants) -> None:
-    """Launches `kernel` with `programs` programs, each of which loops over tiles of rows of x (N, E)."""
+def launch_loop(kernel, x: Tensor, num_programs: int, *arguments, **constants) -> None:
+    """Launches `num_programs` programs of `kernel`, each of which loops over tiles of rows of x (N, E)."""
 
     def run(tile):
-        kernel[(programs,)](*arguments, **constants, **tile)
+        kernel[(num_programs,)](*arguments, **constants, **tile)
 
     candidates = (loop_tile(x, warps) for warps in (1, 4, 8))
     autotune.launch(run, loop_tile(x, warps=2), lambda: (_shape_class(kernel, x, arguments, constants), candidates))
@@ -200,7 +201,7 @@ def _shape_class(kernel, x: Tensor, arguments, constants) -> tuple:
 
 
 def row_tile(columns: int, warps: int) -> autotune.Tile:
-    """Returns the tile of a program of at least `warps` warps that holds whole rows of `columns` elements."""
+    """Returns the tile for rows of `columns` elements. A program holds whole rows and has at least `warps` warps."""
     if columns > MAX_COLUMNS:
         raise ValueError(f"the Triton kernels take rows of at most {MAX_COLUMNS} elements, got {columns}")
     block = max(
@@ -219,7 +220,7 @@ def row_tile(columns: int, warps: int) -> autotune.Tile:
 
 
 def loop_tile(x: Tensor, warps: int) -> autotune.Tile:
-    """Returns the tile of a kernel that loops over rows of x (N, E), with STAGES, its number of pipeline stages.
+    """Returns the tile for a kernel that loops over rows of x (N, E), with STAGES, its number of pipeline stages.
 
     3 stages load two tiles ahead. Rows of twice as many bytes (fp32, or more than 4096 columns) load one tile ahead.
     The longest rows load none ahead: each of their 512 threads has 128 registers, too few for more addresses.

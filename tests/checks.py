@@ -58,14 +58,28 @@ def cases(op: str, *, float64: bool = False) -> list:
     return found
 
 
+def long_cases(op: str) -> list:
+    """Those of `cases(op)`, for tests that take long: Triton's interpreter takes float16 in the slow tier only.
+
+    It runs the same program in float32 in the fast tier.
+    """
+    found = cases(op)
+    for i, case in enumerate(found):
+        if case.id == "triton-fp16-cpu":
+            found[i] = pytest.param(*case.values, id=case.id, marks=pytest.mark.slow)
+    return found
+
+
 def kernel_cases(op: str) -> list:
-    """Those of `cases(op)` that have launchers: kernels, on whatever device."""
+    """Returns the cases of `cases(op)` whose backend has launchers, on any device."""
     return [case for case in cases(op) if case.values[0].backend not in PLAIN]
 
 
 def _runs_on_cpu(backend: str, dtype: torch.dtype) -> bool:
-    """Whether a backend is tested on CPU tensors. Kernels are if there is no GPU, except Triton's in bfloat16: its
-    interpreter computes bfloat16 wrongly."""
+    """Returns whether a backend is tested on CPU tensors.
+
+    Kernels are tested there if there is no GPU, except Triton's in bfloat16, which its interpreter computes wrongly.
+    """
     if backend in PLAIN:
         return True
     return not torch.cuda.is_available() and not (backend == "triton" and dtype == torch.bfloat16)

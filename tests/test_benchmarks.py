@@ -47,7 +47,7 @@ def bench(**options) -> run.Bench:
 def record(**changes) -> Record:
     values = dict.fromkeys(("bytes", "flops", "exponentials"), 100) | {"samples_us": (5.0, 6.0, 7.0), "status": "timed"}
     values |= {"kind": "op", "name": "layer_norm", "shape": "4 x 8", "dtype": "float32", "pass_": "both"}
-    return Record(**values | {"candidate": "triton", "ours": True, "floor_us": 3.0, "bound": "copy"} | changes)
+    return Record(**values | {"candidate": "triton", "ours": True, "lower_bound_us": 3.0, "bound": "copy"} | changes)
 
 
 def results(*records: Record, **changes) -> Results:
@@ -139,11 +139,11 @@ def test_a_copy_s_time_lies_between_the_measured_ones():
 
 
 def test_the_floor_is_the_largest_of_three():
-    assert LIMITS.floor(4000, 1000, 1000) == (4.0, "copy")  # a product of 1 us, exponentials of 0.5 us
-    assert LIMITS.floor(4000, 9000, 1000) == (9.0, "matrix")
-    assert LIMITS.floor(4000, 9000, 20_000) == (10.0, "exponential")
-    assert dataclasses.replace(LIMITS, exponentials=None).floor(4000, 9000, 20_000) == (9.0, "matrix")
-    assert LIMITS.floors([(4000, 0, 0), (0, 9000, 0)]) == (13.0, "matrix")
+    assert LIMITS.lower_bound(4000, 1000, 1000) == (4.0, "copy")  # a product of 1 us, exponentials of 0.5 us
+    assert LIMITS.lower_bound(4000, 9000, 1000) == (9.0, "matrix")
+    assert LIMITS.lower_bound(4000, 9000, 20_000) == (10.0, "exponential")
+    assert dataclasses.replace(LIMITS, exponentials=None).lower_bound(4000, 9000, 20_000) == (9.0, "matrix")
+    assert LIMITS.lower_bounds([(4000, 0, 0), (0, 9000, 0)]) == (13.0, "matrix")
 
 
 def test_measured_limits_are_sane():

@@ -1,4 +1,4 @@
-"""A visit continues after parts that fail, hang or cannot start, and always leaves a summary."""
+"""A visit continues after stages that fail, hang or cannot start, and always leaves a summary."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 
 from benchmarks import visit as module
-from benchmarks.visit import ROOT, Part, visit
+from benchmarks.visit import ROOT, Stage, visit
 
 SLEEP = "time.sleep(600)"
 
 
-def python(name: str, code: str, share: float = 1.0) -> Part:
-    return Part(name, [sys.executable, "-c", code], share)
+def python(name: str, code: str, share: float = 1.0) -> Stage:
+    return Stage(name, [sys.executable, "-c", code], share)
 
 
 @pytest.fixture(autouse=True)
@@ -29,13 +29,13 @@ def quickly(monkeypatch):
     signal.signal(signal.SIGTERM, before)
 
 
-def test_a_failing_part_is_reported_and_the_next_one_runs(tmp_path):
-    parts = [
+def test_a_failing_stage_is_reported_and_the_next_one_runs(tmp_path):
+    stages = [
         python("build", "print('no compiler'); raise SystemExit(3)"),
-        Part("tool", ["/nonexistent/tool"], 1.0),
+        Stage("tool", ["/nonexistent/tool"], 1.0),
         python("tests", "print('5 passed')"),
     ]
-    assert visit(tmp_path, 1.0, parts) == 1
+    assert visit(tmp_path, 1.0, stages) == 1
     page = (tmp_path / "summary.md").read_text()
     assert "| build | failed (3) |" in page and "no compiler" in page
     assert "| tool | failed (it could not be started) |" in page and "No such file" in page
@@ -46,7 +46,7 @@ def test_all_well_is_0(tmp_path):
     assert visit(tmp_path / "new", 1.0, [python("tests", "print('5 passed')")]) == 0
 
 
-def test_a_hanging_part_and_its_children_are_ended_in_time(tmp_path):
+def test_a_hanging_stage_and_its_children_are_ended_in_time(tmp_path):
     child = tmp_path / "child"
     hang = (
         "import signal, subprocess, sys, time; signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
@@ -69,19 +69,19 @@ def test_without_time_nothing_is_started(tmp_path):
     assert not (ROOT / "ran").exists()
 
 
-def test_the_page_is_there_after_each_part(tmp_path):
+def test_the_page_is_there_after_each_stage(tmp_path):
     code = f"import pathlib; print(pathlib.Path({str(tmp_path / 'summary.md')!r}).read_text())"
     visit(tmp_path, 1.0, [python("build", "pass"), python("look", code), python("rest", "pass")])
     seen = (tmp_path / "look.log").read_text()
     assert "| build | ok |" in seen and "| look | not yet |" in seen
 
 
-def test_a_visit_that_is_ended_ends_its_part(tmp_path):
+def test_a_visit_that_is_ended_ends_its_stage(tmp_path):
     code = (
         f"import sys; sys.path.append({str(ROOT)!r})\n"
-        "from pathlib import Path; from benchmarks.visit import Part, visit\n"
+        "from pathlib import Path; from benchmarks.visit import Stage, visit\n"
         f"sleep = 'import os, time; print(os.getpid(), flush=True); {SLEEP}'\n"
-        f"visit(Path({str(tmp_path)!r}), 5.0, [Part('hang', [sys.executable, '-c', sleep], 1)])"
+        f"visit(Path({str(tmp_path)!r}), 5.0, [Stage('hang', [sys.executable, '-c', sleep], 1)])"
     )
     process = subprocess.Popen([sys.executable, "-c", code])
     log = tmp_path / "hang.log"
@@ -94,8 +94,8 @@ def test_a_visit_that_is_ended_ends_its_part(tmp_path):
         os.kill(int(log.read_text().splitlines()[-1]), 0)
 
 
-def test_the_parts_need_no_network_and_know_their_time(tmp_path):
-    build, *_, ops, models = module.parts(tmp_path)
+def test_the_stages_need_no_network_and_know_their_time(tmp_path):
+    build, *_, ops, models = module.stages(tmp_path)
     assert "--no-index" in build.command and "--no-build-isolation" in build.command
     assert "{minutes}" in ops.command and "{minutes}" in models.command
 

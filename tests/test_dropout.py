@@ -13,7 +13,7 @@ SEEDS = (0, 1, -1, 0x0123456789ABCDEF, -(2**63))
 
 
 def philox(key: int, counter: tuple[int, int, int, int]) -> tuple[int, ...]:
-    """Philox-4x32-7 (Salmon et al., SC 2011, figure 4) in Python's integers."""
+    """Computes Philox-4x32-7 (Salmon et al., SC 2011, figure 4) in Python's integers."""
     key0, key1 = key & 0xFFFFFFFF, key >> 32 & 0xFFFFFFFF
     c0, c1, c2, c3 = counter
     for _ in range(7):

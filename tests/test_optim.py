@@ -116,7 +116,7 @@ def test_uncorrected_adam_skips_parameters_without_gradient_and_takes_a_closure(
 
 @pytest.mark.parametrize("layout", ["contiguous", "strided", "strided, with contiguous gradients"])
 def test_uncorrected_adam_is_its_formula_in_any_layout(layout):
-    """torch's fused kernel goes through memory, whatever the strides; it is held to the formula in float64."""
+    """torch's fused kernel ignores strides, so its result is compared with the formula in float64."""
     torch.manual_seed(0)
     start = torch.randn(30, 211) if layout == "contiguous" else torch.randn(211, 30).t()
     weight = nn.Parameter(start.clone(memory_format=torch.preserve_format))

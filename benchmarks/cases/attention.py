@@ -21,7 +21,7 @@ from fastlm.dropout import attention_mask
 from fastlm.ops._cost import Cost
 
 DIM = 64
-MAX_EXACT_SCORES = 2**26  # computed in float64; with what autograd saves, they take a few GB
+MAX_EXACT_SCORES = 2**26  # scores computed in float64; with autograd's saved tensors they take a few GB
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ class Attention(Case):
         return (drop(scores.softmax(-1)) @ v).transpose(1, 2)
 
     def valid(self, t: Inputs) -> Tensor:
-        """Returns a (B, S) mask of the positions of a padded batch that are not padding."""
+        """Returns a (B, S) mask of the positions that are not padding."""
         return torch.arange(self.length, device=t["lengths"].device) < t["lengths"][:, None]
 
     def zero_padding(self, t: Inputs, out: Tensor) -> Tensor:
@@ -121,7 +121,7 @@ class Attention(Case):
         return attention_mask(t["seed"], batch, self.heads, longest, longest, self.keep)
 
     def excerpt(self, t: Inputs) -> Inputs:
-        """Returns the first sequences; the others have no influence on their results."""
+        """Returns the first sequences; the others do not affect their results."""
         sequences = min(self.batch, max(1, MAX_EXACT_SCORES // (self.heads * self.length**2)))
         cut = {"lengths": sequences, "cu_seqlens": sequences + 1}
         end = sum(self.lengths()[:sequences]) if self.form == "packed" else sequences
@@ -162,14 +162,14 @@ class Attention(Case):
     # Cost -----------------------------------------------------------------------------------------------------------
 
     def pairs(self) -> int:
-        """Returns the number of scores per head: the (query, key) pairs that the mask leaves."""
+        """Returns the number of scores per head: the (query, key) pairs that are not masked."""
         return sum(n * (n + 1) // 2 if self.causal else n * n for n in self.lengths())
 
     def cost(self, dtype: torch.dtype) -> Cost:
         return self.spec.cost(self.pairs(), sum(self.lengths()), self.heads, DIM, dtype.itemsize)
 
     def exponentials(self) -> tuple[int, int]:
-        """One per score; the backward recomputes them."""
+        """Returns one exponential per score; the backward recomputes them."""
         return self.heads * self.pairs(), self.heads * self.pairs()
 
     # Peers ------------------------------------------------------------------------------------------------------------
@@ -257,8 +257,10 @@ class Attention(Case):
 
 @dataclass(frozen=True)
 class AttentionPacked(Attention):
-    """attention_packed reads the projection (..., 3, H, D) and returns one gradient of that shape; peers take its three
-    views."""
+    """Measures attention_packed, which reads the projection (..., 3, H, D) and returns one gradient of that shape.
+
+    Peers take the three views of the projection.
+    """
 
     op = "attention_packed"
 

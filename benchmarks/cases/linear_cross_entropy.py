@@ -21,7 +21,7 @@ EXACT_ROWS = 4096  # rows whose float64 logits are in memory at one time
 
 @dataclass(frozen=True)
 class LinearCrossEntropy(Case):
-    """Times only forward and backward together: some implementations compute the gradients in the forward."""
+    """Measures only forward and backward together: some implementations compute the gradients in the forward."""
 
     op = "linear_cross_entropy"
     products = True
@@ -70,10 +70,11 @@ class LinearCrossEntropy(Case):
         return self.spec.cost(self.rows, self.columns, self.vocabulary, dtype.itemsize)
 
     def parts(self, t: Inputs) -> dict[str, tuple[Callable[[], Any], float]]:
-        """Returns what every chunk of rows needs: three products (cuBLAS or MKL), one read and one write of the logits,
-        and the sum of dW.
+        """Returns the calls that every chunk of rows needs.
 
-        An implementation that takes its products from the library cannot be faster than their sum.
+        They are three products (cuBLAS or MKL), one read and one write of the logits, and the sum of dW.
+
+        An implementation that calls the library for its products cannot be faster than the sum of these times.
         """
         rows = chunk_rows(self.rows, self.vocabulary, "cpu" if t["x"].device.type == "cpu" else "cuda")
         x, w = t["x"].detach()[:rows], t["weight"].detach()
@@ -100,7 +101,7 @@ class LinearCrossEntropy(Case):
         return lambda t: function(t["x"], t["weight"], t["targets"], **options)
 
     def _cce_whole(self, t: Inputs) -> Run:
-        """Returns cce with the whole gradient. By default it skips probabilities under 2^-12: here nearly all."""
+        """Returns cce with the whole gradient. By default it skips probabilities below 2^-12, here nearly all."""
         return self._cce(t, filter_eps=None)
 
     def _quack(self, t: Inputs) -> Run:

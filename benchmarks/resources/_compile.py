@@ -25,7 +25,7 @@ MATRIX_UNITS = ("tcgen05.mma", "wgmma.mma_async", "mma.sync")
 
 @dataclass(frozen=True)
 class Chip:
-    """A compute capability (90 is 9.0), and the number of SMs of a GPU that has it."""
+    """Names a compute capability (90 is 9.0), and the number of SMs of a GPU that has it."""
 
     arch: int
     multiprocessors: int
@@ -36,7 +36,7 @@ CHIPS = (Chip(80, 108), Chip(90, 132), Chip(100, 148))
 
 @dataclass(frozen=True)
 class Usage:
-    """The resources of one kernel: registers and spilled bytes per thread, bytes of shared memory per CTA."""
+    """Holds the resources of one kernel: registers and spilled bytes per thread, bytes of shared memory per CTA."""
 
     kernel: str
     arch: int
@@ -78,8 +78,10 @@ def _pretending(chip: Chip, kernels: list[Any]) -> Iterator[None]:
 
 
 class NoDevice:
-    """The part of Triton's driver that compilation uses. `arch` is also the device number, by which Triton caches
-    kernels."""
+    """Implements the part of Triton's driver that compilation uses.
+
+    `arch` is also the device number, because Triton caches kernels by device number.
+    """
 
     def __init__(self, arch: int):
         self._arch = arch

@@ -26,7 +26,7 @@ COMPILED = Path(__file__).parent.parent.parent / "build" / "nvcc"  # see the Mak
 
 @dataclass(frozen=True)
 class Multiprocessor:
-    """The limits of one SM (CUDA programming guide, table of compute capabilities)."""
+    """Holds the limits of one SM (CUDA programming guide, table of compute capabilities)."""
 
     warps: int
     blocks: int  # CTAs
@@ -44,7 +44,7 @@ MULTIPROCESSORS = {
 
 @dataclass(frozen=True)
 class Usage:
-    """The resources of one kernel on one target."""
+    """Holds the resources of one kernel on one target."""
 
     kernel: str
     arch: str

@@ -70,7 +70,7 @@ struct Call {
             .head_stride = strides[1]};
   }
 
-  // Returns the view of an array that has one number per row and head, such as lse.
+  // Returns the view of an array that has one value per row and head, such as lse.
   template <typename T>
   View<T> row_stats(T* data) const {
     if (packed) return {.data = data, .batch_stride = 0, .row_stride = H, .head_stride = 1};

@@ -1,25 +1,26 @@
-// The backward over tiles of keys: dk = scale ds^T q and dv = (z p)^T do. If one CTA holds all keys of a sequence, it
-// also computes dq = scale ds k. Deterministic, without atomics.
+// The backward over tiles of keys: dk = scale ds^T q and dv = (z p)^T do, with the scaled dropout mask z (params.h). If
+// one CTA holds all keys of a sequence, it also computes dq = scale ds k. Deterministic, without atomics.
 //
 // A warp holds 32 keys (16 if D > 64). It accumulates their dk and dv in registers over tiles of 32 queries. The
 // accumulators of s^T and dp^T are packed in place into the A fragments of these products. ds goes through shared
-// memory to the product with k, which the warps divide in another way.
+// memory to the product with k, which the warps divide by queries and columns (compute_dq_tile).
 //
 // dq is a sum over keys. The deterministic ways to compute it, in bytes per head, with b bytes per element:
 //
-//   way                                                              bytes
+//   method                                                           bytes
 //   one pass; a CTA holds all keys                                   8bSD + 4S: q, k, v, o, do, lse in, dq, dk, dv out
 //   two passes, dq and then dkv; two of seven products done twice    12bSD + 12S
 //   one pass; n CTAs add to a float32 dq in a fixed order            8bSD + 8nSD
 //
-// From n = 2 on the last way moves more bytes than the second, and its CTAs wait for each other. So backward_sm80 takes
-// one pass up to 128 keys with four warps and 256 keys with eight (half as many if D > 64), if the chip has the shared
-// memory, and two passes otherwise. In two passes each CTA reads each query tile that sees its keys once; all but the
-// first CTA find it in the L2. For 65,536 tokens and 12 heads of 64 in bf16 the lower bound on an H100 is 269 us at S =
-// 128 (set by HBM) and 322 us at S = 512 (set by the five products); both computed, not measured.
+// If n >= 2, the third method moves more bytes than the second, and its CTAs wait for each other. So backward_sm80 runs
+// one pass if one CTA can hold the keys: up to 128 with four warps and 256 with eight (half as many if D > 64), if the
+// chip has the shared memory. Otherwise it runs two passes. In two passes each CTA reads each query tile that sees its
+// keys once; all but the first CTA find it in the L2. For 65,536 tokens and 12 heads of 64 in bf16 the lower bound on
+// an H100 is 269 us at S = 128 (set by HBM) and 322 us at S = 512 (set by the five products); both computed, not
+// measured.
 //
-// This kernel is not persistent as the forward is: the next head's k and v, 32 KB at D = 64, would leave an SM of an
-// A100 room for one CTA instead of two.
+// This kernel is not persistent, unlike the forward: the next head's k and v, 32 KB at D = 64, would leave room for one
+// CTA instead of two on an SM of an A100.
 #include "attention/mask.cuh"
 #include "attention/sm80.h"
 #include "attention/tiles_sm80.cuh"
@@ -38,7 +39,7 @@ struct Shape {
   static constexpr int kRowTiles = kD <= 64 ? 2 : 1;  // per warp, of 16 keys
   static constexpr int kBlockN = kWarps * kRowTiles * 16;
   static constexpr int kKvElements = kBlockN * kD, kQElements = kBlockM * kD;
-  // k and v; two stages of q, do, lse and delta; in one pass also one stage of o, and ds.
+  // Holds k and v, and two stages of q, do, lse and delta. One pass also needs one stage of o, and ds.
   static constexpr int kSharedBytes =
       (2 * kKvElements + 4 * kQElements + (kOnePass ? kQElements + kBlockN * kBlockM : 0)) * 2 +
       4 * kBlockM * int(sizeof(float));
@@ -66,8 +67,8 @@ struct SharedMemory {
   __device__ __forceinline__ float* delta(int stage) const { return lse(stage) + kBlockM; }
 };
 
-// Loads tiles of queries: q, do and lse, and also o in one pass or delta in two. All are zeros for queries past the
-// length, which makes ds and (z p)^T do zero there.
+// Loads tiles of queries: q, do and lse, and also o (one pass) or delta (two passes). All are zeros for queries past
+// the length, so these queries add zeros to dk and dv.
 template <typename S, typename input_t>
 struct QueryTileLoader {
   const BackwardParams<input_t>& p;
@@ -101,7 +102,7 @@ struct QueryTileLoader {
                                                 unsigned thread) const {
     using CopyPartition = CopyPartition<kBlockM, S::kD, S::kThreads>;
     const CopyPartition partition(thread);
-    if (!partition.has_rows()) return;  // whole warps return, so row_dot's shuffles are complete
+    if (!partition.has_rows()) return;  // whole warps return, so all lanes of a warp take part in row_dot's shuffles
 #pragma unroll
     for (int i = 0; i < CopyPartition::kRowsPerThread; i++) {
       const int offset = partition.offset() + i * CopyPartition::kRowStep * S::kD;
@@ -139,7 +140,7 @@ __device__ __forceinline__ void transposed_scores(float (&s)[S::kRowTiles][4][4]
   }
 }
 
-// Adds (z p)^T do to dv, or ds^T q to dk. `a` holds the left factor.
+// Adds (z p)^T do to dv, or ds^T q to dk. `a` holds (z p)^T or ds^T, `queries` is the tile of do or q.
 template <typename S, typename input_t>
 __device__ __forceinline__ void accumulate(float (&sum)[S::kRowTiles][S::kD / 8][4],
                                            const uint32_t (&a)[S::kRowTiles][2][4], const input_t* queries,
@@ -177,7 +178,7 @@ __device__ __forceinline__ bool kept(uint32_t bits, int i, int j, int k) {
   return (bits >> DropoutMask<true>::bit_index(2 * i + j / 2, k / 2, j % 2, k % 2) & 1) != 0;
 }
 
-// Loads this lane's values of lse or delta: of queries 8j + 2t and 8j + 2t + 1 for j < 4.
+// Loads this lane's values of lse or delta, for queries 8j + 2t and 8j + 2t + 1 with j < 4.
 __device__ __forceinline__ void load_query_values(float (&x)[8], const float* values, unsigned thread) {
 #pragma unroll
   for (int j = 0; j < 4; j++) {
@@ -195,13 +196,13 @@ __device__ __forceinline__ void pack_a_fragments(uint32_t (&a)[S::kRowTiles][2][
   }
 }
 
-// Computes a warp's part of dq for a tile of queries and stores it. The CTA holds all keys, of which those before
-// `key_end` are seen. dq goes through the Q tile, which no warp reads any more.
+// Computes a warp's part of dq for a tile of queries and stores it. The CTA holds all keys; these queries see the keys
+// before `key_end`. dq goes through the Q tile, which no warp reads any more.
 template <typename S, typename input_t>
 __device__ __forceinline__ void compute_dq_tile(const SharedMemory<S, input_t>& shared, input_t* q_tile,
                                                 const View<input_t>& to, int first, int key_end, int rows, int D,
                                                 float factor, unsigned thread) {
-  constexpr int kColumns = S::kD * 2 / S::kWarps;  // a pair of warps has the same columns, and 16 queries each
+  constexpr int kColumns = S::kD * 2 / S::kWarps;  // two warps share the columns; each has 16 queries
   const int warp = thread / kWarpSize, row = warp % 2 * 16, column = warp / 2 * kColumns;
   const FragmentLoader<kBlockM, false, input_t> ds_loader(shared.ds, thread);
   const FragmentLoader<S::kD, true, input_t> k_loader(shared.k, thread);

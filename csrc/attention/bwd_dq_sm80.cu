@@ -26,7 +26,7 @@ struct Shape {
   static constexpr int kSharedBytes = (2 * kQElements + 4 * kKvElements) * 2 + kBlockM * int(sizeof(float));  // bytes
 };
 
-// Computes delta * keep / 256 of each query, reading o from global memory and do from its tile. No barrier is needed: a
+// Computes delta * keep / 256 for each query. Reads o from global memory and do from its tile. No barrier is needed: a
 // thread reads only the vectors of do that it copied itself, and the lanes of one row are in one warp.
 template <int kD, typename input_t>
 __device__ __forceinline__ void compute_delta(float* delta, const input_t* do_tile, const View<const input_t>& o,

@@ -3,11 +3,12 @@
 // A CTA of four warps holds 128 queries (64 if D > 64) and loops over tiles of 64 keys and values. It loads the next
 // K/V tile while it processes one. Each warp has 32 queries, so each K/V fragment that it reads from shared memory
 // serves two products. With 16 queries the reads, at 128 bytes per clock, would take as long as the products. The Q
-// fragments are read again for each K/V tile, a fifth of all reads; if they stayed in registers, ptxas would spill
-// others.
+// fragments are read again for each K/V tile, which is a fifth of all reads; if they stayed in registers, ptxas would
+// spill other values.
 //
 // If all queries of a sequence fit into one CTA, the kernel is persistent: a CTA processes one head after another, and
-// loads the next head's first K/V tile during the last tile of the current head. A new CTA would have to wait for it.
+// loads the next head's first K/V tile while it processes the last one of the current head. A new CTA would wait for
+// its first tile.
 //
 // Bytes per head, with b bytes per element: reads q, k and v and writes o, 4bSD, and writes lse, 4S. Each CTA
 // whose queries see a K/V tile reads it once; all but the first find it in the L2. For 65,536 tokens, 12 heads of 64, S
@@ -35,8 +36,8 @@ struct Shape {
   static constexpr int kSharedBytes = (kBlockM + 4 * kBlockN) * kD * 2;  // q, and two stages of k and v
 };
 
-// The online softmax of a warp's rows (Milakov and Gimelshein 2018). A lane keeps rows g and g + 8 of each tile of 16.
-// Its row_sum covers only the columns that the lane holds.
+// The online softmax of a warp's rows (Milakov and Gimelshein 2018). A lane keeps the statistics of rows g and g + 8 of
+// each tile of 16. Its row_sum covers only the columns that the lane holds.
 template <int kRowTiles>
 struct OnlineSoftmax {
   float row_max[kRowTiles][2], row_sum[kRowTiles][2];
@@ -233,7 +234,7 @@ __global__ void __launch_bounds__(kThreads, kCtasPerSm)
   };
   const auto work_item = [&](unsigned index) { return WorkItem(problem, index, num_items, tiles, kBlockM); };
 
-  int stage = 0;  // of the K/V tile to process next
+  int stage = 0;  // the stage of the next K/V tile to process
   load_q_async(work_item(blockIdx.x));
   load_kv_async(work_item(blockIdx.x), 0, stage, threadIdx.x);
   for (unsigned index = blockIdx.x; index < num_items; index += gridDim.x) {

@@ -2,7 +2,7 @@
 // fastlm/dropout.py.
 //
 // In a 16 x 16 tile one Philox call (r, c) serves queries {2r, 2r+1, 2r+8, 2r+9} and keys {2c, 2c+1, 2c+8, 2c+9}. The
-// picture shows 4r + c, the call of each element:
+// picture shows the call of each element as the number 4r + c:
 //
 //   key         0  1  2  3  4  5  6  7    8  9 10 11 12 13 14 15
 //   query  0    0  0  1  1  2  2  3  3 |  0  0  1  1  2  2  3  3
@@ -24,8 +24,8 @@
 //   query 15   12 12 13 13 14 14 15 15 | 12 12 13 13 14 14 15 15
 //
 // Lane (g, t) = lane 4g + t holds rows g and g + 8 and columns 2t, 2t+1, 2t+8 and 2t+9 of the tile (ptx/mma.cuh): half
-// of one call. Lane (g ^ 1, t) holds the other half. So for four tiles each of these two lanes makes two calls, and
-// they swap halves. Each lane then has 32 bits for its 32 elements:
+// of one call. Lane (g ^ 1, t) holds the other half. For four tiles, each of these two lanes makes two calls and sends
+// the other lane its half of them. Each lane then has 32 bits for its 32 elements:
 //
 //   lane     calls           keeps the bits of its rows in   receives the bits of its rows in
 //   g even   tiles 0 and 2   tiles 0 and 2                   tiles 1 and 3
@@ -62,7 +62,7 @@ class DropoutMask {
   }
 
   // Returns this lane's bits for four tiles, or for tiles 0 and 1 if not kUpper; bit_index() says where they are. Tile
-  // 0 is at (query, key). All positions and steps are multiples of 16.
+  // 0 begins at (query, key). All positions and steps are multiples of 16.
   //
   //   tile 0   --odd-->   tile 1
   //    | upper             | upper
@@ -71,7 +71,7 @@ class DropoutMask {
   __device__ __forceinline__ uint32_t bits(int query, int key, Step odd, Step upper,
                                            unsigned thread = threadIdx.x) const {
     const int lane = thread % kWarpSize, row = lane / 4 / 2, column = lane % 4;
-    const bool odd_row = lane / 4 % 2 != 0;  // makes the calls of tiles 1 and 3
+    const bool odd_row = lane / 4 % 2 != 0;  // then this lane makes the calls of tiles 1 and 3
     const uint32_t c0 = key / 4 + (kTransposed ? row : column) + (odd_row ? odd.keys / 4 : 0);
     const uint32_t c1 = query / 4 + (kTransposed ? column : row) + (odd_row ? odd.queries / 4 : 0);
     const uint4 a = philox(key_, c0, c1, head_, kAttentionDomain);
@@ -96,8 +96,9 @@ class DropoutMask {
   }
 
  private:
-  // Compares the elements' 8-bit numbers with keep, from the lowest bit plane up: for a plane x, below becomes
-  // keep's bit ? ~x | below : ~x & below. The words a and b of two calls hold planes p and p + 1 in their halves.
+  // Compares the elements' 8-bit numbers with keep, one bit plane at a time, from the lowest plane up. For a plane x,
+  // `below` becomes ~x | below if keep's bit is 1, else ~x & below. The words a and b of two calls hold planes p and p
+  // + 1 in their halves.
   __device__ __forceinline__ void compare(uint32_t& below, uint32_t a, uint32_t b, int p) const {
     below = majority(~permute_bytes(a, b, 0x5410), below, 0u - (keep_ >> p & 1));
     below = majority(~permute_bytes(a, b, 0x7632), below, 0u - (keep_ >> (p + 1) & 1));

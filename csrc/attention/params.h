@@ -73,7 +73,7 @@ struct BackwardParams {
   Problem problem;
   View<const input_t> q, k, v, o, dout;
   View<const float> lse;
-  float* delta;  // shaped as lse: delta * keep / 256, which the dq pass writes and the dkv pass reads
+  float* delta;  // in the shape of lse: delta * keep / 256. The dq pass writes it, the dkv pass reads it
   View<input_t> dq, dk, dv;
 };
 

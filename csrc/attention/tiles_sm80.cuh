@@ -43,7 +43,7 @@ struct CopyPartition {
       : row(thread / kVecsPerRow), vec(thread % kVecsPerRow) {}
   // Returns false for a thread that has no row because the CTA has more threads than the tile has vectors.
   __device__ __forceinline__ bool has_rows() const { return kRows % kRowStep == 0 || row < kRows; }
-  // Returns the swizzled offset of the thread's first vector; its next ones follow kRowStep * kD elements apart.
+  // Returns the swizzled offset of the thread's first vector. The others follow at steps of kRowStep * kD elements.
   __device__ __forceinline__ int offset() const { return swizzled_offset<kD>(row, vec); }
 };
 
@@ -88,7 +88,7 @@ class FragmentLoader {
     lane_ = 2 * swizzled_offset<kD>(lane % 8 + 8 * (kRowsFirst ? eight : sixteen), kRowsFirst ? sixteen : eight);
   }
 
-  // Load the block at (row, column), which are multiples of 16.
+  // Loads the block at (row, column), which are multiples of 16.
   __device__ __forceinline__ void load(uint32_t (&r)[4], int row, int column) const { ldmatrix(r, at(row, column)); }
   __device__ __forceinline__ void load_transposed(uint32_t (&r)[4], int row, int column) const {
     ldmatrix_trans(r, at(row, column));
@@ -100,14 +100,14 @@ class FragmentLoader {
   }
 
  private:
-  // Rows 16 apart have the same swizzle, and the swizzle is an xor, so a column offset is an xor of the swizzled
-  // offset.
+  // The swizzle is an xor with a function of row % 16. `row` is a multiple of 16, so it does not change the swizzle,
+  // and `column` is added to the lane's offset by an xor.
   __device__ __forceinline__ const char* at(int row, int column) const {
     return tile_ + 2 * row * kD + (lane_ ^ 2 * column);
   }
 
   const char* tile_;
-  int lane_;  // byte offset in the tile of the row that this lane names to ldmatrix, for the block at (0, 0)
+  int lane_;  // byte offset, in the tile, of the row address that this lane passes to ldmatrix for the block at (0, 0)
 };
 
 // Adds the product of a 16 x 16 A fragment and two B fragments to the accumulators d (columns 0-7) and e (columns
@@ -137,7 +137,7 @@ __device__ __forceinline__ float row_dot(const Vec<T, kVecSize>& x, const Vec<T,
   return sum;
 }
 
-// Sets to `value` the scores of keys that a query does not see. The first score of s is of query `query` and key `key`.
+// Sets the scores of keys that a query does not see to `value`. s[0] begins at query `query` and key `key`.
 template <int kN>
 __device__ __forceinline__ void mask_scores(float (&s)[kN][4], float value, int query, int key, int length,
                                             bool causal) {
@@ -171,7 +171,7 @@ __device__ __forceinline__ void store_accum(T* tile, int row, int column, const 
   }
 }
 
-// Stores two A fragments side by side in rows [row, row + 16) of a tile of 32 columns.
+// Stores two A fragments next to each other in rows [row, row + 16) of a tile of 32 columns.
 template <int kD, typename T>
 __device__ __forceinline__ void store_a_fragments(T* tile, int row, const uint32_t (&a)[2][4]) {
   const int g = threadIdx.x % kWarpSize / 4, t = threadIdx.x % 4;
@@ -184,9 +184,9 @@ __device__ __forceinline__ void store_a_fragments(T* tile, int row, const uint32
   }
 }
 
-// Copies kRows x kColumns of a tile, from (row, column), to rows `first` on of `to`, except rows from `end` on and
-// columns from D on. The warp that calls must have written that part of the tile itself. Neighbouring lanes write
-// neighbouring vectors.
+// Copies the kRows x kColumns block at (row, column) of a tile to `to`, whose row `first` receives the block's first
+// row. Leaves out rows from `end` on and columns from D on. The calling warp must have written the block itself.
+// Neighbouring lanes write neighbouring vectors.
 template <int kRows, int kColumns, int kD, typename T>
 __device__ __forceinline__ void store_tile(const View<T>& to, const T* tile, int row, int column, int first, int end,
                                            int D) {

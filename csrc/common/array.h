@@ -17,7 +17,7 @@ inline const char* name(DType dtype) {
   return kNames[static_cast<int>(dtype)];
 }
 
-// A CUDA stream as an integer, which is how Python has it: torch.cuda.Stream.cuda_stream.
+// A CUDA stream as the integer that torch.cuda.Stream.cuda_stream is in Python.
 using Stream = std::uintptr_t;
 
 struct Array {
@@ -28,7 +28,7 @@ struct Array {
   int rank = 0;
   int64_t shape[kMaxRank] = {};
   int64_t strides[kMaxRank] = {};  // in elements
-  bool given = false;              // false for None. Null data does not mean None: an empty array may have it too
+  bool given = false;              // false for None. Null data does not mean None: an empty array may have it
 
   explicit operator bool() const { return given; }
   template <typename T>
@@ -57,7 +57,7 @@ struct Array {
     check(contiguous(), what, " must be contiguous, got strides ", Tuple{strides, rank});
   }
 
-  // Integers that are printed as a Python tuple.
+  // Prints integers as a Python tuple.
   struct Tuple {
     const int64_t* values;
     int count;

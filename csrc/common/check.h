@@ -1,4 +1,4 @@
-// check(): throws an error of one sentence, which Python raises as a ValueError.
+// check(): throws std::invalid_argument with a message of one sentence. In Python it is a ValueError.
 #pragma once
 
 #include <sstream>

@@ -3,7 +3,7 @@
 // GELU(x) = x Phi(x) and GELU'(x) = Phi(x) + x Phi'(x), where Phi is the normal distribution function. The papers' code
 // approximates
 //   Phi(x) = (1 + tanh(u)) / 2 = 1 / (1 + exp(-2u)), u = sqrt(2 / pi) (x + 0.044715 x^3), Phi' = Phi(x) Phi(-x) 2u'.
-// Phi(|x|) = 1 / (1 + e) and Phi(-|x|) = e / (1 + e) with e = exp(-2|u|): no difference, so nothing cancels.
+// Phi(|x|) = 1 / (1 + e) and Phi(-|x|) = e / (1 + e) with e = exp(-2|u|). Neither is a difference, so nothing cancels.
 //
 // __fmul_rn rounds x Phi(x) and keeps the compiler from fusing the product into a later sum or difference. Otherwise
 // each use would see a slightly different GELU(x), and a constant row would differ from its mean.

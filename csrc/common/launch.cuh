@@ -18,7 +18,7 @@ inline void check_cuda(cudaError_t error, const char* what) {
 
 // Returns an attribute of the current device.
 inline int device_attribute(cudaDeviceAttr attribute) {
-  constexpr const char* kWhat = "the device cannot be asked what it has";
+  constexpr const char* kWhat = "the device's attributes cannot be read";
   int device = 0, value = 0;
   check_cuda(cudaGetDevice(&device), kWhat);
   check_cuda(cudaDeviceGetAttribute(&value, attribute, device), kWhat);

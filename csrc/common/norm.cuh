@@ -12,10 +12,10 @@ using RowValues = float[Shape::kVecs][kVecSize];
 // Returns the mean and the reciprocal standard deviation (rstd) of a row of `columns` values. E is `columns`, or 0 for
 // a row past the last one. The values are zeros past E.
 //
-// The rounded sum of many values makes the mean wrong by a few units in the last place. In a constant row, rstd is 10^6
-// at BERT's eps of 1e-12 and would multiply that error. Therefore the mean of the deviations is added to the mean,
-// which makes it exact for a constant row. This costs 3 instructions per element (counted for sm_90a, E = 768) and no
-// bytes.
+// The rounding error of the sum makes the mean wrong by a few units in the last place, and rstd would multiply that
+// error: in a constant row rstd is 10^6 at BERT's eps of 1e-12. Therefore the mean of the deviations is added to the
+// mean, which makes the mean of a constant row exact. This costs 3 instructions per element (counted for sm_90a, E =
+// 768) and no bytes.
 template <typename Shape, typename Values>
 __device__ __forceinline__ float2 row_statistics(const Values (&s)[Shape::kVecs], int E, int columns, float eps,
                                                  ReduceScratch<Shape::kWarps, 1> (&scratch)[2]) {

@@ -1,5 +1,5 @@
-// Gradients of parameters: sums over all rows, deterministic and without atomics. Each of P CTAs loops over rows, adds
-// them up in registers and stores one partial sum. Then one kernel adds the P partial sums.
+// Gradients of parameters: deterministic sums over all rows, without atomics. Each of P CTAs loops over rows, adds them
+// up in registers and stores one partial sum. Then one kernel adds the P partial sums.
 #pragma once
 
 #include "common/launch.cuh"
@@ -9,7 +9,8 @@ namespace fastlm {
 
 constexpr int kMaxSums = 3;  // dgamma, dbeta, dbias
 
-// Shared memory for store_partial: one row of sums per row that the CTA processes at a time, or nothing if that is one.
+// Shared memory for store_partial: one row of sums for each of the kRows rows that a CTA processes at a time, or
+// nothing if kRows is 1.
 template <typename Shape>
 using PartialScratch = float[Shape::kRows > 1 ? Shape::kRows : 1][Shape::kRows > 1 ? Shape::kColumns : 1];
 

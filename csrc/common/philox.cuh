@@ -9,8 +9,8 @@ namespace fastlm {
 
 constexpr int kKeepLevels = 256;  // keep = 256 drops nothing
 
-// Checks the dropout arguments of a launcher: keep is from 1 to 256, and there is a seed exactly if keep < 256. `first`
-// is the global index of the call's first row or sequence, or None for 0; errors call it `what`.
+// Checks the dropout arguments of a launcher: keep is from 1 to 256, and a seed is given if and only if keep < 256.
+// `first` is the global index of the call's first row or sequence, or None for 0; errors call it `what`.
 inline void check_dropout(const Array& seed, const char* what, const Array& first, int keep) {
   check(0 < keep && keep <= kKeepLevels, "keep must be from 1 to 256, got ", keep);
   check(bool(seed) == (keep < kKeepLevels), "there must be a seed where keep is less than 256, and only there");
@@ -41,8 +41,9 @@ __device__ __forceinline__ uint64_t load_or_zero(const int64_t* value) {
   return value ? load_global<Use::kRepeated>(value) : 0;
 }
 
-// Returns the key for a row or head. The counter holds its number mod 2^32, and the key takes in the rest.
-__device__ __forceinline__ uint64_t philox_key(uint64_t seed, uint64_t number) { return seed ^ (number >> 32 << 32); }
+// Returns the key for the global index of a row or head. The counter holds index mod 2^32; the upper half of the index
+// is XORed onto the seed.
+__device__ __forceinline__ uint64_t philox_key(uint64_t seed, uint64_t index) { return seed ^ (index >> 32 << 32); }
 
 // The dropout mask of row ops, for 8 columns of a global row that begin at `column`, a multiple of 8. Column c uses
 // byte c % 16 of the Philox call with counter (c / 16, row mod 2^32, 0, 0), low byte of a word first, and is kept if

@@ -12,9 +12,9 @@ __device__ __forceinline__ float warp_sum(float x) {
   return x;
 }
 
-// Shared memory for group_sum. Two successive calls need different ones, because a slow warp may still read the first
-// when a fast warp writes the second. A third call may use the first again: the barrier in the second call comes
-// between.
+// Shared memory for group_sum. Two successive calls need two of these: a slow warp may still read the sums of the first
+// call when a fast warp writes those of the second. A third call may use the first one again, because the barrier of
+// the second call lies between them.
 template <int kWarps, int kSums>
 using ReduceScratch = float[kWarps > 1 ? kSums : 1][kWarpSize];
 

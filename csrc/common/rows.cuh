@@ -18,7 +18,7 @@
 namespace fastlm {
 
 constexpr int kVecSize = 8;        // columns per vector
-constexpr int kWarpColumns = 256;  // columns that one vector of each lane of a warp covers
+constexpr int kWarpColumns = 256;  // columns that a warp covers with one vector per lane
 constexpr int kMaxColumns = 8192;  // columns
 constexpr int kMaxRows = 1 << 30;  // so that row indices fit into int
 
@@ -42,10 +42,10 @@ struct RowShape {
   static constexpr bool kWide = kWide_;
   static constexpr int kThreads = kWarps > 4 ? kWarps * kWarpSize : kWarps * kVecs == 3 ? 96 : 128;
   static constexpr int kMinSummingCtas = kThreads > 128 ? 512 / kThreads : 4;
-  static constexpr int kRows = kThreads / (kWarps * kWarpSize);   // that a CTA processes at a time
+  static constexpr int kRows = kThreads / (kWarps * kWarpSize);   // rows that a CTA processes at a time
   static constexpr int kColumns = kVecs * kWarps * kWarpColumns;  // the longest row
 
-  // Returns which of the CTA's kRows rows this thread works on.
+  // Returns the index, among the CTA's kRows rows, of the row that this thread works on.
   __device__ __forceinline__ static int row() { return threadIdx.x / (kWarps * kWarpSize); }
   // Returns the first column of this thread's vector `index`.
   __device__ __forceinline__ static int column(int index) {
@@ -86,8 +86,8 @@ inline void check_rows(int64_t rows, int64_t columns) {
   check(columns <= kMaxColumns, "the kernels take rows of at most ", kMaxColumns, " columns, got ", columns);
 }
 
-// Calls function(RowShape<...>{}) with the smallest shape that holds rows of `columns`. Rows that are not `wide` are
-// rare and have fewer shapes.
+// Calls function(RowShape<...>{}) with the smallest shape that holds rows of `columns` elements. `wide` allows accesses
+// of 16 bytes. Other rows are rare and have fewer shapes.
 template <typename Function>
 void with_row_shape(int64_t rows, int64_t columns, bool wide, Function&& function) {
   check_rows(rows, columns);
@@ -101,7 +101,7 @@ void with_row_shape(int64_t rows, int64_t columns, bool wide, Function&& functio
   return function(RowShape<8, 4, true>{});
 }
 
-// with_row_shape for kernels that also keep up to three sums per column in registers. T is the activations' type.
+// As with_row_shape, for kernels that also keep up to three sums per column in registers. T is the activations' type.
 template <typename T, typename Function>
 void with_summing_row_shape(int64_t rows, int64_t columns, bool wide, Function&& function) {
   check_rows(rows, columns);

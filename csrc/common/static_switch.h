@@ -28,7 +28,7 @@ void with_input_type(DType dtype, Function&& function) {
   }
 }
 
-// with_input_type for kernels that use mma, which takes float16 and bfloat16 only.
+// As with_input_type, for kernels that use mma, which takes only float16 and bfloat16.
 template <typename Function>
 void with_half_type(DType dtype, Function&& function) {
   switch (dtype) {

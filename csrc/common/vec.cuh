@@ -103,8 +103,9 @@ inline bool aligned16(std::initializer_list<Array> arrays) {
   return true;
 }
 
-// Loads the first `count` of the kN values at `from`, and zeros for the rest. With kWide it loads all kN if count > 0,
-// by accesses of 16 bytes, to which `from` must be aligned. Otherwise it reads the values one by one.
+// Loads the first `count` of the kN values at `from`, and zeros for the rest. With kWide it loads all kN values if
+// count > 0, by accesses of 16 bytes; `from` must then be aligned to 16 bytes. Otherwise it reads the values one by
+// one.
 template <int kN, bool kWide, Use kUse = Use::kOnce, typename T>
 __device__ __forceinline__ Vec<T, kN> load_vec(const T* from, int count) {
   Vec<T, kN> vec;

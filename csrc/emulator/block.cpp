@@ -82,11 +82,11 @@ class Queue {
 };
 
 struct Barrier {
-  int expected = 0;  // threads; 0 means all that have not returned
+  int expected = 0;  // number of threads; 0 means all that have not returned
   int arrived = 0;
   Queue waiting;
-  // Addresses for ThreadSanitizer, one per phase in turn. With a single address, a slow thread of this phase would also
-  // acquire what fast threads release in the next phase.
+  // Addresses for ThreadSanitizer, used by the phases in turn. With a single address, a slow thread of this phase would
+  // also acquire what fast threads release in the next phase.
   char phases[2] = {};
   int phase = 0;
 };
@@ -100,13 +100,13 @@ const std::function<void()>* body = nullptr;
 std::exception_ptr error;
 Thread* current = nullptr;
 int alive = 0;
-// Addresses for ThreadSanitizer: CTAs run one after another, and the host before and after them.
+// Addresses that tell ThreadSanitizer the order of CTAs and of the host: each runs after the previous one has ended.
 char begin_of_block, end_of_block;
 
 // Returns the warp of the running thread.
 Warp& warp() { return warps[current->number / kWarp]; }
 
-// Sets threadIdx for the thread that continues to run.
+// Sets threadIdx to that of the current thread, which continues to run.
 void resume() { threadIdx = current->index; }
 
 // Switches from the running thread to the next ready one, or to the host if none is ready.
@@ -131,7 +131,7 @@ void complete(Barrier& barrier) {
 
 int expected(const Barrier& barrier) { return barrier.expected == 0 ? alive : barrier.expected; }
 
-// Counts the running thread at barrier `id`.
+// Counts the running thread as arrived at barrier `id`.
 void arrive(int id, int count) {
   if (id < 0 || id >= kBarriers) fail("barrier %d: the barriers are 0 to %d", id, kBarriers - 1);
   if (count % kWarp != 0) fail("barrier %d: %d threads are not a whole number of warps", id, count);
@@ -145,8 +145,7 @@ void arrive(int id, int count) {
   if (barrier.arrived > expected(barrier)) fail("barrier %d: more than %d threads arrived", id, count);
 }
 
-// Handles the return of the running thread's kernel: barriers of all threads expect one thread less, and its warp one
-// lane.
+// Removes the running thread, whose kernel has returned, from its warp and from the barriers that wait for all threads.
 void retire() {
   if (!current->copies.empty()) fail("returned without waiting for %zu cp_async", current->copies.size());
   current->groups.clear();
@@ -319,8 +318,8 @@ void rendezvous(const char* name, unsigned mask, Operation operation, void* argu
   if (mask & ~warp.alive)
     fail("%s: the mask %08x names lanes that have returned: %08x", name, mask, mask & ~warp.alive);
   warp.lanes[lane] = {name, mask, operation, arguments};
-  // Lanes that wait with overlapping masks have the same mask and operation, so one waiting lane of this mask stands
-  // for all of them. If no lane of this mask waits, no other waiting lane's mask may overlap it.
+  // Waiting lanes whose masks overlap have the same mask and operation. If lanes of this mask wait, it is therefore
+  // enough to compare with one of them. If none waits, the masks of all waiting lanes are checked for an overlap.
   const unsigned others = warp.waiting & mask;
   for (unsigned rest = others ? others & -others : warp.waiting; rest != 0; rest &= rest - 1) {
     const auto& other = warp.lanes[__builtin_ctz(rest)];

@@ -40,7 +40,7 @@ struct Traffic {
   uint64_t read = 0;      // bytes of arrays that are read once, from HBM
   uint64_t written = 0;   // bytes
   uint64_t cached = 0;    // bytes of operands that many CTAs read, from a cache
-  uint64_t accesses = 0;  // reads and writes of the first two kinds
+  uint64_t accesses = 0;  // number of reads and writes that `read` and `written` count
 };
 extern Traffic traffic;
 void count_read(size_t bytes);

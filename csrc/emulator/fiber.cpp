@@ -33,7 +33,7 @@ namespace {
 
 constexpr size_t kPage = 4096;
 constexpr size_t kStack = 256 * 1024;       // untouched pages cost nothing
-constexpr size_t kStagger = 5 * 64;         // the stacks of neighbouring threads differ by five cache lines
+constexpr size_t kStagger = 5 * 64;         // neighbouring threads' stacks are offset by five cache lines
 constexpr unsigned kNoSynchronisation = 1;  // tells ThreadSanitizer that a switch orders no memory
 
 Fiber* running = nullptr;

@@ -86,8 +86,8 @@ struct __half {
     raw = (b >> 16 & 0x8000) | rounded(b & 0x7fffffff);
   }
   operator float() const {
-    // The exponent bits, moved to a float's position, are too small by 112. Infinities and NaN have an exponent of
-    // their own.
+    // A half's exponent, in the position of a float's, is too small by 112. The exponent of infinities and NaN is set
+    // to the float's.
     const float magnitude = __uint_as_float((raw & 0x7fffu) << 13) * 0x1p112f;
     const unsigned special = (raw & 0x7c00) == 0x7c00 ? 0x7f800000 : 0;
     return __uint_as_float(__float_as_uint(magnitude) | special | (raw & 0x8000u) << 16);
@@ -99,7 +99,8 @@ struct __half {
   static unsigned rounded(unsigned magnitude) {
     if (magnitude > 0x7f800000) return 0x7fff;
     if (magnitude >= 0x477ff000) return 0x7c00;  // from 65520 on
-    // Below 2^-14 the values are 2^-24 apart, as floats are from 1/2 to 1. Adding 1/2 therefore rounds to them.
+    // Halves below 2^-14 are multiples of 2^-24, and so are floats from 1/2 to 1. Adding 1/2 to a float therefore
+    // rounds it to a half.
     if (magnitude < 0x38800000) return __float_as_uint(__uint_as_float(magnitude) + 0.5f) - 0x3f000000;
     return (magnitude - 0x38000000 + 0xfff + (magnitude >> 13 & 1)) >> 13;
   }

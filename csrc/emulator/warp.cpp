@@ -1,4 +1,4 @@
-// Shuffles, votes and barriers. The last lane of a warp to arrive does the work for all.
+// Shuffles, votes and barriers. The last lane of a warp to arrive computes the results of all lanes.
 #include "emulator/block.h"
 
 namespace fastlm::emulator {

@@ -10,7 +10,7 @@ In a .jsonl file each line is an object whose "text" is one document, in which a
 may be compressed: .txt.xz, .txt.gz, .jsonl.xz, .jsonl.gz. Text is UTF-8. Lines end in LF, CR LF or CR; form feeds and
 Unicode's line separators are ordinary white space. All byte order marks are removed.
 
-Reading takes linear time for any text. `Documents.streams` also takes bounded memory, plus one line of a .jsonl file.
+Reading takes linear time for any text. `Documents.streams` needs bounded memory, plus one line of a .jsonl file.
 """
 
 from __future__ import annotations
@@ -140,7 +140,7 @@ def _unwrap(blocks: Iterable[str]) -> Iterator[Fragment]:
 
 
 def _one_space(spaces: re.Match[str]) -> str:
-    """Returns what replaces a run of white space: a space, one newline, or two if the run holds two or more."""
+    """Returns the replacement of a run of white space: a space, one newline, or two if the run holds two or more."""
     return (" ", "\n", "\n\n")[min(2, spaces[0].count("\n"))]
 
 

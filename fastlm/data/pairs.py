@@ -60,7 +60,7 @@ class SentencePairs:
         pairs with a random B (a lone sentence always gets one)    61%    55%    54%
         labels guessed from lengths alone (50% would be chance)    56%    55%    55%
 
-    Among the pairs that do not fill S, the lengths alone tell 57% of the labels.
+    Among the pairs that do not fill S, 57% of the labels are guessed from the lengths alone.
 
     pairs: pairs per epoch. batches_per_epoch: whole batches per epoch, at least 1. predictions: P, predicted positions
     per pair. warnings: sentences about the documents that a user should read before training.
@@ -143,7 +143,7 @@ class SentencePairs:
         length = 2 + (target * (self.sequence_length - 4)).astype(np.int64)  # in [2, S - 3]
         shorter = np.searchsorted(offsets, offsets[begin] + length)
         end = np.where(short < SHORT, np.clip(shorter, begin + 2, end), end)
-        # B is short enough for another document to hold as many tokens.
+        # The split is chosen so that some other document holds as many tokens as B.
         earliest = np.searchsorted(offsets, offsets[end] - self._by_size.second_largest)
         earliest = np.clip(earliest, begin + 1, end - 1)
         middle = earliest + (cut * (end - earliest)).astype(np.int64)
@@ -156,10 +156,12 @@ class SentencePairs:
         return first, _Spans(np.where(labels, random_begin, offsets[middle]), size), labels
 
     def _random_spans(self, document: np.ndarray, size: np.ndarray, place: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Finds spans of `size` tokens in other documents; returns their starts, and how far their sentences go on.
+        """Finds spans of `size` tokens in other documents; returns their starts, and the tokens that each misses.
 
-        The candidates are _CANDIDATES sentences from a randomly drawn one on (the first sentence of the split follows
-        the last one), and the first sentence of the drawn one's document. The one that misses the fewest tokens wins.
+        A span misses the tokens after it that would complete its last sentence. It starts at a candidate: one of
+        _CANDIDATES successive sentences, the first drawn at random (after the last sentence of the split comes its
+        first one), or the first sentence of the drawn sentence's document. The candidate with the fewest missing tokens
+        is taken.
         """
         offsets, documents = self._split.sentences, self._split.documents
         drawn, source = self._by_size.draw(document, size, place)

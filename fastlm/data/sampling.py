@@ -8,7 +8,7 @@ import numpy as np
 
 # The purposes of streams of random numbers. Other numbers here would change every run.
 ORDER, WINDOW_OFFSET, EXAMPLE, TRUNCATION = range(4)
-_ROUNDS = 6  # of the Feistel network
+_ROUNDS = 6  # rounds of the Feistel network
 
 
 def generator(seed: int, purpose: int, position: int) -> np.random.Generator:
@@ -20,7 +20,7 @@ def generator(seed: int, purpose: int, position: int) -> np.random.Generator:
 def generators(seed: int, purpose: int, positions: Iterable[int]) -> Iterator[np.random.Generator]:
     """Yields `generator(seed, purpose, position)` for each position; each is valid until the next one is taken.
 
-    All are one object whose state is set anew: 2 us per position, where a new object takes 8 us.
+    All are the same object with another state. Setting the state takes 2 us per position; a new object takes 8 us.
     """
     philox = np.random.Philox(key=0)
     shared, state = np.random.Generator(philox), philox.state
@@ -39,10 +39,10 @@ def check_seed(seed: int) -> int:
 
 
 def shuffled(start: int, count: int, size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Reads `size` items endlessly, in a new random order each epoch; returns positions [start, start + count).
+    """Returns positions [start, start + count) of an endless sequence of `size` items, reordered at random each epoch.
 
     The result is the epoch and the item at each position, int64 (count,). Each epoch holds each item once. The cost is
-    O(count), wherever `start` is.
+    O(count) for any `start`.
     """
     positions = np.arange(start, start + count, dtype=np.int64)
     epochs, items = positions // size, positions % size

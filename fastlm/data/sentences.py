@@ -63,7 +63,8 @@ def _split(paragraph: str) -> list[str]:
 def _ends_sentence(match: re.Match[str]) -> bool:
     """Returns whether a sentence ends here: white space follows, then optional quotes or dashes, then a _START.
 
-    An ideographic full stop needs nothing after it. One that closes a quotation ends no sentence, as it may continue.
+    An ideographic full stop needs nothing after it. If a quotation mark closes after it, it ends no sentence, because
+    the sentence may continue.
     """
     enders, closing, space, _ = match.groups()
     if not space:

@@ -8,9 +8,9 @@ A folder of shards holds, for each split ("train", "validation"), little-endian 
 
 and manifest.json, which gives the sizes and the source of these files.
 
-The validation split is whole documents: those of the smallest hashes, until they hold `validation_fraction` of the
-bytes. So the split is spread over the corpus, and all copies of a document are in the same split. If the corpus is one
-document, its last sentences are held out.
+The validation split consists of whole documents, those with the smallest hashes, until they hold `validation_fraction`
+of the bytes. So the split is spread over the corpus, and all copies of a document are in the same split. If the corpus
+is one document, its last sentences are held out.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from fastlm.data.sentences import sentences
 from fastlm.data.tokenizer import Tokenizer
 from fastlm.files import explain_full_disk, new_folder
 
-FORMAT = 2  # raised when `prepare` gives another result for the same files; 2 also counts unknown text
+FORMAT = 2  # increased when `prepare` gives another result for the same files; format 2 also counts unknown text
 SPLITS = ("train", "validation")
 MAX_UNKNOWN = 0.01  # fraction of unknown characters or tokens above which the user is warned
 PARTS = ("tokens", "sentences", "documents")

@@ -111,7 +111,7 @@ class Tokenizer:
             self._tokenizer.encode_special_tokens = False
 
     def count_unknown(self, text: str) -> int:
-        """Returns how many characters of a text no entry contains, even after lowercasing and removing accents."""
+        """Returns the number of characters of a text that have no entry, also not in lowercase and without accents."""
         return sum(count for character, count in Counter(text).items() if not self._knows(character))
 
     def _knows(self, character: str) -> bool:
@@ -176,9 +176,9 @@ def _train(
 ) -> dict[str, Any]:
     """Trains on lowercase words and returns the content of tokenizer.json.
 
-    The library numbers the marked characters ("a</w>", "##a") in the order of a hash table, which decides between
-    merges of equal count. So all of them are declared beforehand as special tokens, which are removed afterwards. This
-    makes training reproducible, and makes all ASCII text known.
+    The library gives the marked characters ("a</w>", "##a") ids in the order of a hash table, and merges of equal count
+    are chosen by id. To make training reproducible, all characters are declared as special tokens first, and these
+    declarations are removed afterwards. This also puts all ASCII characters into the vocabulary.
     """
     t = _tokenizers()
     if iter(documents) is documents:
@@ -261,7 +261,7 @@ def _canonical(tokenizer: dict[str, Any]) -> str:
 
 
 def _tokenizers() -> Any:
-    """Imports the library when it is needed: reading batches does without it."""
+    """Imports the library only when it is needed: reading batches does not need it."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
         import tokenizers
@@ -274,7 +274,7 @@ def _tokenizers() -> Any:
 
 @contextmanager
 def _all_cores() -> Iterator[None]:
-    """Lets the library use all cores, unless the user chose. Otherwise it uses one core, so that a fork is safe."""
+    """Lets the library use all cores, unless the user chose. Otherwise it uses one core, so that forks are safe."""
     if _USER_CHOSE_CORES:
         yield
         return

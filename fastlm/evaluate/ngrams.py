@@ -68,7 +68,7 @@ def most_frequent(train: np.ndarray, vocab_size: int) -> int:
 
 
 class _Counts:
-    """Holds, for each pair (a, b) of tokens, what the two models need of the counts of `train`.
+    """Holds the values that the two models need for each pair (a, b) of tokens, from counts of `train`.
 
     unigram: p(b). conditional: c(a b) / c(a), or 0 if a was never seen. bucket: 1 + floor(log2 c(a)), or 0.
     """
@@ -101,5 +101,5 @@ def _fit(counts: _Counts) -> np.ndarray:
         bigram = weights[counts.bucket] * counts.conditional
         posterior = bigram / (bigram + (1 - weights[counts.bucket]) * counts.unigram)
         weights = (np.bincount(counts.bucket, posterior, minlength=size) + 1) / (seen + 2)
-    weights[0] = 0  # an unseen context tells nothing
+    weights[0] = 0  # an unseen context gives no information
     return weights

@@ -11,7 +11,7 @@ from torch import Tensor
 from fastlm.data.tokenizer import Tokenizer
 from fastlm.inference.load import load_trained
 
-MIN_TEMPERATURE = 1e-6  # logits divided by less overflow float32
+MIN_TEMPERATURE = 1e-6  # logits divided by a smaller number would overflow float32
 
 
 def filter_logits(logits: Tensor, *, temperature: float, top_k: int | None, top_p: float | None) -> Tensor:

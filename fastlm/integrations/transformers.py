@@ -60,7 +60,7 @@ _REQUIRED = {
     },
 }
 
-# Some files also hold tied weights a second time, {copy: original}, and buffers.
+# Some files also hold copies of tied weights ({copy: original}) and buffers.
 _TIED = {
     "lm_head.weight": "transformer.tokens_embed.weight",
     "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
@@ -71,7 +71,7 @@ _HEADS = ("pooler.", "mlm.", "nsp.")
 
 
 class _Tensors(NamedTuple):
-    """Names their tensors that make one of ours: transposed or not, then stacked along dimension 0."""
+    """Names the tensors of theirs that form one of ours: transposed or not, then stacked along dimension 0."""
 
     names: tuple[str, ...]
     transposed: bool = False

@@ -67,7 +67,7 @@ class Model(nn.Module):
     def add_heads(self, heads: Mapping[str, Head] | None) -> None:
         """Attaches heads by name; None attaches `pretraining_heads()`.
 
-        Raises ValueError for a name that cannot be a head's, and TypeError for what is not a head.
+        Raises ValueError for a name that cannot be a head's, and TypeError for an object that is not a head.
         """
         for name, head in (self.pretraining_heads() if heads is None else heads).items():
             if not isinstance(head, Head):

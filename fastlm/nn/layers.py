@@ -228,7 +228,7 @@ class SelfAttention(nn.Module):
         seed: Tensor | None = None,
         first_sequence: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """Attends; `lengths` (B,) int32, or `cu_seqlens` (B + 1,) int32 and `max_seqlen`.
+        """Applies self-attention; `lengths` (B,) int32, or `cu_seqlens` (B + 1,) int32 and `max_seqlen`.
 
         `seed`: one int64; `first_sequence`: as in `fastlm.attention`.
         """

@@ -145,7 +145,7 @@ def checked_seed(op: str, seed: Tensor | None, keep: int, x: Tensor) -> Tensor |
 
 
 def checked_first(op: str, name: str, first: Tensor | None, keep: int, x: Tensor) -> Tensor | None:
-    """Checks the global number of the call's first row or sequence. Returns None without dropout, else int64 (1,)."""
+    """Checks the global index of the call's first row or sequence. Returns None without dropout, else int64 (1,)."""
     return None if keep == 256 or first is None else _one_int64(op, name, first, x)
 
 

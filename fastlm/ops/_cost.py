@@ -1,8 +1,8 @@
 """Lower bounds of an op's bytes and operations, to compare measurements with.
 
-An op reads each argument once, writes each result once, and stores nothing else. The head of a kernel's file counts the
-bytes that the kernel moves. In all costs there are N rows (tokens) of E columns, `element` is the number of bytes per
-activation, and statistics and gradients of parameters are fp32.
+The bounds assume that an op reads each argument once, writes each result once, and stores nothing else. The comment at
+the top of a kernel's file counts the bytes that the kernel moves. In all costs there are N rows (tokens) of E columns,
+`element` is the number of bytes per activation, and statistics and gradients of parameters are fp32.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 
 class Cost(NamedTuple):
-    """Bytes moved and floating-point operations done, forward and backward."""
+    """Holds the bytes moved and the floating-point operations done, forward and backward."""
 
     forward_bytes: int
     forward_flops: int

@@ -37,7 +37,7 @@ def norm_cost(rows: int, columns: int, element: int = 2, more_forward: int = 0, 
 
 
 class NormOutputs(NamedTuple):
-    """The outputs of a layer norm: y of the shape of x, and mean and rstd of its rows (N,)."""
+    """Holds the outputs of a layer norm: y of the shape of x, and mean and rstd of its rows (N,)."""
 
     y: Tensor
     mean: Tensor
@@ -45,7 +45,7 @@ class NormOutputs(NamedTuple):
 
 
 class NormGradients(NamedTuple):
-    """The gradients of a layer norm: dx of the shape of x, and dgamma and dbeta (E,), float32 (float64 for float64)."""
+    """Holds the gradients: dx of the shape of x, and dgamma and dbeta (E,), float32 (float64 for float64)."""
 
     dx: Tensor
     dgamma: Tensor

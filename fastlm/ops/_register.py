@@ -2,7 +2,7 @@
 
 The forward and the backward of an op are two operators. The annotated signature of a function is its schema; the return
 type is a NamedTuple of tensors. A fake implementation takes the same arguments as one NamedTuple, and returns outputs
-that are allocated but not computed. The derivative is put together from names:
+that are allocated but not computed. The derivative is built from names:
 
     name                                     meaning
     dy, a parameter of the backward          the incoming gradient of y, an output of the forward
@@ -30,7 +30,7 @@ _ENTERED: dict[str, Callable[..., Any]] = {}  # the function behind each operato
 
 
 class Direction(NamedTuple):
-    """A forward or a backward: the function that computes it, and its fake implementation.
+    """Holds a forward or a backward: the function that computes it, and its fake implementation.
 
     `strided` names the arguments that the kernels take with any strides. All others are made contiguous.
     """
@@ -106,17 +106,17 @@ def without_derivative(name: str) -> None:
 
 
 def call(name: str, *args: Any) -> Any:
-    """Calls `fastlm::<name>`, past the dispatcher where nothing needs it."""
+    """Calls `fastlm::<name>`, bypassing the dispatcher for plain CPU tensors without autograd."""
     if not torch.is_grad_enabled() and _is_direct(args):
         return _ENTERED[name](*args)
     return getattr(torch.ops.fastlm, name)(*args)
 
 
 def _caller(name: str, setup: Callable[..., None], backward: Callable[..., Any]) -> Callable[..., Any]:
-    """Returns the function that calls an operator, past the dispatcher where the CPU's backend serves a plain call.
+    """Returns the function that calls an operator. It bypasses the dispatcher for plain calls of the CPU's backend.
 
-    The dispatcher takes several times as long for an operator in Python as an autograd.Function does, which counts in
-    models of width 64.
+    For an operator in Python the dispatcher takes several times as long as an autograd.Function. This matters in models
+    of width 64.
     """
     run, operator = _ENTERED[name], getattr(torch.ops.fastlm, name).default
 
@@ -140,7 +140,7 @@ def _caller(name: str, setup: Callable[..., None], backward: Callable[..., Any])
 
 
 def _is_direct(args: tuple[Any, ...]) -> bool:
-    """Tells whether a call has plain CPU tensors alone, and nothing traces, transforms or watches it."""
+    """Returns whether all tensors are plain CPU tensors and nothing compiles, traces or transforms the call."""
     return (
         not torch.compiler.is_compiling()
         and all(type(a) in PLAIN_TENSORS and a.device.type == "cpu" for a in args if isinstance(a, Tensor))
@@ -168,8 +168,8 @@ def _outputs(signature: inspect.Signature) -> tuple[str, ...]:
 def _entered(compute: Callable[..., Any], signature: inspect.Signature, kept: tuple[int, ...]) -> Callable[..., Any]:
     """Wraps an op's function: makes its tensors contiguous and their device current, and turns autocast off.
 
-    Most kernels assume contiguous operands. The positions `kept` are the arguments that kernels take with any strides.
-    If an op forgets to name one there, the result is a needless copy and not a wrong number.
+    Most kernels assume contiguous operands. `kept` holds the positions of the arguments that kernels take with any
+    strides. If a position is missing there, the argument is copied needlessly, but the result is right.
     """
 
     tensors = _tensor_positions(signature)
@@ -196,7 +196,7 @@ def _tensor_positions(signature: inspect.Signature) -> list[int]:
 
 
 def _dense(x: Tensor) -> Tensor:
-    """Returns x with contiguous strides. `contiguous()` leaves any strides to a tensor without elements."""
+    """Returns x with contiguous strides, even without elements: there `contiguous()` leaves the strides unchanged."""
     if x.numel() == 0:
         return torch.empty(x.shape, dtype=x.dtype, device=x.device)
     return x if x.is_contiguous() else x.contiguous()
@@ -210,7 +210,7 @@ def _returned(outputs: Any) -> Any:
 
 
 class _Derivative:
-    """The derivative of an op, put together from the names of the arguments of its forward and its backward."""
+    """Builds the derivative of an op from the names of the arguments and outputs of its forward and its backward."""
 
     def __init__(
         self, name: str, forward: Callable, backward: Callable, save: Callable | None, finish: Callable | None
@@ -226,8 +226,9 @@ class _Derivative:
         others = {p: hint.annotation for p, hint in backward.parameters.items() if p not in incoming}
         self.saved = [p for p, hint in others.items() if hint in (Tensor, Tensor | None)]
         self.values = [p for p in others if p not in self.saved]
-        # Where setup_context finds what is saved, where backward finds its arguments among the incoming gradients, what
-        # was saved and the values, and which of the backward's outputs is each argument's gradient.
+        # position: where each saved tensor or value is among the forward's arguments and outputs. order: where each
+        # argument of the backward is among the incoming gradients, saved tensors and values. gradient: which output of
+        # the backward is the gradient of each argument of the forward.
         self.position = {p: i for i, p in reversed([*enumerate((*self.Inputs._fields, *outputs))])}
         found = [*(f"d{o}" for o in outputs), *self.saved, *self.values]
         self.order = [found.index(p) for p in self.parameters]
@@ -280,12 +281,12 @@ def autocast_dtype(table: Tensor) -> torch.dtype:
 
 
 def _is_autocast(device: str) -> bool:
-    """Tells whether autocast is on. It never is for devices without autocast ("meta")."""
+    """Returns whether autocast is on. It never is for devices without autocast ("meta")."""
     return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
 
 
 def wants_gradient(*tensors: Tensor | None) -> bool:
-    """Tells whether autograd will ask for the gradient of any of the tensors."""
+    """Returns whether autograd will ask for the gradient of any of the tensors."""
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
@@ -313,7 +314,8 @@ def num_partials(rows: int, device: torch.device) -> int:
     """Returns the number of programs of a backward that sums over rows. Each program writes one partial sum.
 
     It depends only on the shape and the chip, so that results repeat bit for bit. A GPU runs four programs per SM,
-    which fill a Hopper chip at 64 registers per thread. A CPU (emulator, interpreter) runs eight, one after the other.
+    which fill a Hopper chip at 64 registers per thread. On a CPU (emulator, interpreter) there are eight, which run one
+    after another.
     """
     most = 4 * torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 8
     return max(1, min(most, rows))

@@ -16,8 +16,8 @@ from fastlm.ops._cost import Cost
 from fastlm.ops._register import num_partials
 
 OP = "adamw"
-SLICE = 8192  # elements that a CTA or program takes in a turn (csrc/adamw.cu, kernels/adamw.py)
-TENSORS = 480  # tensors per launch of csrc/adamw.cu, at most
+SLICE = 8192  # elements that a CTA or program processes at a time (csrc/adamw.cu, kernels/adamw.py)
+TENSORS = 480  # maximum of tensors per launch of csrc/adamw.cu
 
 
 def cost(elements: int, element: int = 4) -> Cost:
@@ -47,8 +47,8 @@ def gradient_squares(gradients: Sequence[Tensor], *, backend: str = "auto") -> T
     """Sums the squares of all gradients together, in one launch.
 
     Args:
-        gradients: contiguous, of any shapes and any mixture of float32, float16 and bfloat16 (float64 on the reference
-            backend), on one device.
+        gradients: contiguous, of any shapes and any mixture of float32, float16 and bfloat16 (float64 on the
+            reference and CPU backends), on one device.
         backend: "auto", "reference", "cpu", "triton" or "cuda".
 
     Returns:
@@ -105,7 +105,8 @@ def adamw(
 
     Args:
         parameters, gradients: contiguous, of any shapes; a gradient has its parameter's shape and dtype: float32,
-            float16 or bfloat16 (float64 on the reference backend), which may differ from parameter to parameter.
+            float16 or bfloat16 (float64 on the reference and CPU backends); dtypes may differ from parameter to
+            parameter.
         first_moments, second_moments: of the parameters' shapes, float32 (float64 for float64).
         rates, decays: (n,), the learning rate and the weight decay of each parameter. They and all other tensors below
             are contiguous, on the parameters' device, and float32 (float64 if a parameter is).
@@ -119,7 +120,7 @@ def adamw(
 
     Returns:
         norm: (), the norm before clipping, float32 (float64 for float64), on the device; the host does not wait. The
-        caller must check it: if it is not finite, the updated parameters are useless.
+        caller must check it: if it is not finite, the updated parameters are meaningless.
 
     Raises:
         TypeError, ValueError: a tensor's dtype, shape, device or layout is wrong, or a number out of range (numbers on

@@ -43,7 +43,7 @@ SPEC = Spec("add_layer_norm", kernels="layer_norm", limits=NORM_LIMITS, cost=cos
 
 
 class Outputs(NamedTuple):
-    """y and the sum (empty unless saved), of the shape of x, and mean and rstd of the sum's rows."""
+    """Holds y and the sum (empty unless saved), of the shape of x, and mean and rstd of the sum's rows."""
 
     y: Tensor
     sum: Tensor
@@ -52,7 +52,7 @@ class Outputs(NamedTuple):
 
 
 class Gradients(NamedTuple):
-    """The gradients. Without dropout dx is empty, because it equals dresidual."""
+    """Holds the gradients. Without dropout dx is empty, because it equals dresidual."""
 
     dresidual: Tensor
     dx: Tensor
@@ -79,11 +79,11 @@ def add_layer_norm(
     """Computes LN(residual + dropout(x + bias)) over the last dimension (Vaswani et al. 2017, sections 3.1 and 5.4).
 
     Args:
-        x, residual: (..., E), one dtype: float32, float16, bfloat16 (float64 on the reference backend).
+        x, residual: (..., E), one dtype: float32, float16, bfloat16 (float64 on the reference and CPU backends).
         gamma, beta, bias: (E,), the dtype of x or float32. `bias` belongs to the linear layer whose output is x.
         dropout_p: probability of dropping an element of x + bias, applied in steps of 1/256.
         seed: one int64 on the device of x, needed if dropout_p > 0.
-        first_row: the number of the first row of x in the whole batch, one int64 on the device of x, by default 0. With
+        first_row: the index of the first row of x in the whole batch, one int64 on the device of x, by default 0. With
             it, the parts of a batch draw the same masks as the whole batch would.
         return_sum: also return residual + dropout(x + bias), for pre-LN models; gradients flow through both.
         keep_sum: whether the sum is kept for the backward. If False, the backward reads y instead, which the next layer
@@ -207,7 +207,7 @@ def _launch_backward(
     keep: int,
 ) -> Gradients:
     """Launches the backward of y = LN(s), s (N, E). dsum is the gradient of s from its other uses."""
-    gradients, outs = _rows_of_gradients(dy, keep)
+    gradients, outs = _empty_row_gradients(dy, keep)
     launchers.add_layer_norm_backward(dy, dsum, s, mean, rstd, gamma, seed, first_row, *outs)
     return gradients
 
@@ -225,13 +225,13 @@ def _launch_backward_from_output(
     keep: int,
 ) -> Gradients:
     """Launches the backward of y = LN(s) (N, E) that reads y and not s. Its kernels do not use the mean."""
-    gradients, outs = _rows_of_gradients(dy, keep)
+    gradients, outs = _empty_row_gradients(dy, keep)
     launchers.add_layer_norm_backward_from_output(dy, y, rstd, gamma, beta, seed, first_row, *outs)
     return gradients
 
 
-def _rows_of_gradients(dy: Tensor, keep: int) -> tuple[Gradients, tuple[Any, ...]]:
-    """Allocates the gradients of rows (N, E). Returns them, and the launchers' arguments from ds on."""
+def _empty_row_gradients(dy: Tensor, keep: int) -> tuple[Gradients, tuple[Any, ...]]:
+    """Allocates the gradients of rows (N, E). Returns them, and the launchers' arguments that begin with ds."""
     ds, dx, *parameters = gradients = _empty_gradients(dy, keep)
     partials = parameters[0].new_empty(3, num_partials(dy.shape[0], dy.device), dy.shape[1])
     return gradients, (ds, dx if keep < LEVELS else None, *parameters, keep, partials)

@@ -47,7 +47,7 @@ PACKED = dataclasses.replace(SPEC, op="attention_packed")
 
 
 class Outputs(NamedTuple):
-    """o (B, S, H, D) and lse (B, H, S); for packed rows (T, H, D) and (T, H)."""
+    """Holds o (B, S, H, D) and lse (B, H, S); for packed rows (T, H, D) and (T, H)."""
 
     o: Tensor
     lse: Tensor
@@ -93,7 +93,7 @@ def attention(
         dropout_p: probability of dropping an attention probability, in steps of 1/256.
         seed: one int64 on the device of q, needed if dropout_p > 0. The mask depends only on the seed, sequence, head,
             query and key, so packed and padded batches draw the same masks.
-        first_sequence: the number of the first sequence in the whole batch, one int64 on the device of q, by default 0.
+        first_sequence: the index of the first sequence in the whole batch, one int64 on the device of q, by default 0.
             With it, the parts of a batch draw the same masks as the whole batch would.
         backend: "auto", "reference", "cpu", "triton" or "cuda".
 
@@ -256,11 +256,11 @@ def _launch_forward(
     max_seqlen: int,
     seed: Tensor | None,
     first_sequence: Tensor | None,
-    *numbers: Any,
+    *scalars: Any,
 ) -> Outputs:
-    """Launches the forward; `numbers` are causal, scale and keep."""
+    """Launches the forward; `scalars` are causal, scale and keep."""
     o, lse = outputs = _empty_outputs(q, q.shape)
-    launchers.attention_forward(q, k, v, lengths, cu_seqlens, max_seqlen, seed, first_sequence, o, lse, *numbers)
+    launchers.attention_forward(q, k, v, lengths, cu_seqlens, max_seqlen, seed, first_sequence, o, lse, *scalars)
     return outputs
 
 
@@ -272,7 +272,7 @@ def _empty_outputs(x: Tensor, shape: tuple[int, ...]) -> Outputs:
 
 
 def _readable(backend: str, *tensors: Tensor) -> tuple[Tensor, ...]:
-    """Returns the tensors, where those whose rows are not aligned as the backend's loads need it are copied."""
+    """Returns the tensors. Those whose rows are not aligned as the backend's loads require are copied."""
     elements = SPEC.limits[backend].multiple
 
     def readable(x: Tensor) -> bool:
@@ -354,12 +354,12 @@ def _launch_backward_into(
     max_seqlen: int,
     seed: Tensor | None,
     first_sequence: Tensor | None,
-    *numbers: Any,
+    *scalars: Any,
 ) -> tuple[Tensor, ...]:
-    """Launches the backward into `gradients`; `numbers` are causal, scale and keep."""
+    """Launches the backward into `gradients`; `scalars` are causal, scale and keep."""
     scratch = lse.new_empty(2, *lse.shape)
     sequences = (lengths, cu_seqlens, max_seqlen, seed, first_sequence)
-    launchers.attention_backward(do, q, k, v, o, lse, *sequences, *gradients, scratch, *numbers)
+    launchers.attention_backward(do, q, k, v, o, lse, *sequences, *gradients, scratch, *scalars)
     return gradients
 
 

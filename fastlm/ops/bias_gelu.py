@@ -91,7 +91,7 @@ def _backward(dy: Tensor, x: Tensor, bias: Tensor | None, approximate: str, back
 def _launch_backward(launchers: Any, dy: Tensor, x: Tensor, bias: Tensor | None, approximate: str) -> Gradients:
     """Launches the backward of GELU(x + bias), x (N, F)."""
     dx, dbias = gradients = _empty_gradients(x)
-    # The programs also divide the columns, 256 to each.
+    # The programs divide the columns too, 256 per program.
     down = max(1, num_partials(x.shape[0], x.device) // math.ceil(x.shape[1] / 256))
     partials = dbias.new_empty(1, down, x.shape[1])
     launchers.bias_gelu_backward(dy, x, bias, dx, dbias, approximate == "tanh", partials)

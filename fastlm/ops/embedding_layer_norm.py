@@ -26,7 +26,7 @@ from fastlm.ops._register import (
     wide_dtype,
 )
 
-RUN = 32  # positions of the sorted ids that are summed first, if they hold a single id
+RUN = 32  # sorted ids per run; a run that holds a single id is summed first
 
 
 def cost(
@@ -46,8 +46,8 @@ def cost(
     and ids, writes y; with LN element * N E + 8 N more, for the sum and statistics.
     Backward: reads dy, ids and with LN the sum and statistics, writes the fp32 gradients of whole tables,
     4 E (V + positions + segments).
-    Forward operations: a sum per table but the first, LN, dropout's factor.
-    Backward operations: dropout's factor, LN, a sum per table.
+    Forward operations: one addition per table after the first, LN, dropout's factor.
+    Backward operations: dropout's factor, LN, one addition per table.
     """
     n, tables = rows * columns, 1 + (positions > 0) + (segments > 0)
     ids = 8 * rows * (1 + (segments > 0))
@@ -67,7 +67,7 @@ SPEC = Spec("embedding_layer_norm", kernels="embedding_layer_norm", limits=NORM_
 
 
 class Outputs(NamedTuple):
-    """y and the tables' sum (..., S, E), mean and rstd of the sum's rows. What is not saved or not needed is empty."""
+    """Holds y and the tables' sum (..., S, E), and mean and rstd of its rows. Tensors that are not saved are empty."""
 
     y: Tensor
     sum: Tensor
@@ -76,7 +76,7 @@ class Outputs(NamedTuple):
 
 
 class Gradients(NamedTuple):
-    """The gradients, float32 (float64 for float64), empty for tables and parameters that are not given."""
+    """Holds the gradients, float32 (float64 for float64), empty for tables and parameters that are not given."""
 
     dword: Tensor
     dposition: Tensor
@@ -243,7 +243,7 @@ def _backward(
     table_rows: list[int],
     backend: str,
 ) -> Gradients:
-    """Computes the gradients. `table_rows` are the numbers of rows of word, position and segment, 0 for no table."""
+    """Computes the gradients. `table_rows`: the number of rows of word, position and segment, 0 for no table."""
     ds, dgamma, dbeta = _sum_gradient(as_rows(dy), sum, mean, rstd, gamma, seed, first_row, keep, backend)
     word_rows, position_rows, segment_rows = table_rows
     dword = _table_gradient(ds, tokens, word_rows, backend)
@@ -307,7 +307,7 @@ def _table_gradient(ds: Tensor, ids: Tensor | None, rows: int, backend: str) -> 
 
 def _launch_embedding_gradient(launchers: Any, ds: Tensor, ids: Tensor, rows: int) -> Tensor:
     """Launches the gradient of a table of `rows` rows."""
-    # int32 ids take half the passes of the sort. It is stable, so that rows of equal ids are added in a fixed order.
+    # Sorting int32 takes half the passes of int64. The sort is stable, so rows of equal ids are added in a fixed order.
     sorted_ids, order = torch.sort(ids.to(torch.int32), stable=True)
     starts = torch.searchsorted(sorted_ids, torch.arange(rows + 1, dtype=torch.int32, device=ids.device))
     runs, out = (ds.new_empty(n, ds.shape[1], dtype=torch.float32) for n in (ds.shape[0] // RUN, rows))
@@ -316,7 +316,7 @@ def _launch_embedding_gradient(launchers: Any, ds: Tensor, ids: Tensor, rows: in
 
 
 def _position_gradient(ds: Tensor, tokens: Tensor, rows: int) -> Tensor:
-    """Does what `_table_gradient` does for the position ids 0 ... S - 1 of every sequence: sums over the batch."""
+    """Computes `_table_gradient` for the position ids 0 ... S - 1 of every sequence: a sum over the batch."""
     batch, sequence = math.prod(tokens.shape[:-1]), tokens.shape[-1]
     out = ds.new_zeros(rows, ds.shape[1], dtype=wide_dtype(ds))
     torch.sum(ds.view(batch, sequence, ds.shape[1]), 0, dtype=out.dtype, out=out[:sequence])

@@ -2,12 +2,13 @@
 
 The rows are processed in chunks. For each chunk a matrix product computes the logits, a row kernel computes the losses
 and overwrites the logits with their gradient, and two more products compute the chunk's dx and its part of dW. If
-gradients are needed, the forward computes and saves them in the same pass (three products instead of four), without the
-factor of the incoming gradient. With reduction "none" each row has its own factor, so the backward recomputes them.
+gradients are needed, the forward computes and saves them in the same pass (three products instead of four); the
+backward multiplies them by the incoming gradient. With reduction "none" each row has its own incoming gradient, so the
+backward recomputes them.
 
 The weight is copied once, in the dtype of x, and padded with rows of zeros to a multiple of 64: matrix
-products take aligned sizes several times as fast as 40478 or 30522, and rows of logits begin on lines of memory. The
-CPU's backend reads it where it lies.
+products of aligned sizes are several times as fast as those of 40478 or 30522, and rows of logits start at cache lines.
+The CPU's backend reads the weight in place.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ CHUNK_LOGITS = 5632 * 40478
 # rows: each chunk's products read or write all of W.
 CPU_LOGITS, CPU_ROWS = 1 << 20, 256
 
-PADDING = 64  # a row of logits has a multiple of so many columns: 128 bytes in half precision
+PADDING = 64  # the columns of logits are padded to a multiple of this: 128 bytes in half precision
 
 
 def cost(rows: int, columns: int, vocabulary: int, element: int = 2) -> Cost:
@@ -81,7 +82,7 @@ SPEC = Spec(
 
 
 class Outputs(NamedTuple):
-    """The loss () or (N,), lse (N,), the divisor (), and the gradients of the losses' sum (empty if not needed)."""
+    """Holds the loss () or (N,), lse (N,), the divisor (), and the gradients of the losses' sum (or empty tensors)."""
 
     loss: Tensor
     lse: Tensor
@@ -92,7 +93,7 @@ class Outputs(NamedTuple):
 
 
 class Gradients(NamedTuple):
-    """The gradients. Those that are not needed are empty."""
+    """Holds the gradients. Those that are not needed are empty."""
 
     dx: Tensor
     dw: Tensor
@@ -201,9 +202,9 @@ def _check(
 
 
 def chunk_rows(rows: int, vocabulary: int, backend: str) -> int:
-    """Returns the rows of a chunk.
+    """Returns the number of rows of a chunk.
 
-    They are a function of the shape and the backend alone, so that a resumed run is the same bit for bit.
+    It is a function of the shape and the backend alone, so that a resumed run is bitwise the same.
     """
     least, logits = (CPU_ROWS, CPU_LOGITS) if backend == "cpu" else (128, CHUNK_LOGITS)
     return max(1, min(rows, max(least, logits // vocabulary // 128 * 128)))
@@ -316,7 +317,7 @@ def _launch_rows(launchers: Any, *arguments: Any) -> None:
 
 
 def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
-    """Adds a b to `total`, with all arithmetic in the dtype of `total`; a and b may be in half precision."""
+    """Adds the product a b to `total`, computed in the dtype of `total`; a and b may be in half precision."""
     if total.device.type == "cuda" and a.dtype != total.dtype:
         torch.addmm(total, a, b, out_dtype=total.dtype, out=total)
     else:  # the CPU has no product of mixed dtypes
@@ -355,7 +356,7 @@ def _backward(
     backend: str,
 ) -> Gradients:
     need, row = (need_dx, need_dw, need_dbias), (ignore_index, label_smoothing, z_loss)
-    # A row's incoming gradient multiplies its loss just as its weight does.
+    # A row's incoming gradient acts as its weight does: it multiplies the row's loss.
     weights = dlosses if row_weights is None else dlosses * row_weights
     return Gradients(*_over_chunks(x, weight, bias, targets, weights, row, need, backend)[2:])
 

@@ -14,11 +14,12 @@ __all__ = ["OPTIONS", "RECIPES", "Recipe", "fitting", "from_record", "leaves_siz
 RECIPES: dict[str, Recipe] = gpt1.RECIPES | bert.RECIPES
 OPTIONS = all_options(RECIPES)
 
-# Names whose size the machine decides: the paper's where there is a CUDA device, else the largest of the others that
-# makes enough updates in the minutes of the run.
+# Names whose size depends on the machine: the paper's size if there is a CUDA device, else the largest of the others
+# that makes enough updates in the minutes of the run.
 FAMILIES = {"gpt1": ("gpt1_full", "gpt1_small", "gpt1_mini"), "bert": ("bert_base", "bert_small", "bert_mini")}
-ENOUGH_UPDATES = 300  # 31 of gpt1_small end above the unigram model, 200 of gpt1_mini a nat below it
-STEP_RATE = 0.5  # of the rate of matrix products, which a whole step makes (measured: 0.5 to 0.7 on an EPYC core)
+# After 31 updates gpt1_small's loss is still above the unigram model's; after 200, gpt1_mini's is a nat below it.
+ENOUGH_UPDATES = 300
+STEP_RATE = 0.5  # FLOP/s of a whole step, relative to those of products (measured: 0.5 to 0.7 on an EPYC core)
 DEFAULT = "gpt1"
 
 # Names in format 1 of a run folder's config.json, and their names today.
@@ -43,17 +44,17 @@ def resolve(name: str, *, cuda: bool) -> tuple[Recipe, str | None]:
 
 
 def leaves_size_open(given: Mapping[str, Any]) -> bool:
-    """Tells whether options leave it to the machine how large a family's model and its updates are."""
+    """Returns whether the given options leave the size of a family's model and of its updates to `fitting`."""
     model = {f.name for recipe in RECIPES.values() for f in options(recipe.model)}
     return not given.keys() & (model | {"vocab_size", "steps", "epochs", "phases", "batch_size", "accumulation"})
 
 
 def fitting(name: str, minutes: float | None, flops: float) -> tuple[Recipe, str]:
-    """The largest recipe of a family that makes enough updates on this machine's CPU, else the smallest; and why.
+    """Returns a family's largest recipe that makes enough updates on this CPU, else the smallest; and the reason.
 
     Args:
         minutes: the length of the run; None: the recipe's.
-        flops: floating-point operations a second that the machine makes in matrix products.
+        flops: floating-point operations per second of matrix products on this machine.
     """
     too_large = []
     for size in FAMILIES[name][1:]:

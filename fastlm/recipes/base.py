@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     from fastlm.tasks.base import Task
 
 SECTIONS = ("model", "corpus", "train", "placement")
-_DROPOUTS = ("attention_dropout", "embedding_dropout")  # where they are not given, `dropout` sets them
+_DROPOUTS = ("attention_dropout", "embedding_dropout")  # `dropout` sets those that are not given
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """All options of a run: the model, its corpus, the training, and the placement on devices.
+    """Holds all options of a run: the model, its corpus, the training, and the placement on devices.
 
     `make_task` makes the task of the recipe. It raises ValueError, with the option's name, if values contradict.
     """
@@ -45,7 +45,7 @@ class Recipe:
         return self.make_task(self)
 
     def update_flops(self) -> int:
-        """Floating-point operations of an update at the longest sequence length."""
+        """Returns the floating-point operations of an update at the longest sequence length."""
         length = self.train.longest
         return self.train.batch_size * length * self.model.flops_per_token(length)
 
@@ -72,7 +72,7 @@ class Recipe:
         return replace(self, **sections)
 
     def _phases_up_to(self, context: int) -> tuple[tuple[float, int], ...]:
-        """Returns the phases with `context` as the longest length, and no other above it."""
+        """Returns the phases with the longest length replaced by `context`, and all others cut to it."""
         longest = self.train.longest
         return tuple((f, context if length == longest else min(length, context)) for f, length in self.train.phases)
 

@@ -1,4 +1,4 @@
-"""The interface between a training run and what it learns. The trainer and the loop know only this."""
+"""The interface between a training run and its task. The trainer and the loop know tasks only by it."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Task(ABC):
     """Defines what a run learns.
 
     loss_names: the names of the losses that `losses` returns; the first one is minimised.
-    data_version: raised when `prepare` gives another result for the same files.
+    data_version: increased when `prepare` gives another result for the same files.
     metric_names: {metric: (its title in the report, its number format)}, in the order of the report's table.
     """
 

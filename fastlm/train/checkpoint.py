@@ -84,7 +84,7 @@ def restore(
     """Loads the newest usable checkpoint and returns its state.json; returns None if there is no checkpoint.
 
     An unusable checkpoint is reported to `notify` and renamed to step-N.unusable, and the one before it is tried.
-    Raises CheckpointError if there are checkpoints but none is usable: a run never starts anew silently.
+    Raises CheckpointError if there are checkpoints but none is usable: a run never silently starts from the beginning.
     """
     remove_unfinished(folder)
     checkpoints = find_checkpoints(folder)

@@ -95,7 +95,8 @@ def clip_global_norm(params: Iterable[Tensor], max_norm: float) -> Tensor:
     """Scales the gradients in place by max_norm / max(norm, max_norm); returns their global 2-norm before clipping.
 
     The norm is a 0-dim tensor (fp32; fp64 for fp64) on the gradients' device, without a host synchronisation. The
-    caller has to check that it is finite; if not, the gradients are useless. An infinite max_norm changes no gradient.
+    caller has to check that it is finite; if not, the gradients are meaningless. An infinite max_norm changes no
+    gradient.
     """
     grads = [p.grad for p in params if p.grad is not None]
     if not grads:
@@ -160,7 +161,7 @@ class UncorrectedAdam(torch.optim.Optimizer):
 
 
 def _strided_like(x: Tensor, other: Tensor) -> Tensor:
-    """Returns x with the strides of `other`: the fused update goes through memory without looking at strides."""
+    """Returns x with the strides of `other`: torch's fused update assumes that they are equal."""
     return x if x.stride() == other.stride() else torch.empty_like(other).copy_(x)
 
 

@@ -39,7 +39,7 @@ def check_data(task: Task, config: TrainConfig, notify: Notify) -> None:
 
 
 def make_plan(task: Task, config: TrainConfig, placement: Placement, notify: Notify) -> Plan:
-    """The plan of a prepared task's run; `notify` gets a sentence on each choice."""
+    """Makes the plan of a prepared task's run; `notify` gets a sentence on each choice."""
     device = find_device(placement.device).type
     plan = Plan(1, 0, device, placement.precision, task.identity())
     precision, why = choose_precision(task, config, placement, plan)
@@ -52,9 +52,10 @@ def make_plan(task: Task, config: TrainConfig, placement: Placement, notify: Not
 
 
 def choose_precision(task: Task, config: TrainConfig, placement: Placement, plan: Plan) -> tuple[str, str]:
-    """The run's precision, and why.
+    """Returns the run's precision and the reason for it.
 
-    A CPU that multiplies bf16 may still be slower at it: avx512_bf16 is slower than fp32 on some. "auto" times both.
+    A CPU with bf16 instructions may still be slower in bf16: avx512_bf16 is slower than fp32 on some. "auto" times
+    both.
     """
     if placement.precision != "auto":
         return placement.precision, "as asked"
@@ -63,7 +64,7 @@ def choose_precision(task: Task, config: TrainConfig, placement: Placement, plan
         return ("bf16" if native else "fp32"), f"{torch.cuda.get_device_name()} {'has' if native else 'has no'} bf16"
     if not any(torch.cpu.get_capabilities().get(name) for name in ("avx512_bf16", "amx_bf16")):
         return "fp32", "the CPU has no avx512_bf16 or amx_bf16"
-    # Other work on the machine only adds to a time, so the shortest ones are compared.
+    # Other processes only make an update slower, so the shortest times are compared.
     seconds = {
         precision: min(update_seconds(task, config, placement, replace(plan, precision=precision), config.longest, 0.0))
         for precision in ("fp32", "bf16")
@@ -73,9 +74,9 @@ def choose_precision(task: Task, config: TrainConfig, placement: Placement, plan
 
 
 def product_rate() -> float:
-    """Measures the floating-point operations a second that this CPU makes now, in products of a small model's shapes.
+    """Measures the floating-point operations per second of matrix products of a small model's shapes on this CPU.
 
-    Other work on the machine is in it, as it will be in the run.
+    Other processes slow the measurement down as they will slow down the run.
     """
     a, b = torch.randn(1024, 256), torch.randn(256, 1024)
     for _ in range(2):  # the first ones start threads and allocate
@@ -88,7 +89,7 @@ def product_rate() -> float:
 
 
 def count_steps(task: Task, config: TrainConfig, placement: Placement, plan: Plan) -> tuple[int, str]:
-    """The run's length in updates, and where it comes from."""
+    """Returns the run's length in updates, and a phrase that explains it."""
     if config.steps is not None:
         return config.steps, ""
     if config.epochs is not None:
@@ -108,7 +109,7 @@ def count_steps(task: Task, config: TrainConfig, placement: Placement, plan: Pla
 def update_seconds(
     task: Task, config: TrainConfig, placement: Placement, plan: Plan, length: int, least: float
 ) -> list[float]:
-    """Times the first updates at one sequence length, for so many seconds, with a model that is then thrown away."""
+    """Times single updates at one sequence length, for at least `least` seconds in total, on a model of its own."""
     config, plan = replace(config, phases=((1.0, length),)), replace(plan, steps=1 << 30)
     seconds: list[float] = []
     with Trainer(task, config, plan, placement.backend) as trainer:

@@ -1,4 +1,4 @@
-"""The output of a running run: records, progress bar, checkpoints and the loss curve."""
+"""The output of a run while it trains: records, progress bar, checkpoints and the loss curve."""
 
 from __future__ import annotations
 

@@ -95,7 +95,7 @@ def _table(scores: dict[str, dict[str, float]], known: dict[str, Sequence[str]])
 
 
 def _aligned(rows: list[list[str]]) -> list[str]:
-    """Returns a Markdown table with columns of equal width; the first row is its head."""
+    """Returns a Markdown table with aligned columns; the first row is its header."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
 
     def line(row: list[str]) -> str:

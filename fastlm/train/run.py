@@ -18,8 +18,9 @@ from fastlm.tasks.base import Task
 from fastlm.train.config import TrainConfig
 from fastlm.train.trainer import Plan
 
-# Raised by 1 with every change after which the same command gives other losses: in tokenizers, sampling, models, ops on
-# the CPU, optimizers or schedules. An unfinished run of another version is refused. A folder without one has version 0.
+# Increased by 1 with every change after which the same command gives other losses: in tokenizers, sampling, models, ops
+# on the CPU, optimizers or schedules. An unfinished run of another version is refused. A folder without one has version
+# 0.
 NUMERICS = 4
 
 Notify = Callable[[str], None]

@@ -20,7 +20,7 @@ from fastlm.train.schedule import learning_rate, sequence_length
 
 @dataclass(frozen=True)
 class Plan:
-    """Holds what is decided once, at the start of a run, and recorded: later nothing depends on clock or machine."""
+    """Holds the recorded decisions from the start of a run, so that later nothing depends on clock or machine."""
 
     steps: int
     warmup: int

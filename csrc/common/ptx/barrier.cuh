@@ -10,7 +10,7 @@
 namespace fastlm {
 
 // barrier_sync waits at barrier `id`, 0 to 15, until `threads` threads (whole warps) have called barrier_sync or
-// barrier_arrive there. barrier_arrive does not wait. Barrier 0 is that of __syncthreads().
+// barrier_arrive there. barrier_arrive does not wait. __syncthreads() uses barrier 0.
 __device__ __forceinline__ void barrier_sync(int id, int threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }

@@ -1,8 +1,8 @@
 // PTX for copies: ldmatrix from shared memory to registers, cp.async from global to shared memory. Functions take
 // ordinary pointers into shared memory. emulator/ptx/copy.h has a twin of each function.
 //
-// ldmatrix loads 8 x 8 matrices of 16-bit values. Lane l receives two neighbouring values of each matrix: of row l / 4,
-// columns 2 (l % 4) and 2 (l % 4) + 1. The lane that receives each element:
+// ldmatrix loads 8 x 8 matrices of 16-bit values. Lane l receives two values of each matrix, those in row l / 4 and
+// columns 2 (l % 4) and 2 (l % 4) + 1. The picture shows the lane that receives each element:
 //
 //   column    0  1  2  3  4  5  6  7
 //   row 0     0  0  1  1  2  2  3  3
@@ -27,8 +27,8 @@ __device__ __forceinline__ uint32_t shared_address(const void* at) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(at));
 }
 
-// Loads one, two or four matrices: r[m] is this lane's two values of matrix m, the lower column in the low half. Lane l
-// passes in `row` the address of row l % 8 of matrix l / 8, a multiple of 16 bytes. Lanes beyond the last matrix may
+// Loads one, two or four matrices: r[m] is this lane's two values of matrix m, the lower column in the low half. `row`
+// of lane l is the address of row l % 8 of matrix l / 8, aligned to 16 bytes. Lanes beyond the last matrix may
 // pass any row. All lanes of the warp must call.
 __device__ __forceinline__ void ldmatrix(uint32_t (&r)[1], const void* row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x1.shared.b16 {%0}, [%1];"
@@ -49,7 +49,7 @@ __device__ __forceinline__ void ldmatrix(uint32_t (&r)[4], const void* row) {
                : "memory");
 }
 
-// Loads the transposed matrices in the same way: rows and columns are exchanged in the picture above.
+// Loads the transposed matrices: as ldmatrix, but with rows and columns exchanged in the picture above.
 __device__ __forceinline__ void ldmatrix_trans(uint32_t (&r)[1], const void* row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x1.trans.shared.b16 {%0}, [%1];"
                : "=r"(r[0])

@@ -18,7 +18,7 @@ __device__ __forceinline__ uint32_t opaque(uint32_t x) {
 }
 
 // Returns four of the eight bytes of a (bytes 0-3) and b (bytes 4-7). The n-th hexadecimal digit of `selector` chooses
-// byte n of the result: 0-7 chooses that byte, 8-15 gives eight copies of the top bit of byte digit - 8.
+// byte n of the result: a digit d of 0-7 chooses byte d, and 8-15 gives eight copies of the top bit of byte d - 8.
 __device__ __forceinline__ uint32_t permute_bytes(uint32_t a, uint32_t b, uint32_t selector) {
   uint32_t bytes;
   asm("prmt.b32 %0, %1, %2, %3;" : "=r"(bytes) : "r"(a), "r"(b), "r"(selector));

@@ -10,7 +10,7 @@ namespace fastlm {
 
 namespace emulator {
 
-// Does ldmatrix for the warp. `row` is the row that this lane's address names.
+// Runs ldmatrix for the warp. `row` is the matrix row at the address that this lane passes.
 template <int kMatrices, bool kTransposed>
 void exchange_matrices(uint32_t* r, const uint4& row);
 
