@@ -29,7 +29,7 @@ class Predictor:
         classification  {"id", "label", "probabilities": {label: p}}
         regression      {"id", "score"}
         choice          {"id", "choice", "probabilities": [p per choice]}
-        span            {"id", "answer", "probability", "start", "null_odds", "n_best": [{"text", "start", "probability"}]}
+        span            {"id", "answer", "probability", "null_odds", "n_best": [{"text", "start", "probability"}]}
         tagging         {"id", "tags": [tag per word], "probabilities": [p per word, of its tag]}
         """
         raise NotImplementedError

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from fastlm._options import check_choices, option, require
+from fastlm.data.labelled.examples import KINDS
 
 if TYPE_CHECKING:
     from fastlm.data.labelled.formats import Columns
 
 BATCHING = ("auto", "padded", "binned", "packed")
 ORDERS = ("auto", "one", "both")
-KIND_CHOICES = ("classification", "regression", "choice", "span", "tagging")
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,9 @@ class LabelledConfig:
     train_file: str = option("examples to learn from", "")
     dev_file: str = option("held-out examples, which select the best model", "")
     test_file: str | None = option("examples to predict at the end", None)
-    kind: str | None = option("what is learned from a table (classification)", None, choices=(None, *KIND_CHOICES))
+    kind: str = option(
+        "what is learned from a table; auto: its format's, else classes", "auto", choices=("auto", *KINDS)
+    )
     text_column: str | None = option("a table's column with the text (text)", None)
     pair_column: str | None = option("a table's column with the second text (none)", None)
     label_column: str | None = option("a table's column with the label (label)", None)
