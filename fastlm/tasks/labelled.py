@@ -24,7 +24,7 @@ class LabelledTask(Task):
 def labelled_task(start: str | Path, labelled: LabelledConfig) -> LabelledTask:
     """Returns the task of a format's kind. Reads no data yet.
 
-    `dataset(split, length, ...)` takes the length `labelled.max_length` alone: a recipe's phases are ((1.0, max_length),).
+    `dataset(split, length, ...)` takes the one length `labelled.max_length`, so phases are ((1.0, max_length),).
     Raises ValueError for an unknown format or for options that it does not have.
     """
     raise NotImplementedError
