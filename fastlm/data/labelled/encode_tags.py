@@ -2,14 +2,15 @@
 
 places of the Encodings, for W words of all examples:
 
-    word_at       (W,)              the position of a word's first piece in its sequence; -1 for a word that has no piece,
-                                    or does not fit
+    word_at       (W,)              the position of a word's first piece in its sequence; -1 for a word that has no
+                                    piece, or does not fit
     word_starts   (examples + 1,)   where an example's words begin among all
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 
@@ -37,7 +38,7 @@ def encode_tags(
     check_bidirectional(template, "tagging")
     pieces = token_ids(tokenizer, [(word, e.where) for e in examples for word in e.words])
     word_starts = np.concatenate(([0], np.cumsum([len(e.words) for e in examples])))
-    sentences = [pieces[begin:end] for begin, end in zip(word_starts, word_starts[1:], strict=False)]
+    sentences = [pieces[begin:end] for begin, end in pairwise(word_starts.tolist())]
     around = _Documents(examples, sentences) if task.document_context else None
     room, builder, word_at = template.max_length - 2, Builder(), []
     for number, (example, words) in enumerate(zip(examples, sentences, strict=True)):
@@ -56,7 +57,7 @@ def encode_tags(
             target["tag_targets"] = tags
         builder.add([encoded], number, len(ids) - len(kept), **target)
         word_at += positions
-    return builder.encodings(**({"word_at": np.array(word_at), "word_starts": word_starts} if places else {}))
+    return builder.encodings(**({"word_at": np.array(word_at, np.int64), "word_starts": word_starts} if places else {}))
 
 
 def _first_pieces(words: list[Ids], room: int, offset: int) -> list[int]:
