@@ -9,14 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from fastlm._options import list_problems
-from fastlm.models import BERT, GPT1, BERTConfig, GPT1Config, build, files
+from fastlm.models import BERT, GPT1, BERTConfig, GPT1Config, build
 
 Config = GPT1Config | BERTConfig
 
@@ -183,20 +182,6 @@ def convert(
         heads = {n: p.detach().to(dtype) for n, p in build(ours).named_parameters() if n.startswith(_HEADS)}
         tensors = heads | tensors
     return model_class.from_weights(ours, tensors, backend=backend, source=source)
-
-
-def load(folder: str | Path, *, backend: str = "auto", fresh_heads: bool = False) -> GPT1 | BERT:
-    """Loads our model from a folder that transformers' `save_pretrained` wrote: config.json and model.safetensors.
-
-    Pickles are never loaded. Raises FileNotFoundError, or ValueError for a model, file or tensor that does not fit.
-    """
-    config, weights = files.read_config(folder), files.read_weights(folder)
-    return convert(config, weights, backend=backend, fresh_heads=fresh_heads, source=str(Path(folder) / files.WEIGHTS))
-
-
-def save(model: GPT1 | BERT, folder: str | Path) -> None:
-    """Writes a folder that transformers' `from_pretrained` reads. Raises OSError, or ValueError as `export_config`."""
-    files.write(folder, export_config(model.config), export_weights(model))
 
 
 def _normalise_names(weights: Mapping[str, Tensor], config: Config) -> dict[str, Tensor]:
