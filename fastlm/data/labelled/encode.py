@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -83,7 +84,7 @@ class Encodings:
                 arrays = {name: stored[name] for name in stored.files}
             targets = {n.partition(".")[2]: arrays.pop(n) for n in list(arrays) if n.startswith("targets.")}
             return cls(**arrays | {"per_item": int(arrays["per_item"])}, targets=targets)
-        except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
+        except (OSError, ValueError, KeyError, TypeError, EOFError, BadZipFile) as error:
             raise DataError(f"{file}: not the encoded examples of a run ({error}); prepare them again") from None
 
 
