@@ -27,7 +27,6 @@ from torch import Tensor, nn
 from fastlm.backends import dtype_name
 from fastlm.files import named_tensors, new_folder, remove_unfinished, write_json, write_tensors
 from fastlm.run_folder import find_checkpoints
-from fastlm.train.optim import bias_corrected
 
 FORMAT = 2
 _MODEL, _OPTIMIZER, _RNG = "model/model.safetensors", "optimizer.safetensors", "rng.safetensors"
@@ -180,17 +179,21 @@ def _optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict
 def _check_optimizer_state(
     file: Path, stored: Mapping[str, Tensor], model: Mapping[str, Tensor], optimizer: torch.optim.Optimizer
 ) -> None:
-    """Raises CheckpointError unless the optimizer has each parameter of the file, and each has its whole state."""
+    """Raises CheckpointError unless the optimizer has each parameter of the file, and each has its whole state.
+
+    The state is what the file holds of any parameter: tensors of the parameter's shape, and numbers such as the step.
+    """
     names = {id(tensor): name for name, tensor in model.items()}
     own = {names[id(p)]: p for group in optimizer.param_groups for p in group["params"]}
-    kinds = ["exp_avg", "exp_avg_sq"] + (["step"] if bias_corrected(optimizer) else [])
-    with_state = {key.split("/", 1)[-1] for key in stored}
+    found = {key: str(tuple(tensor.shape)) for key, tensor in stored.items()}
+    kinds = {key.partition("/")[0] for key in found}
+    numbers = kinds - {key.partition("/")[0] for key, shape in found.items() if shape != "()"}
+    with_state = {key.partition("/")[2] for key in found} & own.keys()
     expected = {
-        f"{kind}/{name}": str(() if kind == "step" else tuple(own[name].shape))
-        for name in sorted(with_state & own.keys())
+        f"{kind}/{name}": str(() if kind in numbers else tuple(own[name].shape))
+        for name in with_state
         for kind in kinds
     }
-    found = {key: str(tuple(tensor.shape)) for key, tensor in stored.items()}
     _check_same(file, found, expected, "this run's optimizer")
 
 

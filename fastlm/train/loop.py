@@ -6,6 +6,7 @@ import contextlib
 import platform
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,10 @@ def _train(
     name: str,
     notify: Notify,
 ) -> dict[str, Any]:
-    find_device(placement.device)  # a device that is not there is found before the data is prepared
+    recorded = run.recorded()["plan"]
+    # Before the data is prepared, so that a device that is not there is an error at once.
+    device = find_device(recorded["device"] if recorded else placement.device)
+    placement = replace(placement, device=device.type)
     task.prepare(run.path, notify)
     check_data(task, config, notify)
     plan = _plan(task, config, placement, run, record, notify)
@@ -110,6 +114,11 @@ def _make_updates(trainer: Trainer, run: TrainingFolder, run_hash: str, name: st
         notify(f"{run.path} has no checkpoint: the run starts again at step 0")
     config, steps = trainer.config, trainer.plan.steps
     recorder = Recorder(trainer, run, state, name)
+    if lost := recorder.metrics.lost:
+        notify(
+            f"{run.metrics_file}: {lost} of the records of the first {start} updates are lost or damaged; the run "
+            "continues, and its loss curve is drawn without them"
+        )
     saved = time.monotonic()
     with contextlib.closing(recorder), StopRequest() as stop:
         for step in range(start, steps):

@@ -11,7 +11,7 @@ from dataclasses import replace
 import torch
 
 from fastlm.data import DataError
-from fastlm.device import Placement, find_device
+from fastlm.device import Placement
 from fastlm.tasks.base import Task
 from fastlm.train.config import TrainConfig
 from fastlm.train.trainer import Plan, Trainer
@@ -42,11 +42,13 @@ def check_data(task: Task, config: TrainConfig, notify: Notify) -> None:
 
 
 def make_plan(task: Task, config: TrainConfig, placement: Placement, notify: Notify) -> Plan:
-    """The plan of a prepared task's run; `notify` gets a sentence on each choice."""
-    device = find_device(placement.device).type
-    plan = Plan(1, 0, device, placement.precision, task.identity())
+    """Returns the plan of a prepared task's run. `notify` gets a sentence on each choice.
+
+    placement.device is "cpu" or "cuda", not "auto".
+    """
+    plan = Plan(1, 0, placement.device, placement.precision, task.identity())
     precision, why = choose_precision(task, config, placement, plan)
-    notify(f"device {device}, {'bf16 autocast' if precision == 'bf16' else 'fp32'} ({why})")
+    notify(f"device {plan.device}, {'bf16 autocast' if precision == 'bf16' else 'fp32'} ({why})")
     plan = replace(plan, precision=precision)
     steps, why = count_steps(task, config, placement, plan)
     plan = replace(plan, steps=steps, warmup=count_warmup(config, steps))

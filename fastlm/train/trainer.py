@@ -11,7 +11,6 @@ from typing import Any, NamedTuple, Self
 import torch
 from torch import Tensor
 
-from fastlm.device import find_device
 from fastlm.tasks.base import Batch, Dataset, Task
 from fastlm.train.config import TrainConfig
 from fastlm.train.groups import by_rate, rated_groups
@@ -46,7 +45,7 @@ class Trainer:
 
     def __init__(self, task: Task, config: TrainConfig, plan: Plan, backend: str = "auto"):
         self.task, self.config, self.plan = task, config, plan
-        self.device = find_device(plan.device)
+        self.device = torch.device(plan.device)
         self.names = (*task.loss_names, "gradient_norm")
         self._datasets: dict[tuple[str, int], Dataset] = {}
         self._loader = _Loader(self._load)
