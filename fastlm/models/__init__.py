@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from fastlm.models.configs import PRESETS, BERTConfig, GPT1Config, ModelConfig
     from fastlm.models.gpt1 import GPT1
     from fastlm.models.loading import build, load, parameter_count
+    from fastlm.models.vocabulary import grow_vocabulary
 
 __all__ = [
     "BERT",
@@ -22,6 +23,7 @@ __all__ = [
     "ModelConfig",
     "ModelOutput",
     "build",
+    "grow_vocabulary",
     "load",
     "parameter_count",
 ]
@@ -32,5 +34,6 @@ _NAMES = {
     "configs": ("PRESETS", "BERTConfig", "GPT1Config", "ModelConfig"),
     "gpt1": ("GPT1",),
     "loading": ("build", "load", "parameter_count"),
+    "vocabulary": ("grow_vocabulary",),
 }
 __getattr__, __dir__ = attach(__name__, _NAMES, submodules=("files",))

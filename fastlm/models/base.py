@@ -14,6 +14,7 @@ from fastlm.files import named_tensors
 from fastlm.models import files
 from fastlm.models.configs import ModelConfig
 from fastlm.nn.heads import Head
+from fastlm.nn.layout import Layout
 from fastlm.ops import _checks
 
 
@@ -22,7 +23,7 @@ class ModelOutput(NamedTuple):
 
     loss: Tensor | None  # the sum of the losses, None if there are none
     losses: dict[str, Tensor]  # by head, for each head whose targets were given
-    hidden: Tensor  # (B, S, E); rows beyond a sequence's length hold no meaningful values
+    hidden: Tensor  # (B, S, E), where rows beyond a sequence's length hold no meaningful values; or packed (T, E)
 
 
 class Model(nn.Module):
@@ -49,8 +50,8 @@ class Model(nn.Module):
         """Returns fresh heads by name: those that the paper pretrains the model with."""
         raise TypeError(f"{type(self).__name__} has no pretraining heads; give it heads")
 
-    def embed(self, tokens: Tensor, segments: Tensor | None, seed: Tensor | None, first_row: Tensor | None) -> Tensor:
-        """Returns the input of the first block, (B, S, E)."""
+    def embed(self, tokens: Tensor, segments: Tensor | None, layout: Layout, seed: Tensor | None) -> Tensor:
+        """Returns the input of the first block, (B, S, E) or packed (T, E)."""
         raise TypeError(f"{type(self).__name__} has no embedding")
 
     def block_calls(self) -> Sequence[nn.Module]:
@@ -90,74 +91,81 @@ class Model(nn.Module):
         segments: Tensor | None = None,
         lengths: Tensor | None = None,
         *,
+        cu_seqlens: Tensor | None = None,
+        max_seqlen: int | None = None,
         seeds: Tensor | None = None,
         first_sequence: Tensor | None = None,
         **targets: Tensor | None,
     ) -> ModelOutput:
         """Computes the hidden states, and the loss of each head whose targets are given.
 
+        A batch is padded, tokens (B, S) with lengths, or packed, tokens (T,) with cu_seqlens. Both give the same losses
+        and gradients, as far as nothing is dropped. Attention's dropout depends on sequence and position, so it also
+        draws the same masks. The other masks depend on the row, b * S + s or the packed one, and differ.
+
         Args:
-            tokens: (B, S) int64, S at most the context, padded on the right.
-            segments: (B, S) int64, by default 0 everywhere, for models that have segments.
-            lengths: (B,) int32, valid tokens of each sequence, by default S.
+            tokens: (B, S) int64, S at most the context, padded on the right; or (T,), all sequences behind one another.
+            segments: int64 of the shape of tokens, by default 0 everywhere, for models that have segments.
+            lengths: (B,) int32, valid tokens of each padded sequence, by default S.
+            cu_seqlens: (B + 1,) int32, the first packed row of each sequence, and T at the end.
+            max_seqlen: an upper bound of the lengths of packed sequences, known on the host, by default the context.
             seeds: (dropout_sites,) int64, one per dropout site; by default drawn in training.
             first_sequence: (1,) int64 on the model's device, the index of the first sequence in the whole batch, by
-                default 0. With it, and the same seeds, micro-batches draw the masks that the whole batch would draw.
+                default 0. With it, and the same seeds, micro-batches padded to the same S draw the masks that the whole
+                batch would draw. Packed ones draw attention's; their rows count from first_sequence * context.
             targets: the targets of the heads' losses, by the names in `Head.targets`.
 
         Raises:
             TypeError, ValueError: an argument has a wrong dtype, shape or device, or (checked on the CPU only) a value
                 out of range; no head takes a target; a head gets only some of its targets.
         """
-        self._check_inputs(tokens, segments, lengths)
-        by_head = self._targets_by_head(targets)
-        for name, given in by_head.items():
+        layout = self._checked_layout(tokens, segments, lengths, cu_seqlens, max_seqlen, first_sequence)
+        arguments = self._arguments_by_head(targets, layout)
+        for name, given in arguments.items():
             getattr(self, name).check(self, tokens, **given)
         seeds_of = self._split_seeds(seeds)
-        hidden = self._hidden(tokens, segments, lengths, seeds_of[""], first_sequence)
+        hidden = self._hidden(tokens, segments, layout, seeds_of[""])
         losses = {}
-        for name, given in by_head.items():
+        for name, given in arguments.items():
             head = getattr(self, name)
             dropout = {"seeds": seeds_of[name]} if head.dropout_sites else {}
             losses[name] = head.loss(self, hidden, **given, **dropout)
         return ModelOutput(sum(losses.values()) if losses else None, losses, hidden)
 
-    def logits(self, head: str, hidden: Tensor, *args: Any) -> Tensor:
-        """Returns the logits of a head for hidden states (B, S, E); `args` go to the head's `logits`."""
+    def logits(self, head: str, hidden: Tensor, *args: Any) -> Any:
+        """Returns the logits of a head for hidden states (B, S, E) or (T, E); `args` go to the head's `logits`."""
         if head not in self.head_names:
             raise ValueError(f"head: one of {', '.join(self.head_names) or '(none)'} expected, got {head!r}")
         return getattr(self, head).logits(self, hidden, *args)
 
+    def pooled(self, hidden: Tensor, rows: Tensor) -> Tensor:
+        """Returns what heads on whole sequences read, (..., E) for rows (...) int64: rows of hidden.flatten(0, -2)."""
+        return hidden.flatten(0, -2).index_select(0, rows.flatten()).unflatten(0, rows.shape)
+
     def _hidden(
-        self,
-        tokens: Tensor,
-        segments: Tensor | None,
-        lengths: Tensor | None,
-        seeds: Sequence[Tensor | None],
-        first_sequence: Tensor | None,
+        self, tokens: Tensor, segments: Tensor | None, layout: Layout, seeds: Sequence[Tensor | None]
     ) -> Tensor:
-        first_row = None if first_sequence is None else first_sequence * tokens.shape[1]
-        x, used = self.embed(tokens, segments, seeds[0], first_row), 1
+        x, used = self.embed(tokens, segments, layout, seeds[0]), 1
         for block in self.block_calls():
-            x = block(x, lengths, seeds[used : used + block.dropout_sites], first_sequence, first_row)
+            x = block(x, layout, seeds[used : used + block.dropout_sites])
             used += block.dropout_sites
         return x
 
-    def _targets_by_head(self, targets: Mapping[str, Tensor | None]) -> dict[str, dict[str, Tensor]]:
-        """Groups the given targets by the head that takes them; heads without targets are left out."""
+    def _arguments_by_head(self, targets: Mapping[str, Tensor | None], layout: Layout) -> dict[str, dict[str, Any]]:
+        """Returns the targets of each head that has all of its own, and the layout if it reads that."""
         given = {name: target for name, target in targets.items() if target is not None}
-        by_head = {}
-        for name, head in self.heads.items():
-            own = {target: given.pop(target) for target in head.targets if target in given}
-            if len(own) == len(head.targets) > 0:
-                by_head[name] = own
-            elif own:
+        served = {n: h for n, h in self.heads.items() if h.targets and given.keys() >= set(h.targets)}
+        unused = given.keys() - {target for head in served.values() for target in head.targets}
+        for head in self.heads.values():
+            if unused.intersection(head.targets):
                 together = " and ".join(head.targets)
                 raise ValueError(f"{type(self).__name__}: {together} go together: give all of them or none")
-        if given:
-            taken = ", ".join(target for head in self.heads.values() for target in head.targets) or "none"
-            raise TypeError(f"{type(self).__name__}: no head takes {', '.join(given)} (its heads take: {taken})")
-        return by_head
+        if unused:
+            taken = ", ".join(dict.fromkeys(t for head in self.heads.values() for t in head.targets)) or "none"
+            names = ", ".join(name for name in given if name in unused)
+            raise TypeError(f"{type(self).__name__}: no head takes {names} (its heads take: {taken})")
+        layouts = {"layout": layout}
+        return {n: {t: given[t] for t in h.targets} | (layouts if h.reads_layout else {}) for n, h in served.items()}
 
     # Dropout -----------------------------------------------------------------------------------------------------
 
@@ -242,17 +250,49 @@ class Model(nn.Module):
 
     # Checks ------------------------------------------------------------------------------------------------------
 
-    def _check_inputs(self, tokens: Tensor, segments: Tensor | None, lengths: Tensor | None) -> None:
-        """Raises TypeError or ValueError for inputs that `forward` does not take."""
-        name = type(self).__name__
-        if not isinstance(tokens, Tensor) or tokens.ndim != 2 or not 1 <= tokens.shape[1] <= self.config.context:
+    def _checked_layout(
+        self,
+        tokens: Tensor,
+        segments: Tensor | None,
+        lengths: Tensor | None,
+        cu_seqlens: Tensor | None,
+        max_seqlen: int | None,
+        first_sequence: Tensor | None,
+    ) -> Layout:
+        """Returns where the sequences lie. Raises TypeError or ValueError for inputs that `forward` does not take."""
+        name, context = type(self).__name__, self.config.context
+        packed = cu_seqlens is not None
+        expected = "(T,) with T >= 1 and cu_seqlens" if packed else f"(B, S) with 1 <= S <= {context}"
+        fits = isinstance(tokens, Tensor) and tokens.ndim == (1 if packed else 2) and tokens.shape[-1] >= 1
+        if not fits or (not packed and tokens.shape[1] > context):
             given = f"shape {tuple(tokens.shape)}" if isinstance(tokens, Tensor) else type(tokens).__name__
-            raise ValueError(f"{name}: tokens must be (B, S) with 1 <= S <= {self.config.context}, got {given}")
+            raise ValueError(f"{name}: tokens must be {expected}, got {given}")
         self.check_ids("tokens", tokens, tokens.shape, self.config.vocab_size)
         if segments is not None and not self.takes_segments:
             raise TypeError(f"{name}: segments given, but the model has no segment embedding")
         self.check_ids("segments", segments, tokens.shape, getattr(self.config, "segments", 1))
-        self.check_ids("lengths", lengths, tokens.shape[:1], tokens.shape[1] + 1, dtype=torch.int32)
+        if packed:
+            max_seqlen = self._checked_packing(tokens, lengths, cu_seqlens, max_seqlen)
+        else:
+            if max_seqlen is not None:
+                raise ValueError(f"{name}: max_seqlen goes with cu_seqlens")
+            self.check_ids("lengths", lengths, tokens.shape[:1], tokens.shape[1] + 1, dtype=torch.int32)
+        stride = context if packed else tokens.shape[1]
+        first_row = None if first_sequence is None else first_sequence * stride
+        return Layout(lengths, cu_seqlens, max_seqlen, first_sequence, first_row)
+
+    def _checked_packing(
+        self, tokens: Tensor, lengths: Tensor | None, cu_seqlens: Tensor, max_seqlen: int | None
+    ) -> int:
+        """Returns the bound of the lengths of packed sequences."""
+        name, context = type(self).__name__, self.config.context
+        if lengths is not None:
+            raise ValueError(f"{name}: give lengths (padded tokens) or cu_seqlens (packed tokens), not both")
+        max_seqlen = context if max_seqlen is None else _checks.as_integer(name, "max_seqlen", max_seqlen)
+        if not 1 <= max_seqlen <= context:
+            raise ValueError(f"{name}: max_seqlen must lie in [1, {context}], the context, got {max_seqlen}")
+        _checks.check_offsets(name, cu_seqlens, tokens, max_seqlen)
+        return max_seqlen
 
     def check_ids(
         self,

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from fastlm.models.base import Model
 from fastlm.models.configs import BERTConfig
-from fastlm.nn import EmbeddingLayerNorm, Head, MaskedLMHead, NextSentenceHead, PostLNBlock
+from fastlm.nn import EmbeddingLayerNorm, Head, Layout, MaskedLMHead, NextSentenceHead, PostLNBlock
 
 
 class BERT(Model):
@@ -73,13 +73,17 @@ class BERT(Model):
         masked = MaskedLMHead(config.vocab_size, config.hidden, gelu=config.gelu, eps=config.eps, backend=backend)
         return {"mlm": masked, "nsp": NextSentenceHead(config.hidden, backend=backend)}
 
-    def embed(self, tokens: Tensor, segments: Tensor | None, seed: Tensor | None, first_row: Tensor | None) -> Tensor:
+    def embed(self, tokens: Tensor, segments: Tensor | None, layout: Layout, seed: Tensor | None) -> Tensor:
         segments = torch.zeros_like(tokens) if segments is None else segments
-        return self.embedding(tokens, segments, seed=seed, first_row=first_row)
+        where = {"position_ids": layout.position_ids(tokens.shape[0]), "first_row": layout.first_row}
+        return self.embedding(tokens, segments, seed=seed, **where)
 
-    def pooled(self, hidden: Tensor) -> Tensor:
-        """Pools a sequence for heads on whole sequences: tanh of a linear layer on [CLS], (B, S, E) -> (B, E)."""
-        return torch.tanh(self.pooler(hidden[:, 0]))
+    def pooled(self, hidden: Tensor, rows: Tensor | None = None) -> Tensor:
+        """Pools sequences for heads on whole sequences: tanh of a linear layer on [CLS] (section 3.1, task 2).
+
+        rows: the rows of [CLS], as in `Model.pooled`; None: the first of each sequence of padded states (B, S, E).
+        """
+        return torch.tanh(self.pooler(hidden[:, 0] if rows is None else super().pooled(hidden, rows)))
 
     @torch.no_grad()
     def initialise(self, module: nn.Module) -> None:

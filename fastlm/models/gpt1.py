@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from fastlm.models.base import Model
 from fastlm.models.configs import GPT1Config
-from fastlm.nn import CausalLMHead, EmbeddingLayerNorm, Head, PostLNBlock
+from fastlm.nn import CausalLMHead, EmbeddingLayerNorm, Head, Layout, PostLNBlock
 
 
 class GPT1(Model):
@@ -65,8 +65,9 @@ class GPT1(Model):
     def pretraining_heads(self) -> dict[str, Head]:
         return {"lm": CausalLMHead(backend=self.backend)}
 
-    def embed(self, tokens: Tensor, segments: Tensor | None, seed: Tensor | None, first_row: Tensor | None) -> Tensor:
-        return self.embedding(tokens, seed=seed, first_row=first_row)
+    def embed(self, tokens: Tensor, segments: Tensor | None, layout: Layout, seed: Tensor | None) -> Tensor:
+        where = {"position_ids": layout.position_ids(tokens.shape[0]), "first_row": layout.first_row}
+        return self.embedding(tokens, seed=seed, **where)
 
     @torch.no_grad()
     def initialise(self, module: nn.Module) -> None:

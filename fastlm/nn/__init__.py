@@ -6,6 +6,7 @@ from fastlm.nn.layers import (
     MLP,
     AddLayerNorm,
     BiasGELU,
+    Dropout,
     EmbeddingLayerNorm,
     GELULayerNorm,
     LayerNorm,
@@ -13,20 +14,37 @@ from fastlm.nn.layers import (
     LinearCrossEntropy,
     SelfAttention,
 )
+from fastlm.nn.layout import Layout
+from fastlm.nn.task_heads import (
+    ChoiceHead,
+    ClassificationHead,
+    RegressionHead,
+    SequenceLMHead,
+    SpanHead,
+    TaggingHead,
+)
 
 __all__ = [
     "MLP",
     "AddLayerNorm",
     "BiasGELU",
     "CausalLMHead",
+    "ChoiceHead",
+    "ClassificationHead",
+    "Dropout",
     "EmbeddingLayerNorm",
     "GELULayerNorm",
     "Head",
     "LayerNorm",
     "LayerNormGELU",
+    "Layout",
     "LinearCrossEntropy",
     "MaskedLMHead",
     "NextSentenceHead",
     "PostLNBlock",
+    "RegressionHead",
     "SelfAttention",
+    "SequenceLMHead",
+    "SpanHead",
+    "TaggingHead",
 ]

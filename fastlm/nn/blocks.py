@@ -7,12 +7,14 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from fastlm.nn.layers import MLP, AddLayerNorm, SelfAttention
+from fastlm.nn.layout import Layout
 
 
 class PostLNBlock(nn.Module):
     """Computes h = LN(x + dropout(attention(x))), then LN(h + dropout(MLP(h))) (Vaswani et al. 2017; GPT-1; BERT).
 
-    Shapes: x (B, S, E) -> (B, S, E). A call uses `dropout_sites` seeds: one for attention, one per residual.
+    Shapes: x (B, S, E) -> (B, S, E), or packed rows (T, E) -> (T, E). A call uses `dropout_sites` seeds: one for
+    attention, one per residual.
 
     Args:
         hidden, heads, intermediate: E, H, and the width I of the MLP.
@@ -46,19 +48,16 @@ class PostLNBlock(nn.Module):
         self.mlp = MLP(hidden, intermediate, approximate=gelu, **fused)
         self.mlp_norm = AddLayerNorm(hidden, **norm)
 
-    def forward(
-        self,
-        x: Tensor,
-        lengths: Tensor | None,
-        seeds: Sequence[Tensor | None],
-        first_sequence: Tensor | None = None,
-        first_row: Tensor | None = None,
-    ) -> Tensor:
-        """Applies the block; `lengths` (B,) int32 or None, `seeds`: one int64 or None per dropout site.
-
-        `first_sequence` and `first_row`: the index of the first sequence and row in the whole batch, one int64 each.
-        """
-        a, bias = self.attention(x, lengths=lengths, seed=seeds[0], first_sequence=first_sequence)
-        h = self.attention_norm(a, x, bias=bias, seed=seeds[1], first_row=first_row)
+    def forward(self, x: Tensor, layout: Layout, seeds: Sequence[Tensor | None]) -> Tensor:
+        """Applies the block; `layout`: where the sequences lie; `seeds`: one int64 or None per dropout site."""
+        a, bias = self.attention(
+            x,
+            lengths=layout.lengths,
+            cu_seqlens=layout.cu_seqlens,
+            max_seqlen=layout.max_seqlen,
+            seed=seeds[0],
+            first_sequence=layout.first_sequence,
+        )
+        h = self.attention_norm(a, x, bias=bias, seed=seeds[1], first_row=layout.first_row)
         m, bias = self.mlp(h)
-        return self.mlp_norm(m, h, bias=bias, seed=seeds[2], first_row=first_row)
+        return self.mlp_norm(m, h, bias=bias, seed=seeds[2], first_row=layout.first_row)

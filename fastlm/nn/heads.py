@@ -2,7 +2,7 @@
 
 A head names the entries of a batch that its loss needs (`targets`). A model calls the head only if a batch holds them,
 so an unused head costs nothing. Each call passes the model to the head, which may use the model's embedding or pooling
-without owning them.
+without owning them. This file has the heads of pretraining; those of fine-tuning are in task_heads.py.
 """
 
 from __future__ import annotations
@@ -24,27 +24,36 @@ IGNORED = -100  # the target of a position that is not predicted
 class Head(nn.Module):
     """Defines what a head is.
 
-    targets: names of the batch's entries that `loss` takes. dropout_sites: number of seeds that a call of `loss` uses.
+    targets: names of the batch's entries that `loss` takes; several heads may take the same entry.
+    dropout_sites: number of seeds that a call of `loss` uses.
+    reads_layout: whether `check` and `loss` also get `layout`, a `Layout`: where the batch's sequences lie.
     """
 
     targets: ClassVar[tuple[str, ...]] = ()
     dropout_sites = 0
+    reads_layout = False
 
     def check(self, model: Model, tokens: Tensor, **targets: Tensor) -> None:
-        """Raises TypeError or ValueError if targets do not fit tokens (B, S). Called before the trunk runs."""
+        """Raises TypeError or ValueError if targets do not fit tokens (B, S), or packed tokens (T,).
+
+        Called before the trunk runs.
+        """
 
     def loss(self, model: Model, hidden: Tensor, **targets: Tensor) -> Tensor:
-        """Returns the loss for hidden states (B, S, E): a float32 scalar (float64 for float64).
+        """Returns the loss for hidden states (B, S, E) or (T, E): a float32 scalar (float64 for float64).
 
         A head with dropout sites also gets `seeds`: per site one int64, or None outside training.
         """
         raise TypeError(f"{type(self).__name__} defines no loss")
 
+    def grow_vocabulary(self, count: int) -> None:
+        """Adds entries for `count` new tokens to parameters with an entry per token, if the head has such."""
+
 
 class CausalLMHead(Head):
     """Predicts the next token by the word embedding (GPT-1, equations 1 and 2). It has no parameters of its own.
 
-    targets (B, S) int64: the token after each position, or -100 for a position that is not predicted.
+    targets (B, S) or packed (T,) int64: the token after each position, or -100 for a position that is not predicted.
     """
 
     targets = ("targets",)
@@ -82,6 +91,7 @@ class MaskedLMHead(Head):
         self.cross_entropy = LinearCrossEntropy(ignore_index=IGNORED, backend=backend)
 
     def check(self, model: Model, tokens: Tensor, *, mlm_positions: Tensor, mlm_targets: Tensor) -> None:
+        _check_padded(model, tokens, "mlm_positions")
         batch, length = tokens.shape
         if mlm_positions.ndim != 2:
             raise ValueError(
@@ -105,6 +115,10 @@ class MaskedLMHead(Head):
         """Returns LN(GELU(dense(hidden[b, positions[b, p]]))), (B, P, E)."""
         return self.norm(F.linear(_gather_rows(hidden, positions), self.dense.weight), bias=self.dense.bias)
 
+    @torch.no_grad()
+    def grow_vocabulary(self, count: int) -> None:
+        self.bias = nn.Parameter(torch.cat([self.bias, self.bias.new_zeros(count)]), self.bias.requires_grad)
+
 
 class NextSentenceHead(Head, nn.Linear):
     """Predicts whether sentence B follows A (BERT, section 3.1, task 2) from the model's pooling of [CLS].
@@ -119,6 +133,7 @@ class NextSentenceHead(Head, nn.Linear):
         self.cross_entropy = LinearCrossEntropy(ignore_index=IGNORED, backend=backend)
 
     def check(self, model: Model, tokens: Tensor, *, next_sentence_labels: Tensor) -> None:
+        _check_padded(model, tokens, "next_sentence_labels")
         model.check_ids("next_sentence_labels", next_sentence_labels, tokens.shape[:1], 2, ignore=IGNORED)
 
     def loss(self, model: Model, hidden: Tensor, *, next_sentence_labels: Tensor) -> Tensor:
@@ -128,6 +143,12 @@ class NextSentenceHead(Head, nn.Linear):
     def logits(self, model: Model, hidden: Tensor) -> Tensor:
         """Returns logits (B, 2); index 0 is "is next"."""
         return F.linear(model.pooled(hidden), self.weight, self.bias)
+
+
+def _check_padded(model: Model, tokens: Tensor, name: str) -> None:
+    if tokens.ndim != 2:
+        given = tuple(tokens.shape)
+        raise ValueError(f"{type(model).__name__}: {name} go with padded tokens (B, S), got packed tokens {given}")
 
 
 def _gather_rows(hidden: Tensor, positions: Tensor) -> Tensor:

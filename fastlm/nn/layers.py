@@ -21,6 +21,7 @@ __all__ = [
     "MLP",
     "AddLayerNorm",
     "BiasGELU",
+    "Dropout",
     "EmbeddingLayerNorm",
     "GELULayerNorm",
     "LayerNorm",
@@ -289,7 +290,7 @@ class EmbeddingLayerNorm(nn.Module):
         seed: Tensor | None = None,
         first_row: Tensor | None = None,
     ) -> Tensor:
-        """Looks up the embeddings; `position_ids` (B, S) int64, by default 0 ... S - 1.
+        """Looks up the embeddings; `position_ids` int64 of the shape of tokens, by default 0 ... S - 1.
 
         `seed`: one int64; `first_row`: as in `fastlm.embedding_layer_norm`.
         """
@@ -310,6 +311,32 @@ class EmbeddingLayerNorm(nn.Module):
         vocab_size, hidden = self.word.shape
         segments = "" if self.segment is None else f", segments={self.segment.shape[0]}"
         return f"{vocab_size}, {self.position.shape[0]}, {hidden}{segments}, dropout={self.dropout}"
+
+
+class Dropout(nn.Module):
+    """Computes dropout(x), as `torch.nn.Dropout`, with the masks of the row ops (see `fastlm.dropout`).
+
+    Shapes: x (..., E) -> (..., E). The rows of x are numbered through all its dimensions but the last.
+    """
+
+    dropout_sites = 1
+
+    def __init__(self, dropout: float, *, backend: str = "auto"):
+        super().__init__()
+        self.dropout, self.backend = _checked(dropout), backend
+
+    def forward(self, x: Tensor, *, seed: Tensor | None = None, first_row: Tensor | None = None) -> Tensor:
+        """Applies dropout; `seed`: one int64; `first_row`: as in `fastlm.add_layer_norm`."""
+        dropout = _dropout(self, self.dropout, seed, x.device, first_row=first_row)
+        if not dropout:
+            return x
+        # The embedding's op without a layer norm is a gather and dropout: here each row is gathered once, in order.
+        table = x.flatten(0, -2)
+        rows = torch.arange(table.shape[0], device=x.device)
+        return ops.embedding_layer_norm(rows, table, **dropout, backend=self.backend).view(x.shape)
+
+    def extra_repr(self) -> str:
+        return f"{self.dropout}"
 
 
 class LinearCrossEntropy(nn.Module):

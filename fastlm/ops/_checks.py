@@ -114,6 +114,21 @@ def check_range(op: str, name: str, ids: Tensor | None, low: int, high: int, *, 
         raise ValueError(f"{op}: {name} must lie in [{low}, {high}){also}, got {ids[bad][0].item()}")
 
 
+def check_offsets(op: str, cu_seqlens: Tensor, x: Tensor, max_seqlen: int) -> None:
+    """Checks the offsets of the sequences that are packed in the rows of x (T, ...); their values on a CPU only."""
+    check_tensor(op, "cu_seqlens", cu_seqlens, "a tensor of int32 of shape (B + 1,)")
+    if cu_seqlens.ndim != 1 or cu_seqlens.shape[0] < 2:
+        raise ValueError(f"{op}: cu_seqlens must have shape (B + 1,) with B >= 1, got {tuple(cu_seqlens.shape)}")
+    check_integers(op, "cu_seqlens", cu_seqlens, x, cu_seqlens.shape, torch.int32)
+    if cu_seqlens.device.type != "cpu" or torch.compiler.is_compiling():
+        return
+    rows, steps = x.shape[0], cu_seqlens.diff()
+    if cu_seqlens[0] != 0 or cu_seqlens[-1] != rows or (steps < 0).any():
+        raise ValueError(f"{op}: cu_seqlens must rise from 0 to the {rows} rows given, got {cu_seqlens.tolist()}")
+    if steps.max() > max_seqlen:
+        raise ValueError(f"{op}: max_seqlen must be at least the longest sequence, {steps.max()}, got {max_seqlen}")
+
+
 def check_together(op: str, first: str, a: Tensor | None, second: str, b: Tensor | None) -> None:
     if (a is None) != (b is None):
         given, missing = (second, first) if a is None else (first, second)

@@ -206,21 +206,8 @@ def _check_sequences(
     if max_seqlen is None:
         raise ValueError(f"{op}: cu_seqlens needs max_seqlen, the longest sequence (known on the host)")
     max_seqlen = _checks.as_integer(op, "max_seqlen", max_seqlen)
-    _checks.check_tensor(op, "cu_seqlens", cu_seqlens, "a tensor of int32 of shape (B + 1,)")
-    if cu_seqlens.ndim != 1 or cu_seqlens.shape[0] < 2:
-        raise ValueError(f"{op}: cu_seqlens must have shape (B + 1,) with B >= 1, got {tuple(cu_seqlens.shape)}")
-    _checks.check_integers(op, "cu_seqlens", cu_seqlens, x, cu_seqlens.shape, torch.int32)
-    if cu_seqlens.device.type == "cpu" and not torch.compiler.is_compiling():
-        _check_offsets(op, cu_seqlens, x.shape[0], max_seqlen)
+    _checks.check_offsets(op, cu_seqlens, x, max_seqlen)
     return max_seqlen, keep, seed, first_sequence
-
-
-def _check_offsets(op: str, cu_seqlens: Tensor, rows: int, max_seqlen: int) -> None:
-    steps = cu_seqlens.diff()
-    if cu_seqlens[0] != 0 or cu_seqlens[-1] != rows or (steps < 0).any():
-        raise ValueError(f"{op}: cu_seqlens must rise from 0 to the {rows} rows given, got {cu_seqlens.tolist()}")
-    if steps.max() > max_seqlen:
-        raise ValueError(f"{op}: max_seqlen must be at least the longest sequence, {steps.max()}, got {max_seqlen}")
 
 
 def _forward(

@@ -1,0 +1,74 @@
+"""What a fine-tuned model does: the content of task.json, which stands beside its config.json. Imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+from fastlm._options import list_problems
+from fastlm.data.corpus import DataError
+from fastlm.data.labelled.examples import KINDS, Kind
+
+TASK_FILE = "task.json"
+HEADS: dict[Kind, str] = {  # the name of each kind's head in a model
+    "classification": "classes",
+    "regression": "score",
+    "choice": "choice",
+    "span": "span",
+    "tagging": "tags",
+}
+
+
+@dataclass(frozen=True)
+class Description:
+    """Describes the task of a model: all that turns new examples into inputs, and outputs into predictions.
+
+    labels: the classes, or the tags, in the order of the head's units. scores: names in `evaluate.scores.SCORES`; the
+    first one selects the best model. null_threshold: of spans, the difference of scores above which there is no answer.
+    """
+
+    kind: Kind
+    labels: tuple[str, ...] = ()
+    format: str = ""
+    scores: tuple[str, ...] = ()
+    max_length: int = 128
+    doc_stride: int = 128
+    max_question: int = 64
+    max_answer: int = 30
+    n_best: int = 20
+    document_context: bool = False
+    both_orders: bool = False
+    null_threshold: float = 0.0
+    head_dropout: float = 0.1
+    head_bias: bool = True
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ValueError(f"kind: one of {', '.join(KINDS)} expected, got {self.kind!r}")
+
+    @property
+    def head(self) -> str:
+        """Returns the name of the task's head in the model."""
+        return HEADS[self.kind]
+
+    def with_threshold(self, null_threshold: float) -> Description:
+        return replace(self, null_threshold=null_threshold)
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the content of task.json."""
+        return asdict(self) | {"labels": list(self.labels), "scores": list(self.scores)}
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any], source: str = TASK_FILE) -> Description:
+        """Returns the description that `to_json` wrote; what is missing has its default, except the kind.
+
+        Raises DataError, naming `source`, for anything else.
+        """
+        unknown = values.keys() - {f.name for f in fields(cls)}
+        if unknown or "kind" not in values:
+            problems = list_problems(missing={"kind"} - values.keys(), unknown=unknown)
+            raise DataError(f"{source}: not the description of a task: {problems}")
+        try:
+            return cls(**values | {name: tuple(values.get(name, ())) for name in ("labels", "scores")})
+        except (TypeError, ValueError) as error:
+            raise DataError(f"{source}: {error}") from None
