@@ -1,4 +1,4 @@
-"""Pictures of a run's validations: the curves of its scores, and the confusion matrix of its labels."""
+"""Pictures: the scores of a run's validations, the confusion matrix of its labels, and the scores of a search."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from matplotlib.figure import Figure  # without pyplot: no global state, no disp
 
 from fastlm.files import write_bytes
 from fastlm.train.metrics import Curve
+from fastlm.train.trials import Summary
 
 READABLE = 12  # labels up to which the cells of a confusion matrix have their counts
 
@@ -62,3 +63,18 @@ def _write(figure: Figure, file: Path) -> None:
     image = io.BytesIO()
     figure.savefig(image, dpi=120, format="png")
     write_bytes(file, image.getvalue())
+
+
+def plot_trials(summaries: Sequence[Summary], file: Path, *, metric: str, title: str) -> None:
+    """Draws the scores of a search as a PNG: per setting a point per seed, mean and deviation. Raises OSError."""
+    figure = Figure(figsize=(max(5.0, 1.5 + 0.9 * len(summaries)), 4.5))
+    axes = figure.subplots()
+    for x, summary in enumerate(summaries):
+        axes.plot([x] * len(summary.scores), summary.scores, "o", color="C0", alpha=0.5)
+        axes.errorbar([x + 0.15], [summary.mean], yerr=[summary.deviation or 0.0], fmt="s", color="C1", capsize=4)
+    names = ["\n".join(f"{n} {v}" for n, v in summary.options.items()) for summary in summaries]
+    axes.set_xticks(range(len(summaries)), names)
+    axes.set(title=f"{title} (points: seeds; squares: mean and deviation)", ylabel=metric)
+    axes.grid(alpha=0.3)
+    figure.tight_layout()
+    _write(figure, file)
