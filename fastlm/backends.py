@@ -37,12 +37,12 @@ ALL_DTYPES = (*KERNEL_DTYPES, torch.float64)
 class Limits:
     """Holds the limits of one backend of an op.
 
-    `widest` is the maximum of the last dimension (0: no maximum). The last dimension must be a multiple of `multiple`.
-    `chip` is the lowest compute capability, (0, 0) for any.
+    `max_width` is the maximum of the last dimension (0: no maximum), which must be a multiple of `multiple`. `chip` is
+    the lowest compute capability, (0, 0) for any.
     """
 
     dtypes: tuple[torch.dtype, ...]
-    widest: int = 0
+    max_width: int = 0
     multiple: int = 1
     chip: tuple[int, int] = (0, 0)
 
@@ -153,8 +153,8 @@ def reasons_against(spec: Spec, name: str, call: Call) -> list[str]:
     unavailable = _unavailable(name, spec.kernels, call.dtype, call.device)
     if unavailable is not None:
         reasons.append(unavailable)
-    if limits.widest and call.width > limits.widest:
-        reasons.append(f"it takes a last dimension of at most {limits.widest}, not {call.width}")
+    if limits.max_width and call.width > limits.max_width:
+        reasons.append(f"it takes a last dimension of at most {limits.max_width}, not {call.width}")
     if call.width % limits.multiple:
         reasons.append(f"it takes a last dimension that is a multiple of {limits.multiple}, not {call.width}")
     if call.chip is not None and call.chip < limits.chip:

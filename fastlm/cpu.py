@@ -1,32 +1,21 @@
 """The CPU's backend: torch's fused calls, in fewer passes over memory than `fastlm.reference`, whose functions it has.
 
-float32 and float64 are computed as they are; half precision is widened first, and results are rounded once. Attention
-goes over sequences one after the other where they differ in length or something is dropped: the scores of one then
-stay in a core's cache, what is past its end is never read, and q, k, v are read where they lie.
+float32 and float64 are computed as they are; half precision is widened first, and results are rounded once. The
+functions of attention are imported, so that those of all ops are found here.
 """
 
 from __future__ import annotations
 
-import functools
-import itertools
-import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from fastlm import cpu_dropout
-from fastlm.cpu_dropout import as_float
+from fastlm.cpu_attention import packed_attention_backward, self_attention_backward, self_attention_forward, wide  # noqa: F401
 from fastlm.keep import LEVELS
 
 aten = torch.ops.aten
-
-SCORES = 1 << 17  # of a group of sequences that are computed together: 512 KiB, half of a core's L2 cache
-MASKED = 1 << 22  # scores whose keep mask is drawn at a time
-
-
-def _wide(x: Tensor) -> Tensor:
-    return x if x.dtype in (torch.float32, torch.float64) else x.float()
 
 
 def _as(x: Tensor | None, dtype: torch.dtype) -> Tensor | None:
@@ -34,7 +23,7 @@ def _as(x: Tensor | None, dtype: torch.dtype) -> Tensor | None:
 
 
 def _biased(x: Tensor, bias: Tensor | None) -> Tensor:
-    x = _wide(x)
+    x = wide(x)
     return x if bias is None else x + _as(bias, x.dtype)
 
 
@@ -65,7 +54,7 @@ def _normalise_backward(
 
 def layer_norm_forward(x: Tensor, gamma: Tensor, beta: Tensor | None, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     """LN(x) of (N, E): y, mean (N,), rstd (N,)."""
-    y, mean, rstd = _normalise(_wide(x), gamma, beta, eps)
+    y, mean, rstd = _normalise(wide(x), gamma, beta, eps)
     return _as(y, x.dtype), mean, rstd
 
 
@@ -73,7 +62,7 @@ def layer_norm_backward(
     dy: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, gamma: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """dx (N, E), dgamma (E,), dbeta (E,)."""
-    dx, dgamma, dbeta = _normalise_backward(_wide(dy), _wide(x), mean, rstd, gamma)
+    dx, dgamma, dbeta = _normalise_backward(wide(dy), wide(x), mean, rstd, gamma)
     return _as(dx, x.dtype), dgamma, dbeta
 
 
@@ -95,12 +84,12 @@ def add_layer_norm_forward(
     """
     h = _biased(x, bias)
     if keep == LEVELS:
-        s = h.add_(_wide(residual)) if bias is not None else h + _wide(residual)
+        s = h.add_(wide(residual)) if bias is not None else h + wide(residual)
     else:
         mask = cpu_dropout.row_mask(seed, *x.shape, keep, first_row, last_use=False)
-        s = torch.addcmul(_wide(residual), h, mask, value=LEVELS / keep)
+        s = torch.addcmul(wide(residual), h, mask, value=LEVELS / keep)
     s = _as(s, x.dtype)
-    y, mean, rstd = _normalise(_wide(s), gamma, beta, eps)
+    y, mean, rstd = _normalise(wide(s), gamma, beta, eps)
     return _as(y, x.dtype), s if save_sum else s.new_empty(0), mean, rstd
 
 
@@ -116,9 +105,9 @@ def add_layer_norm_backward(
     keep: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """ds (the residual's gradient), dx = dropout(ds), dgamma, dbeta, dbias; dx is ds where nothing is dropped."""
-    ds, dgamma, dbeta = _normalise_backward(_wide(dy), _wide(s), mean, rstd, gamma)
+    ds, dgamma, dbeta = _normalise_backward(wide(dy), wide(s), mean, rstd, gamma)
     if dsum is not None:
-        ds += _wide(dsum)
+        ds += wide(dsum)
     dx = ds
     if keep < LEVELS:
         dx = ds * cpu_dropout.row_mask(seed, *ds.shape, keep, first_row, last_use=True)
@@ -138,8 +127,8 @@ def add_layer_norm_backward_from_output(
     keep: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """`add_layer_norm_backward` from the output: s = (y - beta) / gamma / rstd + mean."""
-    wide = _wide(y)
-    s = (wide if beta is None else wide - _as(beta, wide.dtype)) / _as(gamma, wide.dtype)
+    s = wide(y)
+    s = (s if beta is None else s - _as(beta, s.dtype)) / _as(gamma, s.dtype)
     s.div_(rstd[:, None]).add_(mean[:, None])
     return add_layer_norm_backward(dy, None, s, mean, rstd, gamma, seed, first_row, keep)
 
@@ -155,7 +144,7 @@ def bias_gelu_forward(x: Tensor, bias: Tensor | None, approximate: str) -> Tenso
 
 def bias_gelu_backward(dy: Tensor, x: Tensor, bias: Tensor | None, approximate: str) -> tuple[Tensor, Tensor]:
     """dx (N, E), dbias (E,)."""
-    dx = aten.gelu_backward(_wide(dy), _biased(x, bias), approximate=approximate)
+    dx = aten.gelu_backward(wide(dy), _biased(x, bias), approximate=approximate)
     return _as(dx, x.dtype), dx.sum(0)
 
 
@@ -172,7 +161,7 @@ def gelu_layer_norm_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """dx, dbias, dgamma, dbeta; GELU is recomputed."""
     h = _biased(x, bias)
-    da, dgamma, dbeta = _normalise_backward(_wide(dy), aten.gelu(h, approximate=approximate), mean, rstd, gamma)
+    da, dgamma, dbeta = _normalise_backward(wide(dy), aten.gelu(h, approximate=approximate), mean, rstd, gamma)
     dx = aten.gelu_backward(da, h, approximate=approximate)
     return _as(dx, x.dtype), dx.sum(0), dgamma, dbeta
 
@@ -181,7 +170,7 @@ def layer_norm_gelu_forward(
     x: Tensor, gamma: Tensor, beta: Tensor | None, approximate: str, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """GELU(LN(x)): y, mean, rstd."""
-    h, mean, rstd = _normalise(_wide(x), gamma, beta, eps)
+    h, mean, rstd = _normalise(wide(x), gamma, beta, eps)
     return aten.gelu_(h, approximate=approximate).to(x.dtype), mean, rstd
 
 
@@ -189,10 +178,10 @@ def layer_norm_gelu_backward(
     dy: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, gamma: Tensor, beta: Tensor | None, approximate: str
 ) -> tuple[Tensor, Tensor, Tensor]:
     """dx, dgamma, dbeta; the normalised row is recomputed from the statistics."""
-    s = _wide(x)
+    s = wide(x)
     h = (s - mean[:, None]).mul_(rstd[:, None]).mul_(_as(gamma, s.dtype))
     h = h if beta is None else h.add_(_as(beta, s.dtype))
-    dh = aten.gelu_backward(_wide(dy), h, approximate=approximate)
+    dh = aten.gelu_backward(wide(dy), h, approximate=approximate)
     dx, dgamma, dbeta = _normalise_backward(dh, s, mean, rstd, gamma)
     return _as(dx, x.dtype), dgamma, dbeta
 
@@ -222,7 +211,7 @@ def embedding_layer_norm_forward(
     Ids are (N,). Row n takes position n % sequence where there are no position_ids. s is empty unless `save_sum`.
     Without gamma there is no layer norm, and s and the statistics are empty.
     """
-    s = _wide(word.index_select(0, tokens))
+    s = wide(word.index_select(0, tokens))
     if position is not None and position_ids is None:
         rows = (-1, max(sequence, 1), s.shape[1])
         s.view(rows).add_(position[:sequence].to(s.dtype) if sequence else 0.0)
@@ -234,7 +223,7 @@ def embedding_layer_norm_forward(
         y = _drop_rows(s, seed, first_row, keep).to(dtype)
         return y, y.new_empty(0), s.new_empty(0), s.new_empty(0)
     s = _as(s, dtype)  # rounded before it is normalised, as in add_layer_norm
-    y, mean, rstd = _normalise(_wide(s), gamma, beta, eps)
+    y, mean, rstd = _normalise(wide(s), gamma, beta, eps)
     return _drop_rows(y, seed, first_row, keep).to(dtype), s if save_sum else s.new_empty(0), mean, rstd
 
 
@@ -249,228 +238,17 @@ def embedding_layer_norm_backward(
     keep: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """ds (N, E), wide, dgamma, dbeta (empty without layer norm)."""
-    dy = _wide(dy)
+    dy = wide(dy)
     if keep < LEVELS:
         dy = (dy * cpu_dropout.row_mask(seed, *dy.shape, keep, first_row, last_use=True)).mul_(LEVELS / keep)
     if gamma is None:
         return dy, dy.new_empty(0), dy.new_empty(0)
-    return _normalise_backward(dy, _wide(s), mean, rstd, gamma)
+    return _normalise_backward(dy, wide(s), mean, rstd, gamma)
 
 
 def embedding_gradient(ds: Tensor, ids: Tensor, rows: int) -> Tensor:
     """Row r of the result is the sum of ds over the positions whose id is r: (rows, E), wide."""
-    return aten.embedding_dense_backward(_wide(ds), ids, rows, -1, False)
-
-
-# Attention ------------------------------------------------------------------------------------------------------
-
-
-def self_attention_forward(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    lengths: Tensor | None,
-    cu_seqlens: Tensor | None,
-    max_seqlen: int,
-    seed: Tensor | None,
-    first_sequence: Tensor | None,
-    causal: bool,
-    scale: float,
-    keep: int,
-) -> tuple[Tensor, Tensor]:
-    """dropout(softmax(scale * q k^T + mask)) v: o (B, S, H, D) and lse (B, H, S), or of packed rows (T, H, D), (T, H).
-
-    Queries past a sequence's length give zeros and an lse of +inf.
-    """
-    groups = _Groups(q, lengths, cu_seqlens, seed, first_sequence, keep, last_use=False)
-    if groups.whole and keep == LEVELS and q.numel():
-        o, lse = _flash_forward(*(_heads_first(x) for x in (q, k, v)), causal, scale)
-        return o.transpose(1, 2).to(q.dtype), lse.contiguous()
-    o = q.new_zeros(q.shape)
-    lse = q.new_full(q.shape[:-1], math.inf, dtype=torch.promote_types(q.dtype, torch.float32))
-    for rows, mask in groups:
-        q_, k_, v_ = (_heads_first(rows(x)) for x in (q, k, v))
-        if mask is None:
-            o_, lse_ = _flash_forward(q_, k_, v_, causal, scale)
-        else:
-            o_, lse_ = _dropped_forward(q_, k_, v_, mask, causal, scale, keep)
-        rows(o).copy_(o_.transpose(1, 2))
-        rows(lse).copy_(lse_.transpose(1, 2))
-    return o, lse if cu_seqlens is not None else lse.transpose(1, 2).contiguous()
-
-
-def self_attention_backward(
-    do: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor, lse: Tensor, *rest: Tensor | int | float | bool | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """dq, dk, dv, as q; `rest` as in `self_attention_forward`."""
-    gradients = tuple(q.new_zeros(q.shape) for _ in range(3))
-    _attention_gradients(gradients, do, q, k, v, o, lse, *rest)
-    return gradients
-
-
-def packed_attention_backward(
-    do: Tensor, qkv: Tensor, o: Tensor, lse: Tensor, *rest: Tensor | int | float | bool | None
-) -> Tensor:
-    """`self_attention_backward` of a projection (..., 3, H, D): dqkv, of its shape."""
-    dqkv = qkv.new_zeros(qkv.shape)
-    _attention_gradients(dqkv.unbind(-3), do, *qkv.unbind(-3), o, lse, *rest)
-    return dqkv
-
-
-def _attention_gradients(
-    gradients: Sequence[Tensor],
-    do: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    o: Tensor,
-    lse: Tensor,
-    lengths: Tensor | None,
-    cu_seqlens: Tensor | None,
-    max_seqlen: int,
-    seed: Tensor | None,
-    first_sequence: Tensor | None,
-    causal: bool,
-    scale: float,
-    keep: int,
-) -> None:
-    """Writes dq, dk and dv, but for the rows past a sequence's length."""
-    lse = lse if cu_seqlens is not None else lse.transpose(1, 2)
-    for rows, mask in _Groups(q, lengths, cu_seqlens, seed, first_sequence, keep, last_use=True):
-        do_, q_, k_, v_ = (_heads_first(rows(x)) for x in (do, q, k, v))
-        if mask is None:
-            o_, lse_ = _heads_first(rows(o)), rows(lse).transpose(1, 2)
-            found = aten._scaled_dot_product_flash_attention_for_cpu_backward(
-                do_, q_, k_, v_, o_, lse_, 0.0, causal, scale=scale
-            )
-        else:
-            found = _dropped_backward(do_, q_, k_, v_, mask, causal, scale, keep)
-        for gradient, g in zip(gradients, found, strict=True):
-            rows(gradient).copy_(g.transpose(1, 2))
-
-
-class _Groups:
-    """Goes over the sequences of a call, as many of one length at a time as are computed together.
-
-    Each turn gives a function from a tensor laid out as q, (B, S, ...) or packed (T, ...), to the group's rows
-    (G, n, ...), and the group's keep mask (G * H, n, n), or None where nothing is dropped. Sequences without rows are
-    left out.
-    """
-
-    def __init__(
-        self,
-        q: Tensor,
-        lengths: Tensor | None,
-        cu_seqlens: Tensor | None,
-        seed: Tensor | None,
-        first_sequence: Tensor | None,
-        keep: int,
-        *,
-        last_use: bool,
-    ):
-        self.heads, self.seed, self.keep, self.last_use = q.shape[-2], seed, keep, last_use
-        self.first_sequence = 0 if first_sequence is None else first_sequence.item()
-        # torch.compile checks no values, so what is out of range is taken as the nearest in range.
-        self.starts = None if cu_seqlens is None else cu_seqlens.clamp(0, q.shape[0]).tolist()
-        if self.starts is not None:
-            self.lengths = [max(0, b - a) for a, b in itertools.pairwise(self.starts)]
-        elif lengths is not None:
-            self.lengths = lengths.clamp(0, q.shape[1]).tolist()
-        else:
-            self.lengths = [q.shape[1]] * q.shape[0]
-        self.longest = max(self.lengths, default=0)
-        self.whole = self.starts is None and all(n == q.shape[1] for n in self.lengths)
-        scores = self.heads * self.longest**2
-        self.together = 1
-        if self.whole:
-            self.together = max(1, SCORES // max(1, scores)) if keep < LEVELS else max(1, len(self.lengths))
-        self.drawn = max(1, MASKED // max(1, scores) // self.together) * self.together
-
-    def __iter__(self) -> Iterator[tuple[Callable[[Tensor], Tensor], Tensor | None]]:
-        batch, kept = len(self.lengths), None
-        for first in range(0, batch, self.together):
-            n, end = self.lengths[first], min(batch, first + self.together)
-            place = first % self.drawn
-            if place == 0 and self.keep < LEVELS:
-                count = min(self.drawn, batch - first)
-                kept = cpu_dropout.attention_mask(
-                    self.seed,
-                    self.first_sequence + first,
-                    count,
-                    self.heads,
-                    self.longest,
-                    self.keep,
-                    last_use=self.last_use,
-                )
-            mask = None if kept is None else as_float(kept[place : place + end - first, :, :n, :n].flatten(0, 1))
-            if n:
-                yield functools.partial(self._rows, first, end), mask
-
-    def _rows(self, first: int, end: int, x: Tensor) -> Tensor:
-        if self.starts is None:
-            return x[first:end, : self.lengths[first]]
-        return x[None, self.starts[first] : self.starts[end]]
-
-
-def _heads_first(x: Tensor) -> Tensor:
-    """(B, S, H, D) as wide (B, H, S, D)."""
-    return _wide(x).transpose(1, 2)
-
-
-def _flash_forward(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
-    """o (B, H, S, D) and lse (B, H, S) without dropout."""
-    return aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, causal, scale=scale)
-
-
-def _dropped_forward(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor, causal: bool, scale: float, keep: int
-) -> tuple[Tensor, Tensor]:
-    """o (G, H, n, D) and lse (G, H, n) of q, k, v (G, H, n, D)."""
-    scores = _scores(q, k, causal, scale)
-    top = scores.amax(-1)
-    p = torch.softmax(scores, -1)
-    lse = top.sub_(p.amax(-1).log_())  # the largest probability is exp(top - lse)
-    o = _product(p.mul_(mask), v.flatten(0, 1), LEVELS / keep)
-    return o.view(q.shape), lse.view(q.shape[:-1])
-
-
-def _dropped_backward(
-    do: Tensor, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, causal: bool, scale: float, keep: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """dq, dk, dv (G, H, n, D).
-
-    With z the scaled mask: dv = (z p)^T do, dp = z * (do v^T), ds = p * (dp - rowsum(dp * p)).
-    """
-    shape = q.shape
-    p = torch.softmax(_scores(q, k, causal, scale), -1)
-    do, q, k, v = (x.flatten(0, 1) for x in (do, q, k, v))
-    dv = _product((p * mask).transpose(1, 2), do, LEVELS / keep)
-    dp = _product(do, v.transpose(1, 2), LEVELS / keep).mul_(mask)
-    ds = aten._softmax_backward_data(dp, p, -1, p.dtype)
-    dq, dk = _product(ds, k, scale), _product(ds.transpose(1, 2), q, scale)
-    return dq.view(shape), dk.view(shape), dv.view(shape)
-
-
-def _scores(q: Tensor, k: Tensor, causal: bool, scale: float) -> Tensor:
-    """Scaled scores (G * H, n, n) of q, k (G, H, n, D), -inf where a key is not seen."""
-    scores = _product(q.flatten(0, 1), k.flatten(0, 1).transpose(1, 2), scale)
-    return scores.add_(_unseen(scores.shape[-1], scores.dtype)) if causal else scores
-
-
-@functools.lru_cache(maxsize=4)
-def _unseen(n: int, dtype: torch.dtype) -> Tensor:
-    """Returns the causal mask to add to scores (n, n): -inf if the key comes after the query, else 0."""
-    return torch.full((n, n), -math.inf, dtype=dtype).triu_(1)
-
-
-def _product(a: Tensor, b: Tensor, factor: float) -> Tensor:
-    """factor * a b of (N, m, k) and (N, k, n)."""
-    return torch.baddbmm(_nothing(a.dtype), a, b, beta=0, alpha=factor)
-
-
-@functools.cache
-def _nothing(dtype: torch.dtype) -> Tensor:
-    return torch.zeros((), dtype=dtype)
+    return aten.embedding_dense_backward(wide(ds), ids, rows, -1, False)
 
 
 # Softmax cross-entropy ------------------------------------------------------------------------------------------
@@ -496,7 +274,7 @@ def cross_entropy_rows(
     counted = targets != ignore_index
     all_count = bool(counted.all())
     target = (targets if all_count else targets.where(counted, 0))[:, None]
-    x = _wide(logits)
+    x = wide(logits)
     top = x.amax(-1)
     at_target = x.gather(1, target)[:, 0] - top
     mean = x.mean(-1) - top if label_smoothing else 0.0
@@ -527,8 +305,8 @@ def cross_entropy_rows(
 
 def gradient_squares(gradients: Sequence[Tensor]) -> Tensor:
     """The square of each gradient's norm, (n,)."""
-    wide = torch.promote_types(gradients[0].dtype, torch.float32)
-    return torch.stack(torch._foreach_norm(list(gradients), 2, dtype=wide)).square_()
+    dtype = torch.promote_types(gradients[0].dtype, torch.float32)
+    return torch.stack(torch._foreach_norm(list(gradients), 2, dtype=dtype)).square_()
 
 
 def adamw(
@@ -551,8 +329,8 @@ def adamw(
         norm, factor = norm * scale, scale
     if max_norm is not None:
         factor = factor * torch.where(norm <= max_norm, 1.0, max_norm / norm)
-    p, m, v = [_wide(p) for p in parameters], list(first_moments), list(second_moments)
-    g = torch._foreach_mul([_wide(g) for g in gradients], torch.as_tensor(factor))
+    p, m, v = [wide(p) for p in parameters], list(first_moments), list(second_moments)
+    g = torch._foreach_mul([wide(g) for g in gradients], torch.as_tensor(factor))
     c1, c2 = ([1.0] * len(p),) * 2 if corrections is None else corrections.t().tolist()
     torch._foreach_lerp_(m, g, 1 - betas[0])
     torch._foreach_mul_(v, betas[1])

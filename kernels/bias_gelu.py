@@ -69,7 +69,7 @@ def bias_gelu_forward(x: Tensor, bias: Tensor | None, y: Tensor, tanh: bool) -> 
 def bias_gelu_backward(
     dy: Tensor, x: Tensor, bias: Tensor | None, dx: Tensor, dbias: Tensor, tanh: bool, partials: Tensor
 ) -> None:
-    """Writes dx (N, F) and dbias (F,) fp32, through the partial sums partials (1, programs, F)."""
+    """Writes dx (N, F) and dbias (F,) fp32, through the partial sums partials (1, num_partials, F)."""
     n, tile = x.shape[0], _tile(x, BACKWARD_ROWS)
     grid = (partials.shape[1], triton.cdiv(tile["F"], tile["BLOCK"]))
     _backward[grid](dy, x, bias, dx, partials, n, TANH=tanh, **tile)

@@ -236,7 +236,7 @@ def embedding_layer_norm_backward(
     keep: int,
     partials: Tensor | None,
 ) -> None:
-    """Writes ds (N, E), the gradient of the sum, and dgamma, dbeta (E,) fp32, through partials (2, programs, E).
+    """Writes ds (N, E), the gradient of the sum, and dgamma, dbeta (E,) fp32, through partials (2, num_partials, E).
 
     Without gamma there is no layer norm: ds = dropout(dy).
     """
@@ -244,9 +244,9 @@ def embedding_layer_norm_backward(
     if gamma is None:
         launch_rows(_backward_dropout, dy, dy, seed, first_row, ds, n, keep, LEVELS / keep)
         return
-    programs = partials.shape[1]
+    num_partials = partials.shape[1]
     launch_loop(
-        _backward, dy, programs,
+        _backward, dy, num_partials,
         dy, sum, mean, rstd, gamma, seed, first_row, ds, partials, n, keep, LEVELS / keep,
     )  # fmt: skip
     sum_partials(partials, dgamma, dbeta)

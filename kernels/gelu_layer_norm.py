@@ -128,7 +128,7 @@ def gelu_layer_norm_backward(
     tanh: bool,
     partials: Tensor,
 ) -> None:
-    """Writes dx (N, E) and dgamma, dbeta, dbias (E,) fp32, through the partial sums partials (3, programs, E)."""
-    programs, n = partials.shape[1], x.shape[0]
-    launch_loop(_backward, x, programs, dy, x, bias, mean, rstd, gamma, dx, partials, n, TANH=tanh)
+    """Writes dx (N, E) and dgamma, dbeta, dbias (E,) fp32, through the partial sums partials (3, num_partials, E)."""
+    num_partials, n = partials.shape[1], x.shape[0]
+    launch_loop(_backward, x, num_partials, dy, x, bias, mean, rstd, gamma, dx, partials, n, TANH=tanh)
     sum_partials(partials, dgamma, dbeta, dbias)

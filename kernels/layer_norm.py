@@ -162,7 +162,7 @@ def layer_norm_backward(
     dbeta: Tensor,
     partials: Tensor,
 ) -> None:
-    """Writes dx (N, E) and dgamma, dbeta (E,) fp32, through the partial sums partials (2, programs, E)."""
+    """Writes dx (N, E) and dgamma, dbeta (E,) fp32, through the partial sums partials (2, num_partials, E)."""
     add_layer_norm_backward(
         dy, None, x, mean, rstd, gamma, None, None, dx, None, dgamma, dbeta, None, LEVELS, partials
     )  # fmt: skip
@@ -210,7 +210,10 @@ def add_layer_norm_backward(
     keep: int,
     partials: Tensor,
 ) -> None:
-    """Writes ds and dx = dropout(ds) (N, E) and dgamma, dbeta, dbias (E,) fp32, through partials (3, programs, E)."""
+    """Writes ds and dx = dropout(ds) (N, E) and dgamma, dbeta, dbias (E,) fp32.
+
+    partials (3, num_partials, E) is workspace.
+    """
     inputs = (dy, dsum, sum, None, mean, rstd, gamma, None, seed, first_row)
     _launch_backward(inputs, ds, dx, dgamma, dbeta, dbias, keep, partials)
 

@@ -113,7 +113,7 @@ def layer_norm_gelu_backward(
     tanh: bool,
     partials: Tensor,
 ) -> None:
-    """Writes dx (N, E) and dgamma, dbeta (E,) fp32, through the partial sums partials (2, programs, E)."""
-    programs, n = partials.shape[1], x.shape[0]
-    launch_loop(_backward, x, programs, dy, x, mean, rstd, gamma, beta, dx, partials, n, TANH=tanh)
+    """Writes dx (N, E) and dgamma, dbeta (E,) fp32, through the partial sums partials (2, num_partials, E)."""
+    num_partials, n = partials.shape[1], x.shape[0]
+    launch_loop(_backward, x, num_partials, dy, x, mean, rstd, gamma, beta, dx, partials, n, TANH=tanh)
     sum_partials(partials, dgamma, dbeta)

@@ -135,7 +135,7 @@ def gradient_means(dy, xhat, gamma, E: tl.constexpr):
 
 @triton.jit
 def store_partial(PARTIALS, i: tl.constexpr, blocks, E: tl.constexpr):
-    """Writes PARTIALS[i, program] = the sum over the program's rows; PARTIALS is (sums, programs, E)."""
+    """Writes PARTIALS[i, program] = the sum over the program's rows; PARTIALS is (sums, num_partials, E)."""
     at = PARTIALS + (i * tl.num_programs(0) + tl.program_id(0)) * E
     for c in tl.static_range(len(blocks)):
         col = c * blocks[c].shape[1] + tl.arange(0, blocks[c].shape[1])
@@ -163,11 +163,11 @@ def _sum_partials(
 
 
 def sum_partials(partials: Tensor, *outs: Tensor | None) -> None:
-    """Writes outs[i] (E,) = the sum of partials[i] over programs; partials is fp32 (1 to 3, programs, E)."""
-    sums, programs, columns = partials.shape
+    """Writes outs[i] (E,) = the sum of partials[i] over its rows; partials is fp32 (1 to 3, num_partials, E)."""
+    sums, num_partials, columns = partials.shape
     outs += (None,) * (3 - len(outs))
     grid = (triton.cdiv(columns, 16), sums)
-    _sum_partials[grid](partials, *outs, programs, E=columns, BLOCK_P=128, BLOCK_E=16, num_warps=4)
+    _sum_partials[grid](partials, *outs, num_partials, E=columns, BLOCK_P=128, BLOCK_E=16, num_warps=4)
 
 
 def launch_rows(kernel, x: Tensor, *arguments, **constants) -> None:
@@ -183,11 +183,11 @@ def launch_rows(kernel, x: Tensor, *arguments, **constants) -> None:
     )
 
 
-def launch_loop(kernel, x: Tensor, programs: int, *arguments, **constants) -> None:
-    """Launches `kernel` with `programs` programs, each of which loops over tiles of rows of x (N, E)."""
+def launch_loop(kernel, x: Tensor, num_partials: int, *arguments, **constants) -> None:
+    """Launches `kernel` with one program per partial sum; each loops over tiles of rows of x (N, E)."""
 
     def run(tile):
-        kernel[(programs,)](*arguments, **constants, **tile)
+        kernel[(num_partials,)](*arguments, **constants, **tile)
 
     candidates = (loop_tile(x, warps) for warps in (1, 4, 8))
     autotune.launch(run, loop_tile(x, warps=2), lambda: (_shape_class(kernel, x, arguments, constants), candidates))

@@ -23,7 +23,7 @@ TOY = Spec(
     kernels="toy",
     limits={
         "reference": Limits((torch.float32, torch.float64)),
-        "triton": Limits((torch.float32, torch.bfloat16), widest=64, multiple=4, chip=(8, 0)),
+        "triton": Limits((torch.float32, torch.bfloat16), max_width=64, multiple=4, chip=(8, 0)),
     },
     cost=lambda: None,
 )

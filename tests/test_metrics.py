@@ -8,28 +8,63 @@ import tracemalloc
 import pytest
 
 from fastlm.train.metrics import SHOWN, Curve, Metrics, Series
-from fastlm.train.run import RunError
 
 
 def records(count):
     generator = random.Random(0)
     for step in range(1, count + 1):
-        record = {"step": step, "loss": 5 + generator.random(), "tokens": 512 * step}
+        record = {"step": step, "loss": 5 + generator.random(), "tokens": 512 * step, "tokens_per_second": 9}
         yield record | ({"validation_loss": 5.0} if step % 100 == 0 else {})
 
 
-@pytest.mark.parametrize(
-    "tail", [b'{"step": 3, "lo', b'{"step": 3}', b"[3]\n", b"\xff\xfe\n", b"{}\n", b'{"step": 4}\n']
-)
-def test_an_unfinished_or_foreign_line_ends_the_metrics(tmp_path, tail):
-    file = tmp_path / "metrics.jsonl"
-    file.write_bytes(b'{"step": 1}\n{"step": 2}\n' + tail)
-    with pytest.raises(RunError, match="2 good records where the checkpoint is of step 3"):
-        Metrics(file, 3)
-    metrics = Metrics(file, 2)
-    metrics.append([{"step": 3, "loss": 1.5}])
+def lines_of(count):
+    return [json.dumps(record).encode() + b"\n" for record in records(count)]
+
+
+DAMAGED = [
+    b'{"step": 3, "lo\n',
+    b"[3]\n",
+    b"3\n",
+    b"\xff\xfe\n",
+    b"\0" * 40 + b"\n",
+    b'{"step": 3}\n',
+    b'{"step": 3, "loss": "low", "tokens_per_second": 9}\n',
+    b'{"step": 3, "loss": NaN, "tokens_per_second": 9}\n',
+    b'{"step": 2.5, "loss": 1, "tokens_per_second": 9}\n',
+    lines_of(2)[1],  # a line again
+    lines_of(9)[8],  # of a later update than the checkpoint's
+    b"",
+]
+
+
+@pytest.mark.parametrize("damaged", DAMAGED)
+def test_a_damaged_line_is_left_out(tmp_path, damaged):
+    file, lines = tmp_path / "metrics.jsonl", lines_of(6)
+    file.write_bytes(b"".join([*lines[:2], damaged, *lines[3:5]]))
+    metrics = Metrics(file, 5)
+    assert metrics.lost == 1 and [record["step"] for record in metrics.last] == [1, 2, 4, 5]
+    assert [b.step for b in metrics.curve.training.bins] == [1, 2, 4, 5]
+    metrics.append([json.loads(lines[5])])
     metrics.close()
-    assert file.read_text() == '{"step": 1}\n{"step": 2}\n{"step": 3, "loss": 1.5}\n'
+    assert file.read_bytes().splitlines(keepends=True) == [*lines[:2], *lines[3:]]
+
+
+def test_a_line_without_its_end_is_left_out(tmp_path):
+    """It may be a part of a longer line whose beginning is valid, and the next record would be appended to it."""
+    file, lines = tmp_path / "metrics.jsonl", lines_of(3)
+    file.write_bytes(b"".join(lines)[:-1])
+    metrics = Metrics(file, 3)
+    metrics.close()
+    assert metrics.lost == 1 and file.read_bytes() == b"".join(lines[:2])
+
+
+@pytest.mark.parametrize("step", [0, 7])
+def test_a_lost_file_is_begun_again(tmp_path, step):
+    metrics = Metrics(tmp_path / "metrics.jsonl", step)
+    assert metrics.lost == step and not metrics.last
+    metrics.append(list(records(8))[step:])
+    metrics.close()
+    assert (tmp_path / "metrics.jsonl").read_bytes().splitlines(keepends=True) == lines_of(8)[step:]
 
 
 @pytest.mark.parametrize("step", [0, 1, 30, 50])

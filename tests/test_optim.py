@@ -10,7 +10,6 @@ import fastlm
 from fastlm.train.optim import (
     FusedAdam,
     UncorrectedAdam,
-    bias_corrected,
     build_optimizer,
     clip_and_step,
     clip_global_norm,
@@ -292,7 +291,7 @@ def test_fused_adam_makes_the_same_updates_and_the_same_state(bias_correction, b
             assert states[0].keys() == states[1].keys()
             if step == 2:
                 fused.state[p] = {name: x.clone() for name, x in states[1].items()}
-    assert bias_corrected(fused) == bias_corrected(expected) == bias_correction
+    assert ("step" in states[0]) == ("step" in states[1]) == bias_correction
 
 
 WITH_GRADIENT = {  # by parameter: the updates in which it has a gradient

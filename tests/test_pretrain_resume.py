@@ -300,8 +300,6 @@ def test_metrics_that_are_gone_do_not_make_a_run_a_new_one(interrupted, text):
     (interrupted / "metrics.jsonl").unlink()
     with pytest.raises(RunError, match="another configuration: seed"):
         run(configuration(text, seed=1), interrupted)
-    with pytest.raises(RunError, match="0 good records where the checkpoint is of step 8"):
-        run(configuration(text), interrupted)
 
 
 def test_a_run_without_its_checkpoints_says_that_it_starts_again(interrupted, text, whole):
@@ -312,11 +310,17 @@ def test_a_run_without_its_checkpoints_says_that_it_starts_again(interrupted, te
     assert_same_run(interrupted, whole("gpt1_tiny"))
 
 
-def test_metrics_shorter_than_the_checkpoint_are_refused(interrupted, text):
+@pytest.mark.parametrize("kept", [slice(0), slice(5), slice(5, None)], ids=["none", "the first", "the last"])
+def test_a_run_without_some_of_its_metrics_continues(interrupted, text, whole, kept):
     lines = (interrupted / "metrics.jsonl").read_text().splitlines(keepends=True)
-    (interrupted / "metrics.jsonl").write_text("".join(lines[:5]))
-    with pytest.raises(RunError, match="5 good records where the checkpoint is of step 8"):
-        run(configuration(text), interrupted)
+    (interrupted / "metrics.jsonl").write_text("".join(lines[kept]))
+    lost, notes = 8 - len(lines[:8][kept]), []
+    run(configuration(text), interrupted, notes)
+    (note,) = (note for note in notes if "metrics.jsonl" in note)
+    assert f"metrics.jsonl: {lost} of the records of the first 8 updates are lost" in note and "continues" in note
+    expected = losses(whole("gpt1_tiny"))
+    assert losses(interrupted) == expected[:8][kept] + expected[8:]
+    assert weights(interrupted) == weights(whole("gpt1_tiny"))
 
 
 # A full disk ----------------------------------------------------------------------------------------------------

@@ -104,7 +104,7 @@ def test_all_positions_of_another_context_are_trained():
 def test_every_recipe_is_named_and_its_model_is_long_enough():
     for name, recipe in RECIPES.items():
         assert recipe.name == name
-        assert recipe.train.longest <= recipe.model.context
+        assert recipe.train.max_length <= recipe.model.context
 
 
 def test_json_and_back():

@@ -14,8 +14,8 @@ from fastlm.ops._register import empty_parameter_gradient, empty_row_stats
 NORM_LIMITS = {
     "reference": Limits(ALL_DTYPES),
     "cpu": Limits(ALL_DTYPES),
-    "triton": Limits(KERNEL_DTYPES, widest=8192, chip=SM80),
-    "cuda": Limits(KERNEL_DTYPES, widest=8192, chip=SM80),
+    "triton": Limits(KERNEL_DTYPES, max_width=8192, chip=SM80),
+    "cuda": Limits(KERNEL_DTYPES, max_width=8192, chip=SM80),
 }
 
 # Operations per element.

@@ -37,9 +37,9 @@ SPEC = Spec(
     limits={
         "reference": Limits(ALL_DTYPES),
         "cpu": Limits(ALL_DTYPES),
-        "triton": Limits(KERNEL_DTYPES, widest=128, chip=SM80),
+        "triton": Limits(KERNEL_DTYPES, max_width=128, chip=SM80),
         # CUDA C++ reads heads 16 bytes at a time.
-        "cuda": Limits(HALF_DTYPES, widest=128, multiple=8, chip=SM80),
+        "cuda": Limits(HALF_DTYPES, max_width=128, multiple=8, chip=SM80),
     },
     cost=cost,
 )

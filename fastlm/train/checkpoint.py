@@ -27,7 +27,6 @@ from torch import Tensor, nn
 from fastlm.backends import dtype_name
 from fastlm.files import named_tensors, new_folder, remove_unfinished, write_json, write_tensors
 from fastlm.run_folder import find_checkpoints
-from fastlm.train.optim import bias_corrected
 
 FORMAT = 2
 _MODEL, _OPTIMIZER, _RNG = "model/model.safetensors", "optimizer.safetensors", "rng.safetensors"
@@ -49,11 +48,12 @@ def save(
 ) -> Path:
     """Writes folder/step-N atomically, deletes all but the last `keep` checkpoints, and returns the path.
 
-    `extra` goes into state.json. Raises OSError (a full disk, say), and CheckpointError if `model.save` left out a
-    parameter or a persistent buffer; older checkpoints are then still there.
+    `extra` goes into state.json. If its "best" has the "step" of the best checkpoint so far, that one is kept too, as
+    is the one that each other kept checkpoint names. Raises OSError (a full disk, say), and CheckpointError if
+    `model.save` left out a parameter or a persistent buffer; older checkpoints are then still there.
     """
     remove_unfinished(folder)
-    final = folder / f"step-{step:08d}"
+    final = checkpoint_of(folder, step)
     tensors = {
         _MODEL: named_tensors(model),
         _OPTIMIZER: _optimizer_state(model, optimizer),
@@ -68,9 +68,14 @@ def save(
         state["tensors"] = {name: _describe(of_file) for name, of_file in tensors.items()}
         state["files"] = {name: _checksum(temporary / name) for name in _files(temporary)}
         write_json(temporary / "state.json", state)
-    for old in find_checkpoints(folder)[:-keep]:
+    for old in _superseded(find_checkpoints(folder), keep):
         shutil.rmtree(old)
     return final
+
+
+def checkpoint_of(folder: Path, step: int) -> Path:
+    """Returns the path of the checkpoint after `step` updates."""
+    return folder / f"step-{step:08d}"
 
 
 def restore(
@@ -112,22 +117,18 @@ def load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, *, run_
 
     Raises CheckpointError for a checkpoint that does not fit; then nothing has changed.
     """
-    state = verify(path)
-    if state["run_hash"] != run_hash:
-        raise CheckpointError(f"{path}: the checkpoint is of another run (its configuration differs)")
+    state = _verified(path, run_hash)
     if differing := set(state["frozen"]) ^ set(_frozen(model)):
         raise CheckpointError(f"{path}: {min(differing)!r} is frozen either there or in this run's model, not in both")
     device = next(model.parameters()).device
-    stored = {name: _read(path / name) for name in (_MODEL, _OPTIMIZER, _RNG)}
-    for name, tensors in stored.items():
-        _check_same(path / name, _describe(tensors), state["tensors"][name], "its state.json")
     own = named_tensors(model)
-    _check_same(path / _MODEL, _describe(stored[_MODEL]), _describe(own), "this run's model")
+    stored = {_MODEL: _read_model(path, state, own)}
+    for name in (_OPTIMIZER, _RNG):
+        stored[name] = _read(path / name)
+        _check_same(path / name, _describe(stored[name]), state["tensors"][name], "its state.json")
     _check_optimizer_state(path / _OPTIMIZER, stored[_OPTIMIZER], own, optimizer)
     rng = stored[_RNG]
-    with torch.no_grad():
-        for name, tensor in own.items():
-            tensor.copy_(stored[_MODEL][name])
+    _copy(stored[_MODEL], own)
     optimizer.state.clear()
     for key, value in stored[_OPTIMIZER].items():
         kind, name = key.split("/", 1)
@@ -136,6 +137,46 @@ def load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, *, run_
     if device.type == "cuda" and "cuda" in rng:
         torch.cuda.set_rng_state(rng["cuda"], device)
     return state
+
+
+def load_model(path: Path, model: nn.Module, *, run_hash: str) -> None:
+    """Loads the model of one checkpoint, and nothing else of it. Raises CheckpointError as `load`."""
+    state, own = _verified(path, run_hash), named_tensors(model)
+    _copy(_read_model(path, state, own), own)
+
+
+def _verified(path: Path, run_hash: str) -> dict:
+    state = verify(path)
+    if state["run_hash"] != run_hash:
+        raise CheckpointError(f"{path}: the checkpoint is of another run (its configuration differs)")
+    return state
+
+
+def _read_model(path: Path, state: dict, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    stored = _read(path / _MODEL)
+    _check_same(path / _MODEL, _describe(stored), state["tensors"][_MODEL], "its state.json")
+    _check_same(path / _MODEL, _describe(stored), _describe(own), "this run's model")
+    return stored
+
+
+@torch.no_grad()
+def _copy(stored: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
+    for name, tensor in own.items():
+        tensor.copy_(stored[name])
+
+
+def _superseded(checkpoints: list[Path], keep: int) -> list[Path]:
+    """Returns the checkpoints that no resume needs: neither the last ones nor the best ones that these name."""
+    best = {checkpoint_of(path.parent, _best_step(path)) for path in checkpoints[-keep:]}
+    return [path for path in checkpoints[:-keep] if path not in best]
+
+
+def _best_step(path: Path) -> int:
+    """Returns the step of the best checkpoint that a checkpoint names; 0 if it names none or was damaged meanwhile."""
+    try:
+        return json.loads((path / "state.json").read_text())["best"]["step"] or 0
+    except (OSError, ValueError, LookupError, TypeError):
+        return 0
 
 
 def verify(path: Path) -> dict:
@@ -180,17 +221,21 @@ def _optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict
 def _check_optimizer_state(
     file: Path, stored: Mapping[str, Tensor], model: Mapping[str, Tensor], optimizer: torch.optim.Optimizer
 ) -> None:
-    """Raises CheckpointError unless the optimizer has each parameter of the file, and each has its whole state."""
+    """Raises CheckpointError unless the optimizer has each parameter of the file, and each has its whole state.
+
+    The state is what the file holds of any parameter: tensors of the parameter's shape, and numbers such as the step.
+    """
     names = {id(tensor): name for name, tensor in model.items()}
     own = {names[id(p)]: p for group in optimizer.param_groups for p in group["params"]}
-    kinds = ["exp_avg", "exp_avg_sq"] + (["step"] if bias_corrected(optimizer) else [])
-    with_state = {key.split("/", 1)[-1] for key in stored}
+    found = {key: str(tuple(tensor.shape)) for key, tensor in stored.items()}
+    kinds = {key.partition("/")[0] for key in found}
+    numbers = kinds - {key.partition("/")[0] for key, shape in found.items() if shape != "()"}
+    with_state = {key.partition("/")[2] for key in found} & own.keys()
     expected = {
-        f"{kind}/{name}": str(() if kind == "step" else tuple(own[name].shape))
-        for name in sorted(with_state & own.keys())
+        f"{kind}/{name}": str(() if kind in numbers else tuple(own[name].shape))
+        for name in with_state
         for kind in kinds
     }
-    found = {key: str(tuple(tensor.shape)) for key, tensor in stored.items()}
     _check_same(file, found, expected, "this run's optimizer")
 
 

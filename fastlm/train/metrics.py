@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import json
+import math
 import os
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fastlm.run_folder import RunError
+from fastlm.files import new_file
 
 SHOWN = 20  # last updates, whose mean the progress bar shows
 
@@ -50,40 +52,47 @@ class Series:
 
 
 class Curve:
-    """Keeps the losses of a run's updates and validations for the plot."""
+    """Keeps the losses of a run's updates and validations, and the validations' other metrics, for the plots.
+
+    scores: {metric: its series}, without the loss.
+    """
 
     def __init__(self):
         self.training, self.validation = Series(), Series()
+        self.scores: dict[str, Series] = {}
 
     def add(self, record: dict[str, Any]) -> None:
-        """Appends the "loss" and "validation_loss" of a record of metrics.jsonl, if it has them."""
-        for series, name in ((self.training, "loss"), (self.validation, "validation_loss")):
-            if name in record:
-                series.add(record["step"], record[name])
+        """Appends the "loss" and the "validation_..." of a record of metrics.jsonl, if it has them."""
+        step = record["step"]
+        if "loss" in record:
+            self.training.add(step, record["loss"])
+        for name, value in record.items():
+            metric = name.removeprefix("validation_")
+            if metric == "loss" != name:
+                self.validation.add(step, value)
+            elif metric != name and isinstance(value, float):
+                self.scores.setdefault(metric, Series()).add(step, value)
 
 
 class Metrics:
-    """Opens metrics.jsonl to append the updates after `step`; cuts off later records, whose updates are made again.
+    """Opens metrics.jsonl to append the updates after `step`.
 
-    last: the last SHOWN records. curve: the data of `report.plot`. Raises RunError if one of the records 1 to `step`
-    is missing.
+    Removes damaged lines, and the records of later updates, which are made again. Raises OSError.
+
+    last: the last SHOWN records. curve: the data of `report.plot`. lost: how many of the updates 1 to `step` have no
+    record. A run needs none of them: its checkpoint has its totals.
     """
 
     def __init__(self, file: Path, step: int):
-        self._descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
         self.last: deque[dict[str, Any]] = deque(maxlen=SHOWN)
         self.curve = Curve()
-        good = kept = 0  # records, bytes
-        for record, size in _valid_records(file):
-            if good == step:
-                break
-            self._keep(record)
-            good, kept = good + 1, kept + size
-        if good != step:
-            self.close()
-            raise RunError(f"run: {file} has {good} good records where the checkpoint is of step {step}")
-        os.ftruncate(self._descriptor, kept)
-        os.lseek(self._descriptor, kept, os.SEEK_SET)
+        self.lost = step
+        with new_file(file) as temporary, open(temporary, "wb") as kept:
+            for record, line in _valid_records(file, step):
+                kept.write(line)
+                self._keep(record)
+                self.lost -= 1
+        self._descriptor = os.open(file, os.O_WRONLY | os.O_APPEND)
 
     def append(self, records: list[dict[str, Any]]) -> None:
         """Writes the records of the next updates. Raises OSError."""
@@ -107,18 +116,25 @@ class Metrics:
         self.curve.add(record)
 
 
-def _valid_records(file: Path) -> Iterator[tuple[dict[str, Any], int]]:
-    """Yields the records of updates 1, 2, ... and the size of each in bytes, up to an unfinished or foreign line."""
-    with open(file, "rb") as lines:
-        for step, line in enumerate(lines, start=1):
+def _valid_records(file: Path, last: int) -> Iterator[tuple[dict[str, Any], bytes]]:
+    """Yields the records of updates 1 to `last`, each with its line. Skips unfinished, foreign and repeated lines."""
+    step = 0
+    with open(file, "rb") if file.exists() else io.BytesIO() as lines:
+        for line in lines:
             try:
                 record = json.loads(line)
-                valid = record["step"] == step and line.endswith(b"\n")
-            except (ValueError, TypeError, KeyError):
-                valid = False
-            if not valid:
-                return
-            yield record, len(line)
+                valid = step < record["step"] <= last and line.endswith(b"\n") and _can_be_shown(record)
+            except (ValueError, TypeError, KeyError, OverflowError):
+                continue
+            if valid:
+                step = record["step"]
+                yield record, line
+
+
+def _can_be_shown(record: dict[str, Any]) -> bool:
+    """Returns whether the curve and the progress bar can show a record. Raises TypeError for what is no number."""
+    shown = (record["loss"], record["tokens_per_second"], record.get("validation_loss", 0.0))
+    return type(record["step"]) is int and all(map(math.isfinite, shown))
 
 
 def _merged(first: Bin, second: Bin) -> Bin:

@@ -76,11 +76,6 @@ def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
         group["lr"] = rate * group.get("rate", 1.0)
 
 
-def bias_corrected(optimizer: torch.optim.Optimizer) -> bool:
-    """Returns whether the optimizer keeps a step beside the moments, for the bias correction."""
-    return isinstance(optimizer, torch.optim.AdamW) or getattr(optimizer, "bias_correction", False)
-
-
 def clip_and_step(optimizer: torch.optim.Optimizer, max_norm: float) -> Tensor:
     """Clips the gradients to max_norm and makes one update; returns the norm before clipping, as clip_global_norm."""
     if isinstance(optimizer, FusedAdam):

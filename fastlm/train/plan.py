@@ -11,7 +11,7 @@ from dataclasses import replace
 import torch
 
 from fastlm.data import DataError
-from fastlm.device import Placement, find_device
+from fastlm.device import Placement
 from fastlm.tasks.base import Task
 from fastlm.train.config import TrainConfig
 from fastlm.train.trainer import Plan, Trainer
@@ -25,30 +25,44 @@ Notify = Callable[[str], None]
 def check_data(task: Task, config: TrainConfig, notify: Notify) -> None:
     """Gives `notify` the warnings of a prepared task's training data.
 
-    Raises DataError if a split is too small for one batch at any of the run's lengths.
+    Raises DataError if a split is too small for one batch at any of the run's lengths, or, with `whole_epochs`, the
+    training data for one update.
     """
     for split in ("train", "validation"):
         for length in (length for fraction, length in config.phases if fraction > 0):
             try:
-                dataset = task.dataset(split, length, config.part_size, config.seed)
+                dataset = task.dataset(split, length, config.micro_batch_size, config.seed)
                 for warning in getattr(dataset, "warnings", ()) if split == "train" else ():
                     notify(warning)
             except DataError as error:
-                hint = ", or a larger validation_fraction" if split == "validation" else ""
+                hint = task.validation_hint if split == "validation" else ""
                 raise DataError(f"{error}{hint}") from None
+            if split == "train" and config.whole_epochs and dataset.batches_per_epoch < config.accumulation:
+                raise DataError(f"train: an epoch has less than one batch of {config.batch_size}; lower batch_size")
 
 
 def make_plan(task: Task, config: TrainConfig, placement: Placement, notify: Notify) -> Plan:
-    """The plan of a prepared task's run; `notify` gets a sentence on each choice."""
-    device = find_device(placement.device).type
-    plan = Plan(1, 0, device, placement.precision, task.identity())
+    """Returns the plan of a prepared task's run. `notify` gets a sentence on each choice.
+
+    placement.device is "cpu" or "cuda", not "auto".
+    """
+    plan = Plan(1, 0, placement.device, placement.precision, task.identity())
     precision, why = choose_precision(task, config, placement, plan)
-    notify(f"device {device}, {'bf16 autocast' if precision == 'bf16' else 'fp32'} ({why})")
+    notify(f"device {plan.device}, {'bf16 autocast' if precision == 'bf16' else 'fp32'} ({why})")
     plan = replace(plan, precision=precision)
     steps, why = count_steps(task, config, placement, plan)
-    plan = replace(plan, steps=steps, warmup=min(config.warmup, steps // 10))
-    notify(f"{steps} updates{why}, {plan.warmup} of warm-up, then {config.decay} decay to 0")
+    plan = replace(plan, steps=steps, warmup=count_warmup(config, steps))
+    joined = {"warmup-then-decay": ", then", "warmup-times-decay": " times", "warmup-replaces-decay": " in place of"}
+    notify(f"{steps} updates{why}, {plan.warmup:g} of warm-up{joined[config.schedule]} {config.decay} decay to 0")
     return plan
+
+
+def count_warmup(config: TrainConfig, steps: int) -> float:
+    """Returns the updates of warm-up. A fraction of the run is rounded down, but not in "warmup-times-decay"."""
+    if config.warmup_fraction is None:
+        return min(config.warmup, steps // 10)
+    updates = config.warmup_fraction * steps
+    return updates if config.schedule == "warmup-times-decay" else int(updates)
 
 
 def choose_precision(task: Task, config: TrainConfig, placement: Placement, plan: Plan) -> tuple[str, str]:
@@ -65,7 +79,9 @@ def choose_precision(task: Task, config: TrainConfig, placement: Placement, plan
         return "fp32", "the CPU has no avx512_bf16 or amx_bf16"
     # Other work on the machine only adds to a time, so the shortest ones are compared.
     seconds = {
-        precision: min(update_seconds(task, config, placement, replace(plan, precision=precision), config.longest, 0.0))
+        precision: min(
+            update_seconds(task, config, placement, replace(plan, precision=precision), config.max_length, 0.0)
+        )
         for precision in ("fp32", "bf16")
     }
     faster = min(seconds, key=seconds.get)
@@ -93,9 +109,11 @@ def count_steps(task: Task, config: TrainConfig, placement: Placement, plan: Pla
         return config.steps, ""
     if config.epochs is not None:
         batches = sum(
-            share * task.dataset("train", length, config.part_size, config.seed).batches_per_epoch
+            share * task.dataset("train", length, config.micro_batch_size, config.seed).batches_per_epoch
             for share, length in config.phases
         )
+        if config.whole_epochs:
+            batches -= batches % config.accumulation
         return max(1, math.ceil(config.epochs * batches / config.accumulation)), f" in {config.epochs:g} epochs"
     seconds = 0.0
     for share, length in config.phases:

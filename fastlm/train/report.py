@@ -91,10 +91,10 @@ def _table(scores: dict[str, dict[str, float]], known: dict[str, Sequence[str]])
     for model, metrics in scores.items():
         cells = (format(metrics[name], style) if name in metrics else "" for name, (_, style) in names.items())
         rows.append([model, *cells])
-    return _aligned(rows)
+    return aligned(rows)
 
 
-def _aligned(rows: list[list[str]]) -> list[str]:
+def aligned(rows: list[list[str]]) -> list[str]:
     """Returns a Markdown table with columns of equal width; the first row is its head."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
 

@@ -24,7 +24,7 @@ class LabelledConfig:
     value out of range.
     """
 
-    format: str = option("the task: the name of its format, such as mrpc, squad2, swag, conll, tsv", "")
+    format: str = option("the task: the name of its format, such as mrpc, squad2, swag, conll, tsv", "", flag="task")
     train_file: str = option("examples to learn from", "")
     dev_file: str = option("held-out examples, which select the best model", "")
     test_file: str | None = option("examples to predict at the end", None)
