@@ -42,9 +42,8 @@ class Candidate(NamedTuple):
 def find_answer(context: str, offsets: np.ndarray, windows: Sequence[Window], task: Description) -> dict[str, Any]:
     """Returns the "answer" to a question, its "probability" among the best, its "null_odds", and the "n_best".
 
-    offsets: (tokens, 2), the characters of each context token. The answer is "" if no candidate exists, or if the task
-    has questions without an answer and the null odds exceed its threshold. Null odds are the score of no answer, the
-    least of all windows, minus that of the best candidate.
+    offsets: (tokens, 2), the characters of each context token. Null odds are the score of no answer, the least of all
+    windows, minus that of the best candidate.
     """
     ranked = _distinct(context, offsets, _candidates(windows, task), task.n_best)
     null = min(float(window.scores[:, 0].sum()) for window in windows)
@@ -52,11 +51,26 @@ def find_answer(context: str, offsets: np.ndarray, windows: Sequence[Window], ta
     if task.no_answer or not ranked:
         ranked = sorted([*ranked, ({"text": "", "start": None}, null)], key=lambda answer: -answer[1])
     weights = np.exp(np.array([score for _, score in ranked]) - ranked[0][1])
-    n_best = [answer | {"probability": p} for (answer, _), p in zip(ranked, weights / weights.sum(), strict=True)]
-    is_null = task.no_answer and odds > task.null_threshold
-    chosen = next((answer for answer in n_best if (answer["start"] is None) == is_null), n_best[0])
-    best = {"answer": chosen["text"], "probability": chosen["probability"]}
-    return best | {"null_odds": odds, "n_best": n_best}
+    shares = (weights / weights.sum()).tolist()
+    n_best = [answer | {"probability": share} for (answer, _), share in zip(ranked, shares, strict=True)]
+    return choose_answer({"null_odds": odds, "n_best": n_best}, task)
+
+
+def choose_answer(found: dict[str, Any], task: Description) -> dict[str, Any]:
+    """Returns `found` with its "answer" and "probability", by the threshold of the task.
+
+    The answer is "" if there is no candidate, or if the task has questions without an answer and the null odds exceed
+    its threshold.
+    """
+    is_null = task.no_answer and found["null_odds"] > task.null_threshold
+    fitting = (answer for answer in found["n_best"] if (answer["start"] is None) == is_null)
+    chosen = next(fitting, found["n_best"][0])
+    return found | {"answer": chosen["text"], "probability": chosen["probability"]}
+
+
+def best_text(found: dict[str, Any]) -> str:
+    """Returns the best answer that is not empty, or "" if there is no candidate."""
+    return next((answer["text"] for answer in found["n_best"] if answer["start"] is not None), "")
 
 
 def _candidates(windows: Sequence[Window], task: Description) -> list[Candidate]:

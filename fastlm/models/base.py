@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fastlm.dropout import draw_seeds
-from fastlm.files import named_tensors
+from fastlm.files import named_tensors, write_json
 from fastlm.models import files
 from fastlm.models.configs import ModelConfig
 from fastlm.nn.heads import Head
@@ -43,6 +43,7 @@ class Model(nn.Module):
             raise TypeError(f"config must be a {self.config_class.__name__}, got {type(config).__name__}")
         self.config, self.backend, self.keep_sum = config, backend, keep_sum
         self.head_names: tuple[str, ...] = ()
+        self.companions: dict[str, Any] = {}  # JSON files that `save` writes beside config.json: {name: content}
 
     # For subclasses to define ------------------------------------------------------------------------------------
 
@@ -203,11 +204,13 @@ class Model(nn.Module):
     # Files -------------------------------------------------------------------------------------------------------
 
     def save(self, folder: str | Path) -> None:
-        """Writes config.json and model.safetensors, each atomically; a tied weight is stored once.
+        """Writes config.json, model.safetensors and `companions`, each atomically; a tied weight is stored once.
 
         Raises OSError if the disk is full or the folder cannot be written.
         """
         files.write(folder, self.config.to_json(), named_tensors(self))
+        for name, content in self.companions.items():
+            write_json(Path(folder) / name, content)
 
     @classmethod
     def load(cls, folder: str | Path, heads: Mapping[str, Head] | None = None, *, backend: str = "auto") -> Self:
