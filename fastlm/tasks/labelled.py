@@ -270,15 +270,18 @@ class LabelledTask(Task):
         self, train: Sequence[Example], labels: tuple[str, ...], tokenizer: Tokenizer, scores: Sequence[str]
     ) -> Description:
         labelled, kind = self.labelled, self.format.kind
-        is_pair = getattr(train[0], "pair", None) is not None
+        pairs = getattr(train[0], "pair", None) is not None
         similarity = kind == "regression" or self.format.name in SIMILARITY
         causal = Template.of(tokenizer, labelled.max_length).causal
-        both = labelled.orders == "both" or (labelled.orders == "auto" and causal and is_pair and similarity)
+        both = labelled.orders == "both" or (labelled.orders == "auto" and causal and pairs and similarity)
+        if both and not pairs:
+            raise ValueError(f"orders: both is for pairs of texts, which {labelled.train_file} does not have")
         shared = ("max_length", "doc_stride", "max_question", "max_answer", "n_best", "document_context")
         options = {name: getattr(labelled, name) for name in (*shared, "head_dropout", "head_bias")}
         return Description(
             kind,
             labels,
+            pairs=pairs if kind in ("classification", "regression") else None,
             format=self.format.name,
             scores=tuple(scores),
             both_orders=both,

@@ -149,8 +149,9 @@ def _encode_texts(
         pairs = iter(tokenizer.encode_corpus([e.pair for e in chunk if e.pair is not None]))
         for number, (example, a) in enumerate(zip(chunk, texts, strict=True), start=first):
             b = None if example.pair is None else next(pairs)
-            if task.both_orders and b is None:
-                raise DataError(f"{example.where}: a pair of texts expected, as the task reads both orders of it")
+            if task.pairs is not None and task.pairs == (b is None):
+                expected, got = ("a pair of texts", "one text") if task.pairs else ("one text", "a pair")
+                raise DataError(f"{example.where}: {expected} expected, as in the training file, got {got}")
             orders = [template.text(a, b)] + ([template.text(b, a)] if task.both_orders else [])
             builder.add(orders, number, orders[0].cut, **(_text_target(example, task) if targets else {}))
     return builder.encodings()
