@@ -1,16 +1,22 @@
-"""Loads a trained model and its tokenizer from a run folder, a model's folder, or a folder of transformers'."""
+"""Loads a trained model and its tokenizer from a run folder, a model's folder, or a folder of transformers'.
+
+Both kinds of models' folders have a config.json. Ours has "layers", theirs "n_layer" or "num_hidden_layers".
+"""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from fastlm import models
 from fastlm.data import tokenizer
+from fastlm.data.corpus import DataError
+from fastlm.data.labelled.description import TASK_FILE, Description
 from fastlm.data.tokenizer import Tokenizer
 from fastlm.device import find_device
-from fastlm.models import Model
+from fastlm.inference.heads import task_head
+from fastlm.models import GPT1Config, Model, files
 from fastlm.nn import Head
 from fastlm.run_folder import RunError, RunFolder
 
@@ -40,18 +46,84 @@ def load_pretrained(
     """Returns the model, in eval mode, and the tokenizer of a run folder, a fastlm model's folder (whose tokenizer is
     in it or beside it), a folder of transformers', or a model of its hub.
 
-    heads: by name; None gives the heads that the source has, with the task's head of a fine-tuned model. A head for
-        whose name the source has tensors gets those, another one stays freshly initialised.
-    drop: for transformers' folders, tensors to leave out (see `from_pretrained`).
+    heads: by name. None gives the heads that the source has; a fine-tuned model's is `Description.head`. Given heads of
+        pretraining get the source's tensors, if it has them. Given heads of tasks are always fresh, since their units
+        may mean other labels.
+    drop: heads of the source to leave out, by name; in transformers' folders, tensors or modules ("cls.species").
 
-    Raises RunError, DeviceError, and the errors of `from_pretrained`.
+    Raises RunError, DeviceError, DataError for a missing tokenizer, and the errors of `models.load` and of
+    `fastlm.integrations.transformers.from_pretrained`.
     """
-    raise NotImplementedError
+    folder, vocabulary = _our_folder(source)
+    if folder is None:
+        from fastlm.integrations.transformers import from_pretrained
+
+        loaded = from_pretrained(source, heads, drop=drop, backend=backend)
+        if loaded.tokenizer is None:
+            raise DataError(f"{source}: a tokenizer.json, a vocab.txt, or a vocab.json with merges.txt expected")
+        return loaded.model.to(find_device(device)).eval(), loaded.tokenizer
+    model = _load_ours(folder, heads, drop, backend)
+    return model.to(find_device(device)).eval(), tokenizer.load(vocabulary)
 
 
-def read_task(source: str | Path) -> dict[str, Any] | None:
-    """Returns what a fine-tuned model does, the content of task.json, or None for a model without such a task.
+def read_task(source: str | Path) -> Description | None:
+    """Returns what a fine-tuned model does, the content of task.json, or None for a model without a task.
 
-    For a folder of transformers' it is made from config.json: "labels" are ordered by id2label.
+    For a folder of transformers' it is made from config.json, with the labels in the order of id2label. Raises RunError
+    for a folder of neither, or DataError for a damaged file.
     """
-    raise NotImplementedError
+    folder, _ = _our_folder(source)
+    if folder is None:
+        from fastlm.integrations.transformers import read_task
+
+        return read_task(source)
+    path = folder / TASK_FILE
+    if not path.is_file():
+        return None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"{path}: not JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise DataError(f"{path}: a JSON object expected, got a {type(content).__name__}")
+    return Description.from_json(content, str(path))
+
+
+def is_ours(source: str | Path) -> bool:
+    """Returns whether a source is a run folder or a fastlm model's folder. Raises as `load_pretrained`."""
+    return _our_folder(source)[0] is not None
+
+
+def _our_folder(source: str | Path) -> tuple[Path | None, Path | None]:
+    """Returns the folder of a fastlm model, and its tokenizer file; (None, None) for a source of transformers'."""
+    folder = Path(source)
+    run = RunFolder(folder)
+    if not run.exists():
+        return None, None
+    values = files.read_config(folder)
+    if "model_type" not in values:
+        return run.newest_model(), run.tokenizer_file
+    if "layers" not in values:
+        return None, None
+    beside = [path for path in (folder, folder.parent) if (path / "tokenizer.json").is_file()]
+    return folder, (beside[0] if beside else folder) / "tokenizer.json"
+
+
+def _load_ours(folder: Path, heads: Mapping[str, Head] | None, drop: Sequence[str], backend: str) -> Model:
+    """Loads a fastlm model with the given heads, or with those that its file has."""
+    config, weights = models.read_config(folder), files.read_weights(folder)
+    task, pretrained = read_task(folder), models.pretraining_heads(config, backend=backend)
+    parts = {name.partition(".")[0] for name in weights}
+    own = {name: head for name, head in pretrained.items() if name in parts or not list(head.parameters())}
+    if task is not None:
+        shared = isinstance(config, GPT1Config)
+        own[task.head] = task_head(task, config.hidden, shared_dropout=shared, backend=backend)
+    unknown = [name for name in drop if name not in own]
+    if unknown:
+        raise ValueError(f"drop: a head of {folder} expected ({', '.join(own)}), got {unknown[0]!r}")
+    if heads is None:
+        heads = {name: head for name, head in own.items() if name not in drop}
+    else:  # heads of tasks are fresh
+        fresh = {name for name in heads if name in drop or name not in pretrained}
+        weights = {name: tensor for name, tensor in weights.items() if name.partition(".")[0] not in fresh}
+    return models.from_weights(config, weights, heads, backend=backend, source=str(folder / files.WEIGHTS))

@@ -221,16 +221,20 @@ class Model(nn.Module):
 
         Raises FileNotFoundError, or ValueError for a truncated or foreign file.
         """
+        config, weights = cls.read_config(folder), files.read_weights(folder)
+        return cls.from_weights(config, weights, heads, backend=backend, source=str(Path(folder) / files.WEIGHTS))
+
+    @classmethod
+    def read_config(cls, folder: str | Path) -> ModelConfig:
+        """Returns the configuration in a model's folder. Raises FileNotFoundError or ValueError, naming the file."""
         values = files.read_config(folder)
         if values.get("model_type") != cls.config_class.model_type:
             given = f"{values.get('model_type')!r}"
             raise ValueError(f"{folder}: a {cls.config_class.model_type} model expected, its config.json has {given}")
         try:
-            config = cls.config_class.from_json(values)
+            return cls.config_class.from_json(values)
         except (TypeError, ValueError) as error:
             raise ValueError(f"{Path(folder) / files.CONFIG}: {error}") from error
-        weights, source = files.read_weights(folder), str(Path(folder) / files.WEIGHTS)
-        return cls.from_weights(config, weights, heads, backend=backend, source=source)
 
     @classmethod
     def from_weights(
