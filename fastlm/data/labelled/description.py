@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from fastlm._options import list_problems
@@ -24,7 +24,8 @@ class Description:
     """Describes the task of a model: all that turns new examples into inputs, and outputs into predictions.
 
     labels: the classes, or the tags, in the order of the head's units. scores: names in `evaluate.scores.SCORES`; the
-    first one selects the best model. null_threshold: of spans, the difference of scores above which there is no answer.
+    first one selects the best model. no_answer: whether a question may have no answer (SQuAD 2.0). null_threshold: the
+    score of no answer minus that of the best answer above which there is none.
     """
 
     kind: Kind
@@ -38,6 +39,7 @@ class Description:
     n_best: int = 20
     document_context: bool = False
     both_orders: bool = False
+    no_answer: bool = False
     null_threshold: float = 0.0
     head_dropout: float = 0.1
     head_bias: bool = True
@@ -50,9 +52,6 @@ class Description:
     def head(self) -> str:
         """Returns the name of the task's head in the model."""
         return HEADS[self.kind]
-
-    def with_threshold(self, null_threshold: float) -> Description:
-        return replace(self, null_threshold=null_threshold)
 
     def to_json(self) -> dict[str, Any]:
         """Returns the content of task.json."""

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -14,6 +15,7 @@ from fastlm.data.corpus import DataError
 from fastlm.data.inputs import Encoded, Template
 from fastlm.data.labelled.description import Description
 from fastlm.data.labelled.examples import ChoiceExample, Example, TextExample
+from fastlm.data.labelled.labels import unknown_label
 from fastlm.data.tokenizer import Tokenizer
 
 IGNORED = -100  # the target of what is not predicted
@@ -82,7 +84,7 @@ class Encodings:
                 arrays = {name: stored[name] for name in stored.files}
             targets = {n.partition(".")[2]: arrays.pop(n) for n in list(arrays) if n.startswith("targets.")}
             return cls(**arrays | {"per_item": int(arrays["per_item"])}, targets=targets)
-        except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
+        except (OSError, ValueError, KeyError, TypeError, EOFError, BadZipFile) as error:
             raise DataError(f"{file}: not the encoded examples of a run ({error}); prepare them again") from None
 
 
@@ -123,8 +125,8 @@ def encode(
     """Encodes examples, at least one, as `task` says.
 
     targets: whether to add the targets of training; all examples then need labels. places: whether to add what turns
-    outputs into predictions. Raises DataError, with the file and the line, for a label that the task does not have,
-    for examples with different numbers of choices, and for text that is no valid Unicode.
+    outputs into predictions. Raises DataError, with the file and the line, for a label that the task does not have and
+    for examples with different numbers of choices. "[MASK]" and the like are ordinary characters in a text.
     """
     from fastlm.data.labelled.encode_spans import encode_spans
     from fastlm.data.labelled.encode_tags import encode_tags
@@ -143,8 +145,8 @@ def _encode_texts(
 ) -> Encodings:
     builder = Builder(per_item=2 if task.both_orders else 1)
     for first, chunk in chunks(examples):
-        texts = token_ids(tokenizer, [(e.text, e.where) for e in chunk])
-        pairs = iter(token_ids(tokenizer, [(e.pair, e.where) for e in chunk if e.pair is not None]))
+        texts = tokenizer.encode_corpus([e.text for e in chunk])
+        pairs = iter(tokenizer.encode_corpus([e.pair for e in chunk if e.pair is not None]))
         for number, (example, a) in enumerate(zip(chunk, texts, strict=True), start=first):
             b = None if example.pair is None else next(pairs)
             if task.both_orders and b is None:
@@ -157,7 +159,7 @@ def _encode_texts(
 def _text_target(example: TextExample, task: Description) -> dict[str, Any]:
     if task.kind == "regression":
         return {"scores": float(example.label)}
-    return {"labels": label_index(example.label, task.labels, example.where, "label")}
+    return {"labels": label_index(example.label, task.labels, example.where)}
 
 
 def _encode_choices(
@@ -171,9 +173,9 @@ def _encode_choices(
                 raise DataError(
                     f"{example.where}: {count} choices expected, as in {examples[0].where}, got {len(example.choices)}"
                 )
-        contexts = token_ids(tokenizer, [(e.context, e.where) for e in chunk])
-        questions = token_ids(tokenizer, [(e.question, e.where) for e in chunk])
-        options = iter(token_ids(tokenizer, [(choice, e.where) for e in chunk for choice in e.choices]))
+        contexts = tokenizer.encode_corpus([e.context for e in chunk])
+        questions = tokenizer.encode_corpus([e.question for e in chunk])
+        options = iter(tokenizer.encode_corpus([choice for e in chunk for choice in e.choices]))
         for number, (example, context, question) in enumerate(zip(chunk, contexts, questions, strict=True), first):
             encoded = [template.choice(context, question, next(options)) for _ in range(count)]
             target = {"choice_labels": example.label} if targets else {}
@@ -187,23 +189,9 @@ def chunks(examples: Sequence[Example]) -> Iterator[tuple[int, Sequence[Any]]]:
         yield first, examples[first : first + CHUNK]
 
 
-def check_text(text: str, where: str) -> str:
-    """Returns a text. Raises DataError for a lone surrogate, as "\\ud800" in JSON gives it."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise DataError(f"{where}: valid Unicode expected, got a lone surrogate at character {error.start}") from None
-    return text
-
-
-def token_ids(tokenizer: Tokenizer, texts: Sequence[tuple[str, str]]) -> list[list[int]]:
-    """Returns the ids of (text, where) each. Special tokens in a text, such as "[MASK]", are ordinary characters."""
-    return tokenizer.encode_corpus([check_text(text, where) for text, where in texts])
-
-
-def label_index(label: str, labels: Sequence[str], where: str, name: str) -> int:
+def label_index(label: str, labels: Sequence[str], where: str) -> int:
     """Returns the index of a label. Raises DataError for an unknown one."""
     try:
         return labels.index(label)
     except ValueError:
-        raise DataError(f"{where}: unknown {name} {label!r}; the {name}s are {', '.join(labels)}") from None
+        raise unknown_label(label, labels, where) from None

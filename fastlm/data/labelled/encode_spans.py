@@ -21,7 +21,7 @@ import numpy as np
 from fastlm.data.corpus import DataError
 from fastlm.data.inputs import Ids, Template, check_bidirectional, split_windows
 from fastlm.data.labelled.description import Description
-from fastlm.data.labelled.encode import IGNORED, Builder, Encodings, check_text, chunks, token_ids
+from fastlm.data.labelled.encode import IGNORED, Builder, Encodings, chunks
 from fastlm.data.labelled.examples import SpanExample
 from fastlm.data.tokenizer import Tokenizer
 
@@ -64,7 +64,7 @@ def encode_spans(
     offsets: list[np.ndarray] = []
     for first, chunk in chunks(examples):
         contexts = encode_contexts(tokenizer, chunk)
-        questions = token_ids(tokenizer, [(e.question, e.where) for e in chunk])
+        questions = tokenizer.encode_corpus([e.question for e in chunk])
         for number, (example, whole) in enumerate(zip(chunk, questions, strict=True), first):
             context, question = contexts[example.context], whole[: task.max_question]
             windows = split_windows(len(context.ids), template.room_beside(question), task.doc_stride)
@@ -89,10 +89,8 @@ def encode_spans(
 
 def encode_contexts(tokenizer: Tokenizer, examples: Sequence[SpanExample]) -> dict[str, Context]:
     """Returns the pieces of the contexts by text; a context that many questions share is encoded once."""
-    texts = {e.context: e.where for e in examples}
-    encoded = tokenizer.encode_with_offsets([check_text(text, where) for text, where in texts.items()])
-    found = {}
-    for text, (ids, characters) in zip(texts, encoded, strict=True):
+    texts, found = list(dict.fromkeys(e.context for e in examples)), {}
+    for text, (ids, characters) in zip(texts, tokenizer.encode_with_offsets(texts), strict=True):
         found[text] = Context(ids, [begin for begin, _ in characters], [end for _, end in characters])
     return found
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from fastlm.data.inputs import Ids, Template, check_bidirectional, surround
 from fastlm.data.labelled.description import Description
-from fastlm.data.labelled.encode import IGNORED, Builder, Encodings, label_index, token_ids
+from fastlm.data.labelled.encode import IGNORED, Builder, Encodings, label_index
 from fastlm.data.labelled.examples import TaggedExample
 from fastlm.data.tokenizer import Tokenizer
 
@@ -36,7 +36,7 @@ def encode_tags(
     loses its last pieces.
     """
     check_bidirectional(template, "tagging")
-    pieces = token_ids(tokenizer, [(word, e.where) for e in examples for word in e.words])
+    pieces = tokenizer.encode_corpus([word for e in examples for word in e.words])
     word_starts = np.concatenate(([0], np.cumsum([len(e.words) for e in examples])))
     sentences = [pieces[begin:end] for begin, end in pairwise(word_starts.tolist())]
     around = _Documents(examples, sentences) if task.document_context else None
@@ -51,7 +51,7 @@ def encode_tags(
         if targets:
             tags = [IGNORED] * len(encoded.tokens)
             for position, tag in zip(positions, example.tags, strict=True):
-                index = label_index(tag, task.labels, example.where, "tag")
+                index = label_index(tag, task.labels, example.where)
                 if position >= 0:
                     tags[position] = index
             target["tag_targets"] = tags
