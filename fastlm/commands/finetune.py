@@ -28,10 +28,11 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("start", nargs="?", help="run folder, model's folder, or folder of transformers to start from")
     parser.add_argument("--run", default=None, help="run folder of the fine-tuned model (default: runs/TASK)")
     parser.add_argument("--recipe", metavar="NAME", help=f"{', '.join(recipes.RECIPES)} (default: that of the model)")
-    parser.add_argument(
+    instead = parser.add_mutually_exclusive_group()
+    instead.add_argument(
         "--dry-run", action="store_true", help="walk the recipe on a few examples, and say what the run will take"
     )
-    parser.add_argument(
+    instead.add_argument(
         "--search",
         metavar="GRID",
         help='train with every combination, such as "learning_rate=2e-5,3e-5 seed=0,1,2", in RUN/trials, and compare',
@@ -48,7 +49,6 @@ def run(options: argparse.Namespace) -> int:
         from fastlm.commands.search import search
 
         return search(recipe, options.search, folder.path)
-    recipe.task()  # imports torch, which takes seconds: errors in the options are reported before it
     if hasattr(options, "dry_run"):
         from fastlm.commands.dry_run import dry_run
 

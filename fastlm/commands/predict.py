@@ -9,18 +9,15 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import Any, TextIO
 
 from fastlm.commands.evaluate import add_model_and_file, format_of
 from fastlm.files import new_file
 
-if TYPE_CHECKING:
-    from fastlm.inference.predict import Predictor
-
 DESCRIPTION = (
-    "Prints one JSON object per input, with probabilities. Inputs are the examples of a file, which needs no labels, or "
-    "lines of stdin: a text per line, or a JSON object with the fields of an example (text, pair; context, question, "
-    "choices; words)."
+    "Prints one JSON object per input, with probabilities. Inputs are the examples of a file, which needs no labels, "
+    "or lines of stdin: a text per line, or a JSON object with the fields of an example (text, pair; context, "
+    "question, choices; words)."
 )
 
 

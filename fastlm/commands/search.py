@@ -29,7 +29,7 @@ def parse_grid(text: str) -> dict[str, list[Any]]:
         except (ValueError, argparse.ArgumentTypeError) as error:
             raise ValueError(f"search: {name}: {error}") from None
         require(len(set(grid[name])) == len(grid[name]), "search", f"different values of {name}", values)
-    require(bool(grid), "search", "OPTION=VALUE,VALUE,... expected, such as learning_rate=2e-5,3e-5", text)
+    require(bool(grid), "search", "OPTION=VALUE,VALUE,... (such as learning_rate=2e-5,3e-5)", text)
     return grid
 
 

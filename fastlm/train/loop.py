@@ -166,10 +166,8 @@ def _is_validated(trainer: Trainer, step: int) -> bool:
 def _finish(
     trainer: Trainer, run: TrainingFolder, totals: dict[str, Any], selection: Selection, name: str, notify: Notify
 ) -> dict[str, Any]:
-    """Writes model/ and the report; returns the report."""
-    with new_folder(run.model) as folder:
-        trainer.model.save(folder)
-    notify("validating on all of the held-out text")
+    """Writes the report and model/; returns the report."""
+    notify("validating on all of the held-out data")
     result = {"model": name, "parameters": sum(p.numel() for p in trainer.model.parameters())}
     titles = {metric: list(title) for metric, title in trainer.task.metric_names.items()}
     result |= {**totals, "figures": titles}
@@ -178,6 +176,8 @@ def _finish(
     result |= trainer.task.report(trainer, name)
     if "confusion" in result:
         pictures.plot_confusion(result["confusion"], run.confusion, title=name)
+    with new_folder(run.model) as folder:  # after the report, which may tune a threshold that the model's files hold
+        trainer.model.save(folder)
     write_bytes(run.report_text, report.markdown(result).encode())
     write_json(run.report, result)
     return result

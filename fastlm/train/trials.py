@@ -67,13 +67,14 @@ def best_of(summaries: Sequence[Summary], metric: str) -> Summary:
 def table(summaries: Sequence[Summary], metric: str, title: tuple[str, str]) -> list[str]:
     """Returns a Markdown table, a row per setting, the best one marked. title: of the metric, and its number format."""
     name, style = title
-    head = [*summaries[0].options, "seeds", f"{name}, mean", "deviation", "lowest", "highest", ""]
+    head = [*summaries[0].options, "seeds", f"{name}, mean", "deviation", "lowest", "highest"]
     best = best_of(summaries, metric)
-    rows = [head]
+    several = len(summaries) > 1
+    rows = [[*head, ""] if several else head]
     for summary in summaries:
         spread = "-" if summary.deviation is None else format(summary.deviation, style)
         numbers = [format(value, style) for value in (min(summary.scores), max(summary.scores))]
         cells = [str(value) for value in summary.options.values()]
-        mark = "best" if summary is best and len(summaries) > 1 else ""
-        rows.append([*cells, str(len(summary.scores)), format(summary.mean, style), spread, *numbers, mark])
+        mark = ["best" if summary is best else ""] if several else []
+        rows.append([*cells, str(len(summary.scores)), format(summary.mean, style), spread, *numbers, *mark])
     return aligned(rows)
