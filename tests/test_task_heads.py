@@ -238,7 +238,7 @@ LABELS = FIRST * 0
         ({"rows": FIRST + 10, "labels": LABELS}, r"rows must lie in \[0, 40\), got 40"),
         ({"rows": FIRST, "labels": LABELS + 3}, r"labels must lie in \[0, 3\) or equal ignore_index -100, got 3"),
         ({"rows": FIRST, "labels": LABELS[:3]}, r"labels must have shape \(4,\), got \(3,\)"),
-        ({"rows": FIRST, "scores": LABELS}, "scores must be float32, got torch.int64"),
+        ({"rows": FIRST, "scores": LABELS}, "scores must be float32, got int64"),
         ({"rows": FIRST, "scores": torch.zeros(4, 1)}, r"scores must have shape \(4,\), got \(4, 1\)"),
         ({"rows": FIRST, "choice_labels": LABELS}, r"rows must have shape \(B, k\), got \(4,\)"),
         ({"rows": FIRST.view(2, 2), "choice_labels": LABELS[:2] + 2}, r"choice_labels must lie in \[0, 2\)"),

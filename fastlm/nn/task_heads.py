@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastlm.backends import dtype_name
 from fastlm.nn.heads import IGNORED, CausalLMHead, Head
 from fastlm.nn.layers import Dropout
 from fastlm.nn.layout import Layout
@@ -130,7 +131,7 @@ class RegressionHead(_PooledHead):
         _check_rows(model, tokens, rows, (1, 2))
         name = type(model).__name__
         if not isinstance(scores, Tensor) or scores.dtype not in (torch.float32, torch.float64):
-            given = scores.dtype if isinstance(scores, Tensor) else type(scores).__name__
+            given = dtype_name(scores.dtype) if isinstance(scores, Tensor) else type(scores).__name__
             raise TypeError(f"{name}: scores must be float32, got {given}")
         if scores.shape != rows.shape[:1]:
             raise ValueError(f"{name}: scores must have shape {tuple(rows.shape[:1])}, got {tuple(scores.shape)}")
