@@ -155,8 +155,7 @@ def test_real_tokenizers_give_transformers_ids(package, folder):
     path = installed(package, folder)
     ours, read = read_tokenizer(path, "bert"), theirs(path)
     for text in (*TEXTS, "c1ccc(-c2ccccc2)cc1", "Brc1ccccc1"):
-        assert ours.encode(text) == ids(read, text)[: len(ours.encode(text)) or None]
-        assert read.decode(ours.encode(text)) == read.decode(ids(read, text))
+        assert ours.encode(text) == ids(read, text)
 
 
 def test_a_folder_without_a_tokenizer_has_none(tmp_path):
