@@ -55,6 +55,9 @@ class LabelledTask(Task):
 
     A run folder's data/ holds train.npz (see `Encodings`), validation.jsonl (the examples themselves, whose texts the
     scores need) and task.json. Subclasses define what is special about a kind of task.
+
+    limit: if set before `prepare`, about so many examples of each file are taken, spread over it, for a trial of the
+    whole recipe. read_counts: (training, dev) examples of the files that `prepare` read; None if it read none.
     """
 
     def __init__(self, start: str | Path, labelled: LabelledConfig):
@@ -64,6 +67,8 @@ class LabelledTask(Task):
         if labelled.class_weights != "none" and self.format.kind != "classification":
             raise ValueError(f"class_weights: they are for classification, not for {self.format.kind}")
         self._set_scores(self.format.scores)
+        self.limit: int | None = None
+        self.read_counts: tuple[int, int] | None = None
 
     # For subclasses to define ------------------------------------------------------------------------------------
 
@@ -249,6 +254,8 @@ class LabelledTask(Task):
             labels = self.format.labels or label_names(train)
             check_dev_labels(train, dev, labels, notify)
         self.check_examples(train, labels, notify)
+        self.read_counts = (len(train), len(dev))
+        train, dev = self._limited(train), self._limited(dev)
         task = self._describe(train, labels, tokenizer, scores_for(self.format, labels, notify))
         if task.kind in ("classification", "regression"):  # a library that a score lacks is found before the training
             gold = targets(dev, labels)
@@ -260,6 +267,9 @@ class LabelledTask(Task):
                 encoded.save(data / "train.npz")
         write_examples(data / "validation.jsonl", dev)
         write_json(data / TASK_FILE, task.to_json())
+
+    def _limited(self, examples: list[Example]) -> list[Example]:
+        return examples if self.limit is None else examples[:: -(-len(examples) // self.limit)]
 
     def check_encodings(self, encoded: Encodings, source: str, notify: Notify) -> None:
         """Tells `notify` how many inputs were cut."""
@@ -313,7 +323,7 @@ class LabelledTask(Task):
         if not Path(self.labelled.train_file).exists():
             return {}
         train = self.format.read(Path(self.labelled.train_file), lambda _: None)
-        fitted = train[:: -(-len(train) // BASELINE_EXAMPLES)]
+        fitted = self._limited(train[:: -(-len(train) // BASELINE_EXAMPLES)])
         note = "" if len(fitted) == len(train) else f" ({len(fitted):,} examples)"
         task = self.description
         found = baseline_scores(task.kind, self.score_names, fitted, self.examples, task.labels)

@@ -112,15 +112,20 @@ def count_steps(task: Task, config: TrainConfig, placement: Placement, plan: Pla
             share * task.dataset("train", length, config.micro_batch_size, config.seed).batches_per_epoch
             for share, length in config.phases
         )
-        if config.whole_epochs:
-            batches -= batches % config.accumulation
-        return max(1, math.ceil(config.epochs * batches / config.accumulation)), f" in {config.epochs:g} epochs"
+        return updates_of_epochs(config, batches), f" in {config.epochs:g} epochs"
     seconds = 0.0
     for share, length in config.phases:
         timed = update_seconds(task, config, placement, plan, length, TIMED_SECONDS)
         seconds += share * sum(timed) / len(timed)
     steps = max(1, round(60 * config.minutes / seconds))
     return steps, f" in about {config.minutes:g} minutes at {seconds:.3g} s each"
+
+
+def updates_of_epochs(config: TrainConfig, batches: float) -> int:
+    """Returns the updates of a run whose epochs have so many micro-batches each."""
+    if config.whole_epochs:
+        batches -= batches % config.accumulation
+    return max(1, math.ceil(config.epochs * batches / config.accumulation))
 
 
 def update_seconds(
