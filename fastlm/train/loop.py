@@ -174,8 +174,6 @@ def _finish(
     if trainer.config.keep_best and selection.step is not None:
         result["best"] = selection.to_json()
     result |= trainer.task.report(trainer, name)
-    with new_folder(run.model) as folder:  # after the validation, which may tune what the model is saved with
-        trainer.model.save(folder)
     if "confusion" in result:
         pictures.plot_confusion(result["confusion"], run.confusion, title=name)
     with new_folder(run.model) as folder:  # after the report, which may tune a threshold that the model's files hold
