@@ -17,6 +17,8 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import numpy as np
+
 from fastlm.data.labelled.examples import ChoiceExample, Kind, SpanExample, TaggedExample, TextExample
 from fastlm.data.sentences import split_sentences
 from fastlm.evaluate.scores import library, score_all, targets
@@ -95,7 +97,7 @@ def _regress(train: Sequence[TextExample], gold: Sequence[float], test: Sequence
 def _cosines(vectors: Any, examples: Sequence[TextExample]) -> Any:
     """Returns the cosine of both texts of each example, (examples, 1)."""
     first, second = (vectors.transform([example[side] for example in examples]) for side in (1, 2))
-    return first.multiply(second).sum(axis=1).reshape(-1, 1)  # the vectors have length 1
+    return np.asarray(first.multiply(second).sum(axis=1)).reshape(-1, 1)  # the vectors have length 1
 
 
 def _closest_choices(train: Sequence[ChoiceExample], test: Sequence[ChoiceExample]) -> list[int]:

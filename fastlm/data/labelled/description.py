@@ -23,10 +23,10 @@ HEADS: dict[Kind, str] = {  # the name of each kind's head in a model
 class Description:
     """Describes the task of a model: all that turns new examples into inputs, and outputs into predictions.
 
-    labels: the classes, or the tags, in the order of the head's units. pairs: whether it reads pairs of texts, or None if
-    that is not known. scores: names in `evaluate.scores.SCORES`; the
-    first one selects the best model. no_answer: whether a question may have no answer (SQuAD 2.0). null_threshold: the
-    score of no answer minus that of the best answer above which there is none.
+    labels: the classes, or the tags, in the order of the head's units. pairs: whether it reads pairs of texts, or None
+    if that is not known. scores: names in `evaluate.scores.SCORES`; the first one selects the best model. no_answer:
+    whether a question may have no answer (SQuAD 2.0). null_threshold: the score of no answer minus that of the best
+    answer above which there is none.
     """
 
     kind: Kind

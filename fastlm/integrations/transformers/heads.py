@@ -104,9 +104,7 @@ def find_class(config: Config, heads: Mapping[str, Head] | None, task: Descripti
     if found is None or len(kinds) < len(heads):  # two of one kind
         name = "openai-gpt" if isinstance(config, GPT1Config) else "bert"
         listed = ", ".join(f"{name!r} ({type(head).__name__})" for name, head in heads.items())
-        raise ValueError(
-            f"heads: transformers has no {name} class with the heads {listed}; only fastlm loads such a model"
-        )
+        raise ValueError(f"heads: transformers has no {name} class with {listed}; only fastlm loads such a model")
     for kind in kinds.keys() & set(KINDS):
         _check_task(found, kind, kinds[kind], task)
     return found
