@@ -25,7 +25,7 @@ class ByChance(Classification):
     """Has a score that is a pure function of the weights, but as irregular as a random number."""
 
     metric_names = {"luck": ("luck", ".3f"), "loss": ("loss", ".3f")}  # noqa: RUF012
-    selected_by = "luck"
+    selected_by, score_names = "luck", ("luck",)
 
     def evaluate(self, model, batches):
         total = model.classes.weight.double().sum().item()
