@@ -161,7 +161,8 @@ def test_real_tokenizers_give_transformers_ids(package, folder):
 def test_a_folder_without_a_tokenizer_has_none(tmp_path):
     assert read_tokenizer(tmp_path, "bert") is None and read_tokenizer(tmp_path, "openai-gpt") is None
     (tmp_path / "vocab.json").write_text("{}")
-    assert read_tokenizer(tmp_path, "openai-gpt") is None
+    with pytest.raises(DataError, match=r"merges\.txt: no such file; it goes with vocab\.json"):
+        read_tokenizer(tmp_path, "openai-gpt")
 
 
 @pytest.mark.parametrize(
