@@ -2,8 +2,7 @@
 
 GPT-1's own code treated text otherwise than transformers' OpenAIGPTTokenizer does since its version 5. For a folder of
 transformers fastlm follows the latter. They were compared with the released vocabulary of 40,478 entries, and ftfy 6.3
-and spaCy's English rules for GPT-1's code. The tokens differ on these texts, and agree on "end.", "1,000", "wait!!!" and
-"well-known".
+and spaCy's English rules for GPT-1's code. The tokens differ on these texts, and agree on "end.", "1,000", "wait!!!".
 
     text                          GPT-1's code                OpenAIGPTTokenizer
     a newline                     the token "\\n</w>"          white space
