@@ -83,7 +83,7 @@ CASES = [*(("bert_tiny", kind) for kind in HEADS), ("gpt1_tiny", "classification
 
 
 @pytest.mark.parametrize(("preset", "kind"), CASES)
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=3, deadline=None)
 @given(lengths=LENGTHS, seed=st.integers(0, 99))
 def test_all_layouts_give_the_same_loss_and_gradients(preset, kind, lengths, seed):
     causal = preset == "gpt1_tiny"
@@ -144,7 +144,7 @@ def test_a_batch_depends_on_seed_and_step_alone(layout):
 
 def test_binned_batches_hold_little_padding_and_it_is_counted():
     padded, binned, packed = (LabelledBatches(RAGGED, 8, 3, layout=layout, train=True) for layout in LAYOUTS)
-    assert packed.padding == 0.0 and binned.padding < 0.15 < 0.4 < padded.padding
+    assert packed.padding == 0.0 and binned.padding < padded.padding / 2
     for batches in (padded, binned):
         made = [batches.batch(step) for step in range(batches.batches_per_epoch)]
         real, laid_out = sum(int(b["lengths"].sum()) for b in made), sum(b["tokens"].numel() for b in made)

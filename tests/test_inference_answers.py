@@ -119,9 +119,9 @@ def test_a_file_without_one_answer_and_a_model_that_never_answers():
 
 
 def test_an_answer_that_normalises_to_nothing():
-    """SQuAD 2.0 drops such an answer, so the question has none; in 1.1 its F1 is 0 and its exact match 1."""
+    """SQuAD 2.0 drops such an answer, so nothing is right; in 1.1 its exact match counts, and its F1 is 0."""
     examples = [question(0, "the")]
-    assert tuned(examples, [prediction(-3, "anna")])[1]["squad2_f1"] == 0.0
-    assert tuned(examples, [prediction(-3, "a")])[1]["squad2_f1"] == 1.0
+    for given, right in (("anna", 0.0), ("a", 1.0), ("", 1.0)):
+        assert score_predictions(SQUAD2, examples, [{"answer": given}])["squad2_f1"] == right
     squad1 = Description("span", scores=("squad1_f1", "squad1_exact"))
     assert score_predictions(squad1, examples, [{"answer": "a"}]) == {"squad1_f1": 0.0, "squad1_exact": 1.0}

@@ -123,19 +123,25 @@ def fine_tune(task, folder: Path, config: TrainConfig = TRAIN, notes: list | Non
 )
 def test_every_kind_trains_scores_and_predicts(request, tmp_path, start, kind):
     task = labelled_task(request.getfixturevalue(start), labelled(tmp_path, kind))
-    result = fine_tune(task, tmp_path / "run")
+    result = fine_tune(task, tmp_path / "run", replace(TRAIN, steps=12, validate_every=6))
     scores = result["scores"]["mine"]
     assert task.selected_by == CASES[kind][2] and set(task.score_names) <= scores.keys() and len(result["scores"]) == 3
     assert all(name in baseline for name in task.score_names for baseline in result["scores"].values())
-    record = losses(tmp_path / "run")[-1]
-    assert record["loss"] < losses(tmp_path / "run")[0]["loss"] and f"validation_{task.selected_by}" in record
+    records = losses(tmp_path / "run")
+    first, last = (sum(record["loss"] for record in part) for part in (records[:4], records[-4:]))
+    assert last < first and f"validation_{task.selected_by}" in records[-1]
     predictor = Predictor.load(tmp_path / "run", device="cpu")
     assert predictor.task == Description.from_json(json.loads((tmp_path / "run/model" / TASK_FILE).read_text()))
     examples = task.format.read(Path(task.labelled.dev_file))
-    again = predictor.scores(examples, batch_size=5)
-    assert again == pytest.approx({name: scores[name] for name in task.score_names}, abs=1e-5)
-    for prediction, example in zip(predictor.predict(examples), examples, strict=True):
-        assert prediction["id"] == example.id and json.dumps(prediction)
+    if kind != "regression":  # its predictions are almost equal, so the last bits decide on their ranks
+        assert predictor.scores(examples) == {name: scores[name] for name in task.score_names}
+    for prediction, known, example in zip(predictor.predict(examples), task.predicted, examples, strict=True):
+        assert prediction["id"] == example.id and json.loads(json.dumps(prediction)) == prediction
+        assert prediction.keys() == known.keys()
+        name = {"regression": "score", "tagging": "tags"}.get(
+            kind, "probability" if kind == "span" else "probabilities"
+        )
+        assert prediction[name] == (known[name] if kind == "tagging" else pytest.approx(known[name], abs=1e-4))
 
 
 def test_it_learns(bert, tmp_path):
@@ -156,12 +162,11 @@ def test_it_resumes_exactly(request, tmp_path, monkeypatch, start, batching):
         stop_at(patch, 5)
         with pytest.raises(Stopped):
             fine_tune(labelled_task(folder, made), tmp_path / "run", config)
-    Path(made.train_file).unlink()  # the run continues with what it encoded
-    Path(made.train_file).write_text("")
+    Path(made.train_file).write_text("")  # the run continues with the examples that it began with
     result = fine_tune(labelled_task(folder, made), tmp_path / "run", config)
     assert losses(tmp_path / "run") == losses(tmp_path / "whole")
     assert weights(tmp_path / "run") == weights(tmp_path / "whole")
-    assert result["scores"]["mine"] == expected["scores"]["mine"]
+    assert result["scores"] == expected["scores"]
 
 
 def test_a_start_that_has_changed_is_refused(bert, tmp_path, monkeypatch):
@@ -316,7 +321,7 @@ def test_a_dev_set_of_one_class_has_matthews_0(bert, tmp_path):
     task = labelled_task(bert, made)
     fine_tune(task, tmp_path / "run")
     one_class = task.format.read(write_tsv(tmp_path / "one.tsv", [row for row in rows if row[1] == "1"]))
-    assert Predictor.load(tmp_path / "run", device="cpu").scores(one_class) == {"matthews": 0.0}
+    assert Predictor.load(tmp_path / "run", device="cpu").scores(one_class)["matthews"] == 0.0
 
 
 def test_a_threshold_is_kept_with_the_model_where_questions_have_no_answer(bert, tmp_path):

@@ -72,13 +72,15 @@ class Predictor:
 
     def _chunks(self, examples: Iterable[Example], size: int) -> Iterator[list[Example]]:
         """Yields the examples in lists of `size`; a document is not divided if sentences are read in theirs."""
-        chunk: list[Example] = []
+        whole_documents, chunk = self.task.document_context, []
         for each in examples:
-            divides = self.task.document_context and chunk and chunk[-1].document == each.document
-            if len(chunk) >= size and not divides:
+            if whole_documents and len(chunk) >= size and chunk[-1].document != each.document:
                 yield chunk
                 chunk = []
             chunk.append(each)
+            if not whole_documents and len(chunk) == size:  # at once: a person may wait for the answer
+                yield chunk
+                chunk = []
         if chunk:
             yield chunk
 

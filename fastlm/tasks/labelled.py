@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -54,7 +53,8 @@ class LabelledTask(Task):
     language model (GPT-1, section 3.2, L3 = L2 + lambda L1) the losses are L3, L2 and lambda L1.
 
     A run folder's data/ holds train.npz (see `Encodings`), validation.jsonl (the examples themselves, whose texts the
-    scores need) and task.json. Subclasses define what is special about a kind of task.
+    scores need), baselines.jsonl (training examples, at most BASELINE_EXAMPLES) and task.json. Subclasses define what
+    is special about a kind of task.
 
     limit: if set before `prepare`, about so many examples of each file are taken, spread over it, for a trial of the
     whole recipe. read_counts: (training, dev) examples of the files that `prepare` read; None if it read none.
@@ -105,7 +105,7 @@ class LabelledTask(Task):
 
     def is_prepared(self, folder: Path) -> bool:
         run = RunFolder(folder)
-        files = (run.data / name for name in ("train.npz", "validation.jsonl", TASK_FILE))
+        files = (run.data / name for name in ("train.npz", "baselines.jsonl", "validation.jsonl", TASK_FILE))
         return run.tokenizer_file.is_file() and all(file.is_file() for file in files)
 
     def prepare(self, folder: Path, notify: Notify) -> None:
@@ -265,11 +265,12 @@ class LabelledTask(Task):
             self.check_encodings(encoded, getattr(self.labelled, name), notify)
             if name == "train_file":
                 encoded.save(data / "train.npz")
+        write_examples(data / "baselines.jsonl", every_nth(train, BASELINE_EXAMPLES))
         write_examples(data / "validation.jsonl", dev)
         write_json(data / TASK_FILE, task.to_json())
 
     def _limited(self, examples: list[Example]) -> list[Example]:
-        return examples if self.limit is None else examples[:: -(-len(examples) // self.limit)]
+        return examples if self.limit is None else every_nth(examples, self.limit)
 
     def check_encodings(self, encoded: Encodings, source: str, notify: Notify) -> None:
         """Tells `notify` how many inputs were cut."""
@@ -301,11 +302,7 @@ class LabelledTask(Task):
 
     def _read_data(self, data: Path) -> None:
         """Reads what `_prepare_data` wrote, and encodes the dev examples."""
-        source = data / TASK_FILE
-        try:
-            self.description = Description.from_json(json.loads(source.read_text()), str(source))
-        except ValueError as error:
-            raise DataError(f"{source}: not JSON ({error}); prepare the data again") from None
+        self._data, self.description = data, Description.read(data / TASK_FILE)
         self._set_scores(self.description.scores)
         self.template = Template.of(self.tokenizer, self.labelled.max_length)
         self.has_lm = self.template.causal and self.labelled.lm_weight > 0
@@ -319,12 +316,9 @@ class LabelledTask(Task):
         return "packed" if self.labelled.batching == "auto" else self.labelled.batching
 
     def _baselines(self) -> dict[str, dict[str, float]]:
-        """Returns the baselines' scores; none if the training file is gone since the examples were encoded."""
-        if not Path(self.labelled.train_file).exists():
-            return {}
-        train = self.format.read(Path(self.labelled.train_file), lambda _: None)
-        fitted = self._limited(train[:: -(-len(train) // BASELINE_EXAMPLES)])
-        note = "" if len(fitted) == len(train) else f" ({len(fitted):,} examples)"
+        """Returns the baselines' scores."""
+        fitted = read_examples(self._data / "baselines.jsonl", self.description.kind)
+        note = "" if len(fitted) == self.encoded.example[-1] + 1 else f" ({len(fitted):,} examples)"
         task = self.description
         found = baseline_scores(task.kind, self.score_names, fitted, self.examples, task.labels)
         return {f"{name}{note}": scores for name, scores in found.items()}
@@ -352,6 +346,11 @@ def labelled_task(start: str | Path, labelled: LabelledConfig) -> LabelledTask:
     kind = None if labelled.kind == "auto" else labelled.kind
     made = find_format(labelled.format, columns=labelled.columns(), kind=kind)
     return classes[made.kind](start, labelled)
+
+
+def every_nth(examples: Sequence[Example], count: int) -> Sequence[Example]:
+    """Returns at most `count` of the examples, spread over them."""
+    return examples[:: -(-len(examples) // count)]
 
 
 def shorten(text: str, size: int = 100) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 from typing import Any
 
 from fastlm._options import list_problems
@@ -58,6 +60,17 @@ class Description:
     def to_json(self) -> dict[str, Any]:
         """Returns the content of task.json."""
         return asdict(self) | {"labels": list(self.labels), "scores": list(self.scores)}
+
+    @classmethod
+    def read(cls, path: Path) -> Description:
+        """Reads a task.json. Raises DataError, naming it, if it is missing or anything else."""
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise DataError(f"{path}: the description of a task expected ({error})") from None
+        if not isinstance(values, dict):
+            raise DataError(f"{path}: a JSON object expected, got a {type(values).__name__}")
+        return cls.from_json(values, str(path))
 
     @classmethod
     def from_json(cls, values: dict[str, Any], source: str = TASK_FILE) -> Description:
