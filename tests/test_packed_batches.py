@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from runs import one_thread
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 
@@ -24,6 +25,8 @@ from fastlm.nn import (
     TaggingHead,
 )
 
+__all__ = ["one_thread"]  # a fixture
+pytestmark = pytest.mark.usefixtures("one_thread")
 CONTEXT, VOCABULARY, HIDDEN = 24, 40, 32
 SIZES = {"vocab_size": VOCABULARY, "context": CONTEXT, "hidden": HIDDEN, "intermediate": 64}
 WITHOUT = {"dropout": 0.0, "embedding_dropout": 0.0}  # their masks depend on the row of the batch
@@ -180,7 +183,7 @@ def test_parts_of_a_batch_draw_the_masks_of_the_whole(name, kind, head):
 
 def test_what_one_sequence_holds_leaves_the_others_bits_alone(name):
     model = make(name).eval()
-    batch = packed(sequences([9, 12, 3], model))
+    batch = packed(sequences([9, 12, 3, 5], model))
     inputs = {n: batch[n] for n in ("tokens", "cu_seqlens")}
     changed = inputs | {"tokens": batch["tokens"].clone()}
     changed["tokens"][:9] = (changed["tokens"][:9] + 1) % VOCABULARY

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
+from runs import one_thread
 from torch import Tensor
 
 from fastlm.dropout import LEVELS, keep_count, row_mask
@@ -22,6 +23,8 @@ from fastlm.nn import (
     TaggingHead,
 )
 
+__all__ = ["one_thread"]  # a fixture
+pytestmark = pytest.mark.usefixtures("one_thread")
 BATCH, LENGTH, E = 4, 10, 32
 P = 0.25
 KEEP = keep_count(P)

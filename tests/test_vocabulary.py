@@ -6,10 +6,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+from runs import one_thread
 
 from fastlm import models
 from fastlm.nn import SequenceLMHead
 
+__all__ = ["one_thread"]  # a fixture
+pytestmark = pytest.mark.usefixtures("one_thread")
 TOKENS = torch.arange(12).view(2, 6)
 
 
