@@ -58,6 +58,18 @@ def cases(op: str, *, float64: bool = False) -> list:
     return found
 
 
+def long_cases(op: str) -> list:
+    """Those of `cases(op)`, for tests that take long: Triton's interpreter takes float16 in the slow tier only.
+
+    It runs the same program in float32 in the fast tier.
+    """
+    found = cases(op)
+    for i, case in enumerate(found):
+        if case.id == "triton-fp16-cpu":
+            found[i] = pytest.param(*case.values, id=case.id, marks=pytest.mark.slow)
+    return found
+
+
 def kernel_cases(op: str) -> list:
     """Those of `cases(op)` that have launchers: kernels, on whatever device."""
     return [case for case in cases(op) if case.values[0].backend not in PLAIN]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from checks import cases
+from checks import cases, long_cases
 from torch import Tensor
 
 import fastlm
@@ -88,7 +88,7 @@ def test_dtypes_may_differ_and_tensors_lie_anywhere(case):
         assert (a.double() - b).abs().max() <= 2 * torch.finfo(a.dtype).eps * b.abs().max()
 
 
-@pytest.mark.parametrize("case", cases(OP))
+@pytest.mark.parametrize("case", long_cases(OP))
 def test_more_tensors_than_a_launch_takes(case):
     shapes = [(2,)] * 487
     actual = tensors(case.dtype, case.device, shapes)

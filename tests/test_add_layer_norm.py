@@ -20,6 +20,7 @@ from checks import (
     constant_rows,
     evaluate,
     inputs,
+    long_cases,
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -90,7 +91,7 @@ def test_accuracy_without_optional_arguments(case, without, p):
     )
 
 
-@pytest.mark.parametrize("case", cases(OP))
+@pytest.mark.parametrize("case", long_cases(OP))
 @given(rows=st.integers(1, 40), columns=st.integers(3, 600), p=st.sampled_from([0.0, 0.1, 0.5]))
 @settings(max_examples=6)
 def test_any_shape(case, rows, columns, p):

@@ -15,6 +15,7 @@ from checks import (
     assert_takes_strides,
     cases,
     inputs,
+    long_cases,
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -61,7 +62,7 @@ def test_accuracy_without_bias(case):
     check(case, 19, 100, "none", without=("bias",))
 
 
-@pytest.mark.parametrize("case", cases(OP))
+@pytest.mark.parametrize("case", long_cases(OP))
 @given(rows=st.integers(1, 40), columns=st.integers(3, 600))
 @settings(max_examples=6)
 def test_any_shape(case, rows, columns):

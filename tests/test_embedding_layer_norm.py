@@ -17,6 +17,7 @@ from checks import (
     cases,
     constant_rows,
     inputs,
+    long_cases,
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -79,7 +80,7 @@ def test_each_part_is_optional(case, parts):
     check(case, 3, 20, 64, parts, p=0.0)
 
 
-@pytest.mark.parametrize("case", cases(OP))
+@pytest.mark.parametrize("case", long_cases(OP))
 @given(batch=st.integers(1, 4), sequence=st.integers(1, 40), columns=st.integers(3, 300))
 @settings(max_examples=6)
 def test_any_shape(case, batch, sequence, columns):

@@ -19,6 +19,7 @@ from checks import (
     cases,
     constant_rows,
     inputs,
+    long_cases,
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -67,7 +68,7 @@ def test_accuracy_without_optional_arguments(case, without):
     check(case, 19, 100, "none", without=without)
 
 
-@pytest.mark.parametrize("case", cases(OP))
+@pytest.mark.parametrize("case", long_cases(OP))
 @given(rows=st.integers(1, 40), columns=st.integers(3, 600))
 @settings(max_examples=6)
 def test_any_shape(case, rows, columns):

@@ -19,6 +19,7 @@ from checks import (
     cases,
     constant_rows,
     inputs,
+    long_cases,
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -65,7 +66,7 @@ def test_accuracy_without_beta(case):
     check(case, 19, 100, "none", without=("beta",))
 
 
-@pytest.mark.parametrize("case", cases(OP))
+@pytest.mark.parametrize("case", long_cases(OP))
 @given(rows=st.integers(1, 40), columns=st.integers(3, 600))
 @settings(max_examples=6)
 def test_any_shape(case, rows, columns):

@@ -19,6 +19,7 @@ from checks import (
     cases,
     evaluate,
     inputs,
+    long_cases,
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -93,7 +94,7 @@ def test_accuracy_of_the_variants(case, reduction):
     check(case, 13, 32, 257, reduction=reduction, wide=("weight", "bias"))
 
 
-@pytest.mark.parametrize("case", cases(OP))
+@pytest.mark.parametrize("case", long_cases(OP))
 @given(rows=st.integers(8, 20), columns=st.integers(16, 70), vocabulary=st.integers(16, 300))
 @settings(max_examples=6)
 def test_any_shape(case, rows, columns, vocabulary):
@@ -175,7 +176,7 @@ def test_main_grad_accumulates(case, reduction):
     assert (main_grad - expected).abs().max() <= 4 * torch.finfo(torch.float32).eps * expected.abs().max()
 
 
-@pytest.mark.parametrize("case", cases(OP))
+@pytest.mark.parametrize("case", long_cases(OP))
 def test_the_mean_scales_all_gradients_alike(case):
     """The factor of "mean" is not rounded to the activations' dtype: in bfloat16, 1 / 255 would be 0.4 % off."""
     targets = torch.arange(255, device=case.device) % 50

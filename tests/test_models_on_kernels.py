@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from checks import Case, cases
+from checks import Case, long_cases
 from torch import Tensor, nn
 
 from fastlm import models
@@ -74,7 +74,7 @@ def train(name: str, case: Case, steps: int) -> tuple[Tensor, dict[str, Tensor]]
 
 @pytest.mark.parametrize("steps", [2, pytest.param(STEPS, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", BATCHES)
-@pytest.mark.parametrize("case", [c for c in cases("attention") if c.values[0].backend != "reference"])
+@pytest.mark.parametrize("case", [c for c in long_cases("attention") if c.values[0].backend != "reference"])
 def test_training_is_the_references(case, name, steps):
     reference, gradients = train(name, replace(case, backend="reference"), steps)
     losses, actual = train(name, case, steps)

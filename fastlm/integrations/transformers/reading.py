@@ -49,7 +49,8 @@ def from_pretrained(
 ) -> Pretrained:
     """Loads a model of transformers from a folder, or from the hub by its name if huggingface_hub is installed.
 
-    The weights are safetensors, whole or sharded, or else pytorch_model.bin, of which only tensors are unpickled.
+    The model is in eval mode, as transformers leaves it. The weights are safetensors, whole or sharded, or else
+    pytorch_model.bin, of which only tensors are unpickled.
 
     Args:
         source: the folder, or a name such as "google-bert/bert-base-uncased".
@@ -80,7 +81,7 @@ def from_pretrained(
     others = set(module_of.values()) - {module_of[kind] for kind in kinds.values()}
     left_out = [*dropped, *(name for module in others for name in state.leave_out(module))]
     tensors = state.read(kinds, optional=optional)
-    model = assemble(config, dict(tensors), heads, backend=backend, source=where)
+    model = assemble(config, dict(tensors), heads, backend=backend, source=where).eval()
     fresh = [name for name, _ in model.named_parameters() if name not in tensors]
     return Pretrained(model, read_tokenizer(folder, _model_type(config)), task, tuple(sorted(left_out)), tuple(fresh))
 

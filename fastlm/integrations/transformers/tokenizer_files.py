@@ -29,6 +29,7 @@ _BERT_CLASSES = ("BertTokenizer", "BertTokenizerFast")
 _GPT1_CLASSES = ("OpenAIGPTTokenizer", "OpenAIGPTTokenizerFast")
 _GENERIC_CLASSES = ("PreTrainedTokenizerFast", "TokenizersBackend")
 _CLASS_OF = {"bert": "BertTokenizer", "openai-gpt": "OpenAIGPTTokenizer"}  # if no file names a class
+_VOCABULARY_OF = dict.fromkeys(_BERT_CLASSES, "vocab.txt") | dict.fromkeys(_GPT1_CLASSES, "vocab.json")
 _PLAIN = {"content": "", "single_word": False, "lstrip": False, "rstrip": False, "normalized": True, "special": False}
 _NAMES = {
     "unk_token": "[UNK]",
@@ -45,31 +46,24 @@ def read_tokenizer(folder: str | Path, model_type: str) -> Tokenizer | None:
     Raises DataError, naming the file, for a damaged file or a class of tokenizers that fastlm does not have.
     """
     folder = Path(folder)
-    whole = folder / TOKENIZER
     options = _read_json(folder / CONFIG) if (folder / CONFIG).is_file() else {}
     name = options.get("tokenizer_class") or _CLASS_OF[model_type]
     if name not in _BERT_CLASSES + _GPT1_CLASSES + _GENERIC_CLASSES:
         raise DataError(f"{folder / CONFIG}: a BertTokenizer or an OpenAIGPTTokenizer expected, got {name!r}")
-    content = _read_json(whole) if whole.is_file() else None
-    source = str(whole)
-    if name in _GENERIC_CLASSES and content is None:
-        return None
-    if name in _BERT_CLASSES:
-        path = folder / "vocab.txt"
-        if content is None and not path.is_file():
+    source = folder / TOKENIZER
+    content = _read_json(source) if source.is_file() else None
+    if content is None:
+        source = folder / _VOCABULARY_OF.get(name, TOKENIZER)
+        if not source.is_file():
             return None
-        source = source if content else str(path)
-        vocabulary = _model(content, source)["vocab"] if content else _read_vocabulary(path)
+    if name in _BERT_CLASSES:
+        vocabulary = _read_vocabulary(source) if content is None else _model(content, source)["vocab"]
         content = _wordpiece(vocabulary, options, _added(content, options))
     elif name in _GPT1_CLASSES:
-        path, merges = folder / "vocab.json", folder / "merges.txt"
-        if content is None and not (path.is_file() and merges.is_file()):
-            return None
-        source = source if content else str(path)
-        model = _model(content, source) if content else {"vocab": _read_json(path), "merges": _read_merges(merges)}
+        model = _read_bpe(source) if content is None else _model(content, source)
         content = _bpe(model, _added(content, options))
     content |= {"post_processor": None, "truncation": None, "padding": None}  # our Tokenizer uses none of them
-    return Tokenizer(json.dumps(content, ensure_ascii=False), source)
+    return Tokenizer(json.dumps(content, ensure_ascii=False), str(source))
 
 
 def write_tokenizer(tokenizer: Tokenizer, folder: str | Path, context: int) -> None:
@@ -85,7 +79,6 @@ def write_tokenizer(tokenizer: Tokenizer, folder: str | Path, context: int) -> N
     if around:
         content["post_processor"] = _template(tokenizer, *around)
     write_bytes(folder / TOKENIZER, json.dumps(content, ensure_ascii=False, indent=1).encode())
-    entries = sorted(model["vocab"], key=model["vocab"].get)
     if tokenizer.kind == "wordpiece":
         names = _NAMES
         text = content.get("normalizer") or {}
@@ -93,8 +86,11 @@ def write_tokenizer(tokenizer: Tokenizer, folder: str | Path, context: int) -> N
             "do_lower_case": text.get("lowercase", True),
             "strip_accents": text.get("strip_accents"),
             "tokenize_chinese_chars": text.get("handle_chinese_chars", True),
+            "model_input_names": ["input_ids", "token_type_ids", "attention_mask"],
         }
-        write_bytes(folder / "vocab.txt", "".join(f"{entry}\n" for entry in entries).encode())
+        entry_of = {number: entry for entry, number in model["vocab"].items()}
+        lines = (entry_of.get(number, "") for number in range(max(entry_of) + 1))
+        write_bytes(folder / "vocab.txt", "".join(f"{line}\n" for line in lines).encode())
     else:
         names = {"unk_token": model["unk_token"]} if model.get("unk_token") else {}
         if around:
@@ -211,7 +207,7 @@ def _added(content: dict[str, Any] | None, options: dict[str, Any]) -> list[dict
     return [{name: token.get(name, _PLAIN[name]) for name in _PLAIN} | {"id": i} for i, token in listed.items()]
 
 
-def _model(content: dict[str, Any], source: str) -> dict[str, Any]:
+def _model(content: dict[str, Any], source: Path) -> dict[str, Any]:
     model = content.get("model")
     if not isinstance(model, dict) or not isinstance(model.get("vocab"), dict):
         raise DataError(f"{source}: a tokenizer.json with a vocabulary expected")
@@ -224,14 +220,18 @@ def _read_vocabulary(path: Path) -> dict[str, int]:
         return {line.rstrip("\n"): number for number, line in enumerate(lines)}
 
 
-def _read_merges(path: Path) -> list[list[str]]:
-    """Reads merges.txt: two parts per line, after a line with the version."""
-    lines = path.read_text(encoding="utf-8").split("\n")
+def _read_bpe(path: Path) -> dict[str, Any]:
+    """Reads vocab.json, and merges.txt beside it: two parts per line, after a line with the version."""
+    vocabulary, path = _read_json(path), path.with_name("merges.txt")
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file; it goes with vocab.json") from None
     merges = [line.split(" ") for line in lines[lines[0].startswith("#version") :] if line]
     for number, merge in enumerate(merges):
         if len(merge) != 2:
             raise DataError(f"{path}: two parts per line expected, got {' '.join(merge)!r} as merge {number}")
-    return merges
+    return {"vocab": vocabulary, "merges": merges}
 
 
 def _read_json(path: Path) -> dict[str, Any]:
