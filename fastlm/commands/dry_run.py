@@ -35,7 +35,7 @@ def dry_run(recipe: FinetuneRecipe) -> str:
     short = replace(recipe.train.with_length(steps=UPDATES), validate_every=UPDATES, patience=None)
     with tempfile.TemporaryDirectory(prefix="fastlm-dry-run-") as scratch:
         started = time.perf_counter()
-        record = {"record": recipe.to_json(), "name": recipe.name}
+        record = {"record": recipe.to_json(), "name": recipe.title}
         loop.train(task, short, recipe.placement, Path(scratch), **record, notify=notes.append)
         walked = time.perf_counter() - started
         plan = Plan(**TrainingFolder(scratch).recorded()["plan"])
@@ -64,12 +64,12 @@ def _report(
     per_validation = measured.validation_seconds * dev_inputs / of_sample
     preparing = _encoding_seconds(task) * (train + dev)
     seconds = preparing + steps * measured.update_seconds + (validations + 1) * per_validation
-    padding = "" if measured.padding is None else f", {measured.padding:.1%} padding besides"
+    padding = "" if measured.padding is None else f", and {measured.padding:.1%} of a batch is padding"
     peak = "" if measured.peak_bytes is None else f"; {_size(measured.peak_bytes)} at the peak of an update"
     rows = [["parameters", "number", "peak rate"]]
     rows += [[g.name or "all", f"{g.parameters:,}", f"{config.learning_rate * g.rate:.3g}"] for g in measured.groups]
     lines = [
-        f"# {recipe.labelled.format} from {recipe.start}, {recipe.name}: a dry run",
+        f"# {recipe.title}, {recipe.name}: a dry run",
         "",
         f"The whole recipe worked on {len(task.encoded)} training and {of_sample} dev inputs, in {walked:.1f} s.",
         f"- data: {train:,} training and {dev:,} dev examples, which make {inputs:,} and {round(dev_inputs):,} inputs",

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from fastlm.commands import INTERRUPTED, fail
 from fastlm.commands.arguments import add_option
+from fastlm.commands.predict import submission_of
+from fastlm.data.labelled.examples import Example
+from fastlm.files import write_bytes
 from fastlm.recipes import finetune as recipes
 from fastlm.recipes.finetune import FinetuneRecipe
 from fastlm.run_folder import RunError, RunFolder
@@ -45,6 +51,7 @@ def add_parser(commands: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     given = {f.name: getattr(options, f.name) for f in recipes.OPTIONS if hasattr(options, f.name)}
     recipe, folder = _chosen_run(options, given)
+    recipe.format()  # before torch is imported, which takes seconds
     if hasattr(options, "search"):
         from fastlm.commands.search import search
 
@@ -58,19 +65,38 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _train(recipe: FinetuneRecipe, folder: RunFolder) -> int:
+    test_file = recipe.labelled.test_file
+    if test_file is not None:  # it is read now, so that a bad file is an error before the training
+        examples = recipe.format().read(Path(test_file), labelled=False)
+
     from fastlm.train.loop import Interrupted, train
     from fastlm.train.report import markdown
 
     task = recipe.task()
-    record = {"record": recipe.to_json(), "name": recipe.name}
+    record = {"record": recipe.to_json(), "name": recipe.title}
     try:
         result = train(task, recipe.train, recipe.placement, folder.path, **record)
     except Interrupted as interruption:
         return fail(str(interruption), INTERRUPTED)
-    command = task.try_command(folder.path)
-    made = f"In {folder.path}: model/, metrics.jsonl, loss.png, scores.png, report.md."
-    print(f"\n{markdown(result)}\n{made}" + (f" Try: {command}" if command else ""))
+    print(f"\n{markdown(result)}\nIn {folder.path}: model/, metrics.jsonl, loss.png, scores.png, report.md.")
+    if test_file is not None:
+        print(f"Predictions for {test_file}: {_predict(recipe, folder, examples)}")
+    print(f"Try: {task.try_command(folder.path)}")
     return 0
+
+
+def _predict(recipe: FinetuneRecipe, folder: RunFolder, examples: Sequence[Example]) -> str:
+    """Writes predictions.jsonl and, for a benchmark, submission/; returns the paths."""
+    from fastlm.inference.predict import Predictor
+
+    predictor = Predictor.load(folder.path, device=recipe.placement.device)
+    predictions = list(predictor.predict(examples))
+    lines = "".join(json.dumps(prediction, ensure_ascii=False) + "\n" for prediction in predictions)
+    write_bytes(folder.path / "predictions.jsonl", lines.encode())
+    made, format = [folder.path / "predictions.jsonl"], recipe.format()
+    if format.submission is not None:
+        made += submission_of(format)(folder.path / "submission", predictor.task, predictions)
+    return ", ".join(map(str, made))
 
 
 def _chosen_run(options: argparse.Namespace, given: dict[str, Any]) -> tuple[FinetuneRecipe, RunFolder]:

@@ -49,12 +49,12 @@ def search(recipe: FinetuneRecipe, text: str, folder: Path) -> int:
     results = []
     for number, (trial, own) in enumerate(zip(trials, recipes, strict=True), 1):
         print(f"\ntrial {number} of {len(trials)}: {trial.name}")
-        record = {"record": own.to_json(), "name": own.name}
+        record = {"record": own.to_json(), "name": own.title}
         try:
             result = train(own.task(), own.train, own.placement, folder / "trials" / trial.name, **record)
         except Interrupted as interruption:
             return fail(f"trial {number} of {len(trials)}: {interruption}", INTERRUPTED)
-        results.append({"trial": trial.name, "options": trial.options, "scores": result["scores"][own.name]})
+        results.append({"trial": trial.name, "options": trial.options, "scores": result["scores"][own.title]})
         _write(recipe, results, folder)
     print("\n" + (folder / "search.md").read_text() + f"\nIn {folder}: search.md, search.json, search.png, trials/.")
     return 0
@@ -69,11 +69,11 @@ def _write(recipe: FinetuneRecipe, results: Sequence[dict[str, Any]], folder: Pa
     metric = task.selected_by
     title = task.metric_names.get(metric, (metric, ".4f"))
     summaries = summarise([(result["options"], result["scores"][metric]) for result in results])
-    lines = [f"# {recipe.labelled.format} from {recipe.start}, {recipe.name}", "", *table(summaries, metric, title)]
+    lines = [f"# {recipe.title}, {recipe.name}", "", *table(summaries, metric, title)]
     if any(len(summary.scores) < 2 for summary in summaries):
         lines += ["", "A row of one seed has no deviation: add seeds, such as seed=0,1,2, before comparing rows."]
     write_json(
         folder / "search.json", {"metric": metric, "trials": results, "summaries": [s._asdict() for s in summaries]}
     )
     write_bytes(folder / "search.md", ("\n".join(lines) + "\n").encode())
-    plot_trials(summaries, folder / "search.png", metric=title[0], title=f"{recipe.labelled.format}, {recipe.name}")
+    plot_trials(summaries, folder / "search.png", metric=title[0], title=recipe.title)

@@ -33,6 +33,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastlm._options import option_values
 from fastlm.data.labelled.config import LabelledConfig
+from fastlm.data.labelled.formats import Format, find_format
 from fastlm.device import Placement
 from fastlm.recipes.base import all_options, overlay_sections, replaced_together
 from fastlm.run_folder import RunError, RunFolder
@@ -57,6 +58,16 @@ class FinetuneRecipe:
     train: TrainConfig
     placement: Placement = field(default_factory=Placement)
     start: str = ""
+
+    @property
+    def title(self) -> str:
+        """Names the fine-tuned model in a report."""
+        return f"{Path(self.start).name} on {self.labelled.format}"
+
+    def format(self) -> Format:
+        """Returns the format of the data. Raises ValueError for an unknown one, or options that it does not have."""
+        kind = None if self.labelled.kind == "auto" else self.labelled.kind
+        return find_format(self.labelled.format, columns=self.labelled.columns(), kind=kind)
 
     def task(self) -> Task:
         """Returns the task. Raises ValueError, with the option's name, if values contradict."""
@@ -143,7 +154,8 @@ def for_model(start: str, format: str, name: str | None = None) -> FinetuneRecip
     if name not in RECIPES:
         given = f"none, and the model_type of {start} is {config.get('model_type')!r}" if name is None else repr(name)
         raise ValueError(f"recipe: one of {', '.join(RECIPES)} expected, got {given}")
-    recipe = replace(RECIPES[name], start=start).with_options(TASKS[name].get(format, {}))
+    own = TASKS[name].get(find_format(format).name, {})
+    recipe = replace(RECIPES[name], start=start).with_options({"format": format, **own})
     context = next(
         (config[key] for key in ("context", "max_position_embeddings", "n_positions") if key in config), None
     )

@@ -48,6 +48,7 @@ class Task(ABC):
     loss_names: the names of the losses that `losses` returns; the first one is minimised.
     data_version: raised when `prepare` gives another result for the same files.
     metric_names: {metric: (its title in the report, its number format)}, in the order of the report's table.
+    score_names: metrics of `evaluate` that are drawn over the updates.
     selected_by: the metric of `evaluate` that selects the best model: the lowest "loss", the highest of any other.
     validation_hint: what else would help, beside the advice of a DataError, if the validation split is too small.
     """
@@ -55,6 +56,7 @@ class Task(ABC):
     loss_names: ClassVar[tuple[str, ...]] = ("loss",)
     data_version: ClassVar[int] = 1
     metric_names: ClassVar[dict[str, tuple[str, str]]] = {"loss": ("loss", ".3f")}
+    score_names: ClassVar[tuple[str, ...]] = ()
     selected_by: ClassVar[str] = "loss"
     validation_hint: ClassVar[str] = ""
 

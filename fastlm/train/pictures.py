@@ -16,18 +16,18 @@ from fastlm.train.trials import Summary
 READABLE = 12  # labels up to which the cells of a confusion matrix have their counts
 
 
-def plot_scores(curve: Curve, file: Path, *, titles: Mapping[str, Sequence[str]], title: str) -> None:
-    """Draws each score of the validations over the updates, as a PNG. Without a validation it writes nothing.
+def plot_scores(curve: Curve, file: Path, *, scores: Mapping[str, str], title: str) -> None:
+    """Draws scores of the validations over the updates, as a PNG. Without a validation it writes nothing.
 
-    titles: {metric: (its title, ...)}; only these metrics are drawn. Raises OSError.
+    scores: {metric: its title}. Raises OSError.
     """
-    drawn = {name: series for name, series in curve.scores.items() if name in titles}
+    drawn = {scores[name]: series for name, series in curve.scores.items() if name in scores}
     if not drawn:
         return
     figure = Figure(figsize=(7, 4))
     axes = figure.subplots()
     for name, series in drawn.items():
-        axes.plot([b.step for b in series.bins], [b.mean for b in series.bins], "o-", label=titles[name][0])
+        axes.plot([b.step for b in series.bins], [b.mean for b in series.bins], "o-", label=name)
     axes.set(title=title, xlabel="update", ylabel="score on the validation data")
     axes.grid(alpha=0.3)
     axes.legend(loc="best")
@@ -69,12 +69,16 @@ def plot_trials(summaries: Sequence[Summary], file: Path, *, metric: str, title:
     """Draws the scores of a search as a PNG: per setting a point per seed, mean and deviation. Raises OSError."""
     figure = Figure(figsize=(max(5.0, 1.5 + 0.9 * len(summaries)), 4.5))
     axes = figure.subplots()
-    for x, summary in enumerate(summaries):
-        axes.plot([x] * len(summary.scores), summary.scores, "o", color="C0", alpha=0.5)
-        axes.errorbar([x + 0.15], [summary.mean], yerr=[summary.deviation or 0.0], fmt="s", color="C1", capsize=4)
+    places = range(len(summaries))
+    seeds = [(x, score) for x, summary in zip(places, summaries, strict=True) for score in summary.scores]
+    axes.plot(*zip(*seeds, strict=True), "o", color="C0", alpha=0.5, label="a seed")
+    means, spreads = [summary.mean for summary in summaries], [summary.deviation or 0.0 for summary in summaries]
+    beside = [x + 0.1 for x in places]
+    axes.errorbar(beside, means, yerr=spreads, fmt="s", color="C1", capsize=4, label="mean and deviation")
     names = ["\n".join(f"{n} {v}" for n, v in summary.options.items()) for summary in summaries]
-    axes.set_xticks(range(len(summaries)), names)
-    axes.set(title=f"{title} (points: seeds; squares: mean and deviation)", ylabel=metric)
+    axes.set_xticks(places, names)
+    axes.set(title=title, ylabel=metric, xlim=(-0.5, len(summaries) - 0.5))
     axes.grid(alpha=0.3)
+    axes.legend(loc="best")
     figure.tight_layout()
     _write(figure, file)

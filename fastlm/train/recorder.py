@@ -99,8 +99,9 @@ class Recorder:
         trainer = self.trainer
         checkpoint.save(self.run.checkpoints, self.step, trainer.model, trainer.optimizer, run_hash=run_hash, **state)
         report.plot(self.metrics.curve, self.run.curve, title=self.name)
-        if trainer.task.selected_by != "loss":
-            pictures.plot_scores(self.metrics.curve, self.run.scores, titles=trainer.task.metric_names, title=self.name)
+        if trainer.task.score_names:
+            titles = {name: trainer.task.metric_names[name][0] for name in trainer.task.score_names}
+            pictures.plot_scores(self.metrics.curve, self.run.scores, scores=titles, title=self.name)
         self._since = time.perf_counter()
 
     def _require_finite(self, record: dict[str, Any]) -> None:
