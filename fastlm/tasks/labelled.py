@@ -75,6 +75,11 @@ class LabelledTask(Task):
     def check_examples(self, train: Sequence[Any], labels: Sequence[str], notify: Notify) -> None:
         """Raises DataError for training examples that nothing can be learned from."""
 
+    def check_encodings(self, examples: Sequence[Any], encoded: Encodings, source: str, notify: Notify) -> None:
+        """Tells `notify` how many inputs were cut."""
+        if warning := encoded.cut_warning(source, self.labelled.max_length):
+            notify(warning)
+
     def class_weights(self) -> list[float] | None:
         """Returns the weights of the classes in the loss."""
         return None
@@ -262,7 +267,7 @@ class LabelledTask(Task):
             score_all(task.scores, gold, gold)
         for name, examples in (("train_file", train), ("dev_file", dev)):
             encoded = encode(examples, tokenizer, task, targets=True)
-            self.check_encodings(encoded, getattr(self.labelled, name), notify)
+            self.check_encodings(examples, encoded, getattr(self.labelled, name), notify)
             if name == "train_file":
                 encoded.save(data / "train.npz")
         write_examples(data / "baselines.jsonl", every_nth(train, BASELINE_EXAMPLES))
@@ -271,11 +276,6 @@ class LabelledTask(Task):
 
     def _limited(self, examples: list[Example]) -> list[Example]:
         return examples if self.limit is None else every_nth(examples, self.limit)
-
-    def check_encodings(self, encoded: Encodings, source: str, notify: Notify) -> None:
-        """Tells `notify` how many inputs were cut."""
-        if warning := encoded.cut_warning(source, self.labelled.max_length):
-            notify(warning)
 
     def _describe(
         self, train: Sequence[Example], labels: tuple[str, ...], tokenizer: Tokenizer, scores: Sequence[str]
