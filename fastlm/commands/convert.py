@@ -16,13 +16,12 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument("source", help="run folder, model's folder, or folder of transformers")
     parser.add_argument("target", help="folder to write")
-    parser.add_argument("--drop", nargs="+", default=[], metavar="NAME", help="tensors to leave out, by their prefix")
+    parser.add_argument("--drop", nargs="+", default=[], metavar="NAME", help="heads, tensors or modules to leave out")
     parser.set_defaults(command=run)
 
 
 def run(options: argparse.Namespace) -> int:
     from fastlm.inference.convert import convert
 
-    done = convert(options.source, options.target, drop=options.drop)
-    print("\n".join([f"{options.target}: {done.model}", *done.lines]))
+    print("\n".join(convert(options.source, options.target, drop=options.drop)))
     return 0
