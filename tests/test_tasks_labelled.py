@@ -20,6 +20,7 @@ from fastlm.run_folder import RunError
 from fastlm.tasks.labelled import labelled_task
 from fastlm.train import loop
 from fastlm.train.config import TrainConfig
+from fastlm.train.trainer import Plan, Trainer
 
 __all__ = ["one_thread"]  # a fixture
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -167,6 +168,20 @@ def test_it_resumes_exactly(request, tmp_path, monkeypatch, start, batching):
     assert losses(tmp_path / "run") == losses(tmp_path / "whole")
     assert weights(tmp_path / "run") == weights(tmp_path / "whole")
     assert result["scores"] == expected["scores"]
+
+
+@pytest.mark.parametrize(("kind", "options"), [("tagging", {}), ("classification", {"class_weights": "good=7"})])
+def test_micro_batches_give_the_update_of_the_whole_batch(tmp_path, kind, options):
+    """Also where they have different numbers of tags, or weights of classes."""
+    start = save_start(tmp_path / "start", "bert_tiny")
+    task = prepared(start, labelled(tmp_path, kind, head_dropout=0.0, **options), tmp_path / "run")
+    updates = []
+    for accumulation in (1, 4):
+        config = replace(TRAIN, batch_size=16, accumulation=accumulation, seed=1)
+        with Trainer(task, config, Plan(6, 0, "cpu", "fp32", {})) as trainer:
+            updates.append(trainer.update(0).values.tolist())
+            weights = {trainer.dataset("train", 32).weight(step) for step in range(4)}
+    assert len(weights) > 1 and updates[1] == pytest.approx(updates[0], rel=1e-4)
 
 
 def test_a_start_that_has_changed_is_refused(bert, tmp_path, monkeypatch):
