@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import corpora
@@ -12,9 +11,12 @@ import transformers
 
 from fastlm.data import DataError
 from fastlm.data.labelled.description import Description
+from fastlm.data.labelled.examples import TaggedExample
+from fastlm.files import write_json
 from fastlm.inference.convert import convert
 from fastlm.inference.heads import task_head
 from fastlm.inference.load import load_pretrained, read_task
+from fastlm.inference.predict import Predictor
 from fastlm.models import BERT, BERTConfig, Model, pretraining_heads
 
 SIZES = BERTConfig(vocab_size=600, context=24, layers=2, hidden=32, heads=2, intermediate=64)
@@ -28,7 +30,7 @@ def saved(folder: Path, task: Description | None, **heads) -> Model:
     model.save(folder)
     corpora.tokenizer("wordpiece").save(folder / "tokenizer.json")
     if task is not None:
-        (folder / "task.json").write_text(json.dumps(task.to_json()))
+        write_json(folder / "task.json", task.to_json())
     return model.eval()
 
 
@@ -70,6 +72,21 @@ def test_a_fine_tuned_model_keeps_its_task(tmp_path):
         assert read_task(tmp_path / folder) == TASK
         model, _ = load_pretrained(tmp_path / folder)
         assert model.head_names == ("tags",) and torch.equal(model.tags.weight, ours.tags.weight)
+
+
+def test_predictions_are_the_same_before_and_after(tmp_path):
+    words = TaggedExample("0", ("it", "was", "late", "in", "hartfield"), None, 0, "x")
+    saved(tmp_path / "ours", TASK)
+    convert(tmp_path / "ours", tmp_path / "theirs")
+    convert(tmp_path / "theirs", tmp_path / "back")
+    first, *others = (list(Predictor.load(tmp_path / name).predict([words])) for name in ("ours", "theirs", "back"))
+    assert others == [first, first] and len(first[0]["tags"]) == 5
+
+
+def test_a_fine_tuned_model_is_saved_again_with_its_task(tmp_path):
+    saved(tmp_path / "ours", TASK)
+    load_pretrained(tmp_path / "ours")[0].save(tmp_path / "again")
+    assert (tmp_path / "again/task.json").read_bytes() == (tmp_path / "ours/task.json").read_bytes()
 
 
 def test_what_is_asked_for_is_left_out_and_said(tmp_path):

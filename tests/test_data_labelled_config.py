@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-from dataclasses import replace
 
 import pytest
 
@@ -73,7 +72,3 @@ def test_a_damaged_description_is_named(tmp_path, content, message):
         Description.read(tmp_path / TASK_FILE)
     with pytest.raises(DataError, match=r"none.json: the description of a task expected"):
         Description.read(tmp_path / "none.json")
-
-
-def test_kinds_agree():
-    assert replace(LabelledConfig(), kind="span").kind == "span"

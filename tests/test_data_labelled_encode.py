@@ -225,6 +225,14 @@ def test_a_sentence_in_its_document():
     assert made.places["word_at"].tolist() == [1, 2, 3, 4, 5, 6, 7, 1]
 
 
+def test_predictions_with_a_target_are_counted():
+    tags = encode([tagged(["zqx", "is"], ["O"] * 2), tagged(["\u200b"], ["O"])], wordpiece(), TAGS, targets=True)
+    assert tags.predicted.tolist() == [2, 0]
+    lost = SpanExample("q", "who ?", "anna \u200b wrote", (Answer("\u200b", 5),), False, "x")
+    assert encode([lost, span("anna", "anna")], wordpiece(), SPAN, targets=True).predicted.tolist() == [0, 1]
+    assert encode([text("good")], wordpiece(), CLASSES, targets=True).predicted.tolist() == [1]
+
+
 # Files ------------------------------------------------------------------------------------------------------------
 
 

@@ -62,7 +62,16 @@ def test_choices():
         ChoiceExample("1", "Bob drove a car", "", ("a car", "an apple", "a pear"), 0, "f:2"),
         ChoiceExample("2", "Eve slept", "", ("in bed", "Eve woke", "a pear"), 1, "f:3"),
     ]
-    assert predict_baselines("choice", examples, examples, None) == {"majority": [1, 1, 1], "tf-idf": [1, 0, 1]}
+    found = predict_baselines("choice", examples, examples, None)
+    assert found["majority"] == [1, 1, 1] and found["tf-idf"] == [1, 0, 1]
+
+
+def test_a_classifier_of_choices_learns_words_that_the_context_lacks():
+    wrong = [("bad 1", "bad 2", "good"), ("good", "bad 3", "bad 4"), ("bad 5", "good", "bad 6")]
+    train = [ChoiceExample("0", "text", "", choices, choices.index("good"), "f:1") for choices in wrong * 4]
+    test = [ChoiceExample("0", "other", "", ("bad text", "good text"), 1, "f:1")]
+    found = predict_baselines("choice", train, test, None)
+    assert found["tf-idf + logistic regression"] == [1] and found["tf-idf"] == [0]
 
 
 def test_spans():

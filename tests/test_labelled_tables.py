@@ -193,6 +193,16 @@ def test_tags_of_the_dev_file_are_those_of_the_training_file():
         check_labels(train, ("O",))
 
 
+def test_scores_that_are_all_equal_are_reported():
+    def numbers(name, *labels):
+        return [TextExample("0", "t", None, label, f"{name}:2") for label in labels]
+
+    said = []
+    check_dev_labels(numbers("train.tsv", 1.0, 2.0), numbers("dev.tsv", 3.0), (), pytest.fail)
+    check_dev_labels(numbers("train.tsv", 0.0, 0.0), numbers("dev.tsv", 3.0, 2.0), (), said.append)
+    assert len(said) == 1 and said[0].startswith("train.tsv: all 2 scores are 0: there is nothing to learn from them")
+
+
 def test_a_format_is_found_by_any_spelling():
     assert find_format("SST-2").name == "sst2" and find_format("story_cloze").name == "story-cloze"
     assert {find_format(name).name for name in format_names()} == set(format_names())

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 import fastlm
 from fastlm import nn as fnn
-from fastlm.dropout import draw_seeds
+from fastlm.dropout import draw_seeds, row_mask
 
 E, H, S, B = 32, 4, 9, 3
 DOUBLE = {"dtype": torch.float64}
@@ -120,6 +120,16 @@ def test_embedding_tables_start_small():
     assert abs(module.word.std().item() - 0.02) < 0.001
 
 
+def test_dropout_is_the_row_ops_mask_forward_and_backward():
+    module, seed, first_row = fnn.Dropout(0.25).train(), draw_seeds(1), torch.tensor([2**33 + 5])
+    x, dy = values(B, S, E).requires_grad_(), values(B, S, E) + 1
+    kept = row_mask(seed, B * S, E, 192, first_row).view(x.shape)
+    y = module(x, seed=seed, first_row=first_row)
+    y.backward(dy)
+    close(y, x * kept * (256 / 192))
+    close(x.grad, dy * kept * (256 / 192))
+
+
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 def test_linear_cross_entropy_is_linear_and_cross_entropy(reduction):
     options = {"reduction": reduction, "label_smoothing": 0.1, "ignore_index": -1}
@@ -131,6 +141,7 @@ def test_linear_cross_entropy_is_linear_and_cross_entropy(reduction):
 
 
 SITES = {
+    "Dropout": (fnn.Dropout(0.5), (torch.randn(B, S, E),)),
     "AddLayerNorm": (fnn.AddLayerNorm(E, dropout=0.5), (torch.ones(B, S, E), torch.zeros(B, S, E))),
     "SelfAttention": (fnn.SelfAttention(E, H, dropout=0.5), (torch.randn(B, S, E),)),
     "EmbeddingLayerNorm": (fnn.EmbeddingLayerNorm(50, S, E, dropout=0.5), (torch.randint(0, 50, (B, S)),)),
@@ -183,6 +194,7 @@ def test_a_block_of_modules_learns():
         (fnn.LayerNormGELU(E, approximate="none"), "LayerNormGELU(32, eps=1e-05, approximate='none')"),
         (fnn.BiasGELU(E), "BiasGELU(32, approximate='tanh')"),
         (fnn.MLP(E, 64), "approximate='tanh'\n"),
+        (fnn.Dropout(0.1), "Dropout(0.1)"),
         (fnn.SelfAttention(E, H, causal=True), "heads=4, causal=True, dropout=0.0\n"),
         (fnn.EmbeddingLayerNorm(50, 12, E, segments=2), "50, 12, 32, segments=2, dropout=0.0\n"),
         (fnn.LinearCrossEntropy(reduction="sum"), "LinearCrossEntropy(reduction='sum', ignore_index=-100, "),

@@ -20,6 +20,7 @@ from fastlm.run_folder import RunError
 from fastlm.tasks.labelled import labelled_task
 from fastlm.train import loop
 from fastlm.train.config import TrainConfig
+from fastlm.train.trainer import Plan, Trainer
 
 __all__ = ["one_thread"]  # a fixture
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -145,7 +146,7 @@ def test_every_kind_trains_scores_and_predicts(request, tmp_path, start, kind):
 
 
 def test_it_learns(bert, tmp_path):
-    config = replace(TRAIN, steps=60, validate_every=60)
+    config = replace(TRAIN, steps=40, validate_every=40, learning_rate=3e-3)
     result = fine_tune(labelled_task(bert, labelled(tmp_path, "classification", 40)), tmp_path / "run", config)
     assert result["scores"]["mine"]["accuracy"] == 1.0
     assert result["confusion"] == {"labels": ["bad", "good"], "counts": [[20, 0], [0, 20]]}
@@ -167,6 +168,20 @@ def test_it_resumes_exactly(request, tmp_path, monkeypatch, start, batching):
     assert losses(tmp_path / "run") == losses(tmp_path / "whole")
     assert weights(tmp_path / "run") == weights(tmp_path / "whole")
     assert result["scores"] == expected["scores"]
+
+
+@pytest.mark.parametrize(("kind", "options"), [("tagging", {}), ("classification", {"class_weights": "good=7"})])
+def test_micro_batches_give_the_update_of_the_whole_batch(tmp_path, kind, options):
+    """Also where they have different numbers of tags, or weights of classes."""
+    start = save_start(tmp_path / "start", "bert_tiny")
+    task = prepared(start, labelled(tmp_path, kind, head_dropout=0.0, **options), tmp_path / "run")
+    updates = []
+    for accumulation in (1, 4):
+        config = replace(TRAIN, batch_size=16, accumulation=accumulation, seed=1)
+        with Trainer(task, config, Plan(6, 0, "cpu", "fp32", {})) as trainer:
+            updates.append(trainer.update(0).values.tolist())
+            weights = {trainer.dataset("train", 32).weight(step) for step in range(4)}
+    assert len(weights) > 1 and updates[1] == pytest.approx(updates[0], rel=1e-4)
 
 
 def test_a_start_that_has_changed_is_refused(bert, tmp_path, monkeypatch):
@@ -308,6 +323,22 @@ def test_long_inputs_are_reported_in_one_sentence_per_file(bert, tmp_path):
     notes = []
     prepared(bert, labelled(tmp_path, "classification", max_length=8), tmp_path / "run", notes)
     assert [" inputs were longer than max_length 8 and were cut" in note for note in notes] == [False, True, True]
+
+
+def test_answers_that_cannot_be_learned_and_long_questions_are_reported(bert, tmp_path):
+    context = f"anna \u200b wrote {'a film ' * 20}"
+    answers = [{"text": "\u200b", "answer_start": 5}], [{"text": context[7:], "answer_start": 7}]
+    asked = [{"id": f"q{i}", "question": "who wrote it ?", "answers": given} for i, given in enumerate(answers)]
+    paragraph = {"context": context, "qas": asked}
+    file = tmp_path / "lost.json"
+    file.write_text(json.dumps({"data": [{"paragraphs": [paragraph]}]}))
+    made, notes = labelled(tmp_path, "span", format="squad1", train_file=str(file), max_question=3), []
+    prepared(bert, replace(made, dev_file=str(file)), tmp_path / "run", notes)
+    assert notes[1:4] == [
+        f"{file}: answers not learned, as no token stands for their characters: 1",
+        f"{file}: answers learned as none, as no window holds all of them: 1",
+        f"{file}: questions longer than max_question 3, and cut: 2",
+    ]
 
 
 # Scores at the edge -----------------------------------------------------------------------------------------------

@@ -4,9 +4,11 @@
 |---|---|---|
 | classification | the most frequent class | tf-idf of words and pairs of words, logistic regression |
 | regression | the mean | pairs: the cosine of the tf-idf vectors, fitted by a line; texts: tf-idf, ridge regression |
-| choice | the most frequent index | the choice whose tf-idf vector is closest to that of context and question |
+| choice | the most frequent index | the choice that a classifier of pairs (context, choice) finds best |
 | span | the most frequent answer | the sentence whose tf-idf vector is closest to that of the question |
 | tagging | the most frequent tag | the most frequent tag of each word |
+
+For choices, "tf-idf" alone is the choice whose vector is closest to that of context and question.
 
 All are fitted on the training examples alone. They need scikit-learn, the extra `finetune`, except for tagging.
 """
@@ -24,6 +26,7 @@ from fastlm.data.sentences import split_sentences
 from fastlm.evaluate.scores import library, score_all, targets
 from fastlm.evaluate.squad import texts
 
+_REGRESSION = "tf-idf + logistic regression"
 _WORDS = r"\w+|[^\w\s]"  # scikit-learn's own pattern drops single letters and punctuation, which may decide
 
 
@@ -56,8 +59,12 @@ def predict_baselines(
         return {"majority": [answer] * len(test), "tf-idf": _closest_sentences(train, test)}
     majority = [most_frequent(gold)] * len(test)
     if kind == "choice":
-        return {"majority": majority, "tf-idf": _closest_choices(train, test)}
-    return {"majority": majority, "tf-idf + logistic regression": _classify(train, gold, test)}
+        return {
+            "majority": majority,
+            "tf-idf": _closest_choices(train, test),
+            _REGRESSION: _choose(train, gold, test),
+        }
+    return {"majority": majority, _REGRESSION: _classify(train, gold, test)}
 
 
 def most_frequent(values: Iterable[Any]) -> Any:
@@ -69,10 +76,31 @@ def most_frequent(values: Iterable[Any]) -> Any:
 def _classify(train: Sequence[TextExample], gold: Sequence[int], test: Sequence[TextExample]) -> list[int]:
     if len(set(gold)) == 1:
         return [gold[0]] * len(test)
-    vectors = _fitted(text for example in train for text in (example.text, example.pair) if text is not None)
-    model = library("sklearn.linear_model").LogisticRegression(max_iter=1000)
-    model.fit(_features(vectors, train), gold)
+    vectors, model = _logistic_regression(train, gold)
     return model.predict(_features(vectors, test)).tolist()
+
+
+def _choose(train: Sequence[ChoiceExample], gold: Sequence[int], test: Sequence[ChoiceExample]) -> list[int]:
+    """Returns the choice that is likeliest to be right, by a classifier of pairs of context and choice."""
+    right = [int(i == label) for example, label in zip(train, gold, strict=True) for i in range(len(example.choices))]
+    vectors, model = _logistic_regression(_pairs(train), right)
+    logits = iter(model.decision_function(_features(vectors, _pairs(test))).tolist())
+    return [int(np.argmax([next(logits) for _ in example.choices])) for example in test]
+
+
+def _pairs(examples: Sequence[ChoiceExample]) -> list[TextExample]:
+    return [
+        TextExample(example.id, f"{example.context} {example.question}", choice, None, example.where)
+        for example in examples
+        for choice in example.choices
+    ]
+
+
+def _logistic_regression(train: Sequence[TextExample], gold: Sequence[int]) -> tuple[Any, Any]:
+    """Returns the fitted vectorizer and classifier."""
+    vectors = _fitted_to_texts(train)
+    model = library("sklearn.linear_model").LogisticRegression(max_iter=1000)
+    return vectors, model.fit(_features(vectors, train), gold)
 
 
 def _features(vectors: Any, examples: Sequence[TextExample]) -> Any:
@@ -85,7 +113,7 @@ def _features(vectors: Any, examples: Sequence[TextExample]) -> Any:
 
 
 def _regress(train: Sequence[TextExample], gold: Sequence[float], test: Sequence[TextExample]) -> list[float]:
-    vectors = _fitted(text for example in train for text in (example.text, example.pair) if text is not None)
+    vectors = _fitted_to_texts(train)
     models = library("sklearn.linear_model")
     if train[0].pair is None:
         model = models.Ridge().fit(_features(vectors, train), gold)
@@ -117,6 +145,10 @@ def _closest_sentences(train: Sequence[SpanExample], test: Sequence[SpanExample]
 def _closest(vectors: Any, text: str, candidates: Sequence[str]) -> int:
     """Returns the index of the candidate with the greatest cosine, the first one on a tie."""
     return int((vectors.transform(candidates) @ vectors.transform([text]).T).toarray().argmax())
+
+
+def _fitted_to_texts(train: Sequence[TextExample]) -> Any:
+    return _fitted(text for example in train for text in (example.text, example.pair) if text is not None)
 
 
 def _fitted(train: Iterable[str]) -> Any:

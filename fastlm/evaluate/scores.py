@@ -47,6 +47,8 @@ def macro_f1(labels: Sequence[int], predictions: Sequence[int]) -> float:
 
 def matthews(labels: Sequence[int], predictions: Sequence[int]) -> float:
     """Returns Matthews' correlation, of any number of classes; 0 if all labels, or all predictions, are one class."""
+    if _is_constant(labels) or _is_constant(predictions):
+        return 0.0
     return float(library("sklearn.metrics").matthews_corrcoef(labels, predictions))
 
 
@@ -61,9 +63,13 @@ def spearman(labels: Sequence[float], predictions: Sequence[float]) -> float:
 
 
 def _correlation(name: str, labels: Sequence[float], predictions: Sequence[float]) -> float:
-    if len(set(labels)) == 1 or len(set(predictions)) == 1:
+    if _is_constant(labels) or _is_constant(predictions):
         return 0.0
     return float(getattr(library("scipy.stats"), name)(labels, predictions).statistic)
+
+
+def _is_constant(values: Sequence) -> bool:
+    return len(set(values)) == 1
 
 
 def library(module: str) -> Any:
@@ -71,7 +77,7 @@ def library(module: str) -> Any:
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        name = {"sklearn": "scikit-learn"}.get(error.name or "", error.name)
+        name = (error.name or module).partition(".")[0].replace("sklearn", "scikit-learn")
         raise ModuleNotFoundError(f"{name} is not installed: pip install 'fastlm[finetune]'", name=error.name) from None
 
 

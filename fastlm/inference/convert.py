@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from fastlm.data.labelled.description import TASK_FILE
-from fastlm.files import new_folder, write_json
+from fastlm.files import new_folder
 from fastlm.inference.load import is_ours, load_pretrained, read_task
 
 
@@ -49,8 +48,6 @@ def _to_fastlm(source: str | Path, target: Path, drop: Sequence[str]) -> list[st
         loaded.model.save(folder)
         if loaded.tokenizer is not None:
             loaded.tokenizer.save(folder / "tokenizer.json")
-        if loaded.task is not None:
-            write_json(folder / TASK_FILE, loaded.task.to_json())
     heads = ", ".join(loaded.model.head_names) or "no heads"
     lines = [f"{target}: a fastlm {type(loaded.model).__name__} with {heads}"]
     if loaded.tokenizer is None:

@@ -5,7 +5,6 @@ Both kinds of models' folders have a config.json. Ours has "layers", theirs "n_l
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -78,15 +77,7 @@ def read_task(source: str | Path) -> Description | None:
 
         return read_task(source)
     path = folder / TASK_FILE
-    if not path.is_file():
-        return None
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(f"{path}: not JSON ({error})") from error
-    if not isinstance(content, dict):
-        raise DataError(f"{path}: a JSON object expected, got a {type(content).__name__}")
-    return Description.from_json(content, str(path))
+    return Description.read(path) if path.is_file() else None
 
 
 def is_ours(source: str | Path) -> bool:
@@ -123,7 +114,12 @@ def _load_ours(folder: Path, heads: Mapping[str, Head] | None, drop: Sequence[st
         raise ValueError(f"drop: a head of {folder} expected ({', '.join(own)}), got {unknown[0]!r}")
     if heads is None:
         heads = {name: head for name, head in own.items() if name not in drop}
+        task = task if task is not None and task.head in heads else None
     else:  # heads of tasks are fresh
         fresh = {name for name in heads if name in drop or name not in pretrained}
         weights = {name: tensor for name, tensor in weights.items() if name.partition(".")[0] not in fresh}
-    return models.from_weights(config, weights, heads, backend=backend, source=str(folder / files.WEIGHTS))
+        task = None
+    model = models.from_weights(config, weights, heads, backend=backend, source=str(folder / files.WEIGHTS))
+    if task is not None:
+        model.companions[TASK_FILE] = task.to_json()
+    return model

@@ -19,7 +19,9 @@ Notify = Callable[[str], None]
 class Dataset(Protocol):
     """Makes the batches of one split at one sequence length; `batch(step)` depends on (seed, step) alone.
 
-    A dataset may also have `warnings`: sentences about the data, which are shown before training.
+    A dataset may also have `warnings`: sentences about the data, which are shown before training; and `weight(step)`:
+    how much the loss of a batch counts in the mean over the micro-batches of an update, such as the number of its
+    predicted tokens. Otherwise all count the same.
     """
 
     batches_per_epoch: int

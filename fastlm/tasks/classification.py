@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from fastlm.data.corpus import DataError
+from fastlm.data.labelled.encode import Encodings
 from fastlm.data.labelled.examples import TextExample
 from fastlm.tasks.base import Notify
 from fastlm.tasks.labelled import LabelledTask, shorten
@@ -29,6 +30,10 @@ class Classification(LabelledTask):
     def class_weights(self) -> list[float] | None:
         labels = self.description.labels
         return self._weights(labels, np.bincount(self.encoded.targets["labels"], minlength=len(labels)).tolist())
+
+    def item_weights(self, encoded: Encodings) -> np.ndarray:
+        weights = self.class_weights()
+        return super().item_weights(encoded) if weights is None else np.array(weights)[encoded.targets["labels"]]
 
     def _weights(self, labels: Sequence[str], counts: Sequence[int]) -> list[float] | None:
         """Returns weights that are balanced (n / (classes * count), scikit-learn's) or given, others being 1."""

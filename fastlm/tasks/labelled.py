@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -18,7 +19,7 @@ from fastlm.data.inputs import GPT1_SPECIALS, Template
 from fastlm.data.labelled.batches import LabelledBatches
 from fastlm.data.labelled.config import LabelledConfig
 from fastlm.data.labelled.description import TASK_FILE, Description
-from fastlm.data.labelled.encode import IGNORED, Encodings, encode
+from fastlm.data.labelled.encode import Encodings, encode
 from fastlm.data.labelled.examples import Example, Kind
 from fastlm.data.labelled.formats import find_format
 from fastlm.data.labelled.labels import check_dev_labels, label_names
@@ -75,9 +76,18 @@ class LabelledTask(Task):
     def check_examples(self, train: Sequence[Any], labels: Sequence[str], notify: Notify) -> None:
         """Raises DataError for training examples that nothing can be learned from."""
 
+    def check_encodings(self, examples: Sequence[Any], encoded: Encodings, source: str, notify: Notify) -> None:
+        """Tells `notify` how many inputs were cut."""
+        if warning := encoded.cut_warning(source, self.labelled.max_length):
+            notify(warning)
+
     def class_weights(self) -> list[float] | None:
         """Returns the weights of the classes in the loss."""
         return None
+
+    def item_weights(self, encoded: Encodings) -> np.ndarray:
+        """Returns how much each item counts in a mean loss, (items,)."""
+        return encoded.predicted
 
     def scores(self, model: Model, examples: Sequence[Example], predicted: list[dict[str, Any]]) -> dict[str, float]:
         """Returns the scores of a prediction per example."""
@@ -137,13 +147,15 @@ class LabelledTask(Task):
         if length != self.labelled.max_length:
             raise ValueError(f"length: max_length {self.labelled.max_length} expected, got {length}")
         train, task = split == "train", self.description
+        encoded = self.encoded if train else self.encoded_validation
         return LabelledBatches(
-            self.encoded if train else self.encoded_validation,
+            encoded,
             batch_size,
             seed,
             layout=self._layout() if train else "binned",
             train=train,
             source=self.labelled.train_file if train else self.labelled.dev_file,
+            weights=self.item_weights(encoded),
             pad=self.template.pad,
             rows=task.kind in ("classification", "regression", "choice"),
             segments=not self.template.causal,
@@ -194,17 +206,18 @@ class LabelledTask(Task):
 
     def evaluate(self, model: nn.Module, batches: Iterable[Batch]) -> dict[str, float]:
         """Returns the losses and the scores of the first validation batches; those of a cut-off example count too."""
-        outputs, losses, weight = [], torch.zeros(len(self.loss_names), dtype=torch.float64), 0
+        outputs, losses, weight = [], torch.zeros(len(self.loss_names), dtype=torch.float64), 0.0
+        weights = self.item_weights(self.encoded_validation)
         for batch in batches:
             inputs = {name: tensor for name, tensor in batch.items() if name != "items"}
             result = model(**inputs)
-            counted = _predicted_count(batch)
+            counted = float(weights[batch["items"].cpu().numpy()].sum())
             losses += counted * torch.stack(self._losses_of(result)).double().cpu()
             weight += counted
             outputs += read_outputs(model, self.description, result.hidden, batch)
         self.predicted = predictions(self.description, self.examples, self.encoded_validation, outputs)
         scores = self.scores(model, self.examples[: len(self.predicted)], self.predicted)
-        means = (losses / max(weight, 1)).tolist()
+        means = (losses / (weight or 1.0)).tolist()
         return dict(zip(self.loss_names, means, strict=True)) | scores
 
     def report(self, trainer: Trainer, name: str) -> dict[str, Any]:
@@ -262,7 +275,7 @@ class LabelledTask(Task):
             score_all(task.scores, gold, gold)
         for name, examples in (("train_file", train), ("dev_file", dev)):
             encoded = encode(examples, tokenizer, task, targets=True)
-            self.check_encodings(encoded, getattr(self.labelled, name), notify)
+            self.check_encodings(examples, encoded, getattr(self.labelled, name), notify)
             if name == "train_file":
                 encoded.save(data / "train.npz")
         write_examples(data / "baselines.jsonl", every_nth(train, BASELINE_EXAMPLES))
@@ -271,11 +284,6 @@ class LabelledTask(Task):
 
     def _limited(self, examples: list[Example]) -> list[Example]:
         return examples if self.limit is None else every_nth(examples, self.limit)
-
-    def check_encodings(self, encoded: Encodings, source: str, notify: Notify) -> None:
-        """Tells `notify` how many inputs were cut."""
-        if warning := encoded.cut_warning(source, self.labelled.max_length):
-            notify(warning)
 
     def _describe(
         self, train: Sequence[Example], labels: tuple[str, ...], tokenizer: Tokenizer, scores: Sequence[str]
@@ -357,9 +365,3 @@ def shorten(text: str, size: int = 100) -> str:
     """Returns a text on one line, of at most about `size` characters."""
     line = " ".join(text.split())
     return line if len(line) <= size else f"{line[: size - 3]}..."
-
-
-def _predicted_count(batch: Batch) -> int:
-    """Returns how many things of a batch a loss is a mean over: tokens with a tag, or items."""
-    tags = batch.get("tag_targets")
-    return len(batch["items"]) if tags is None else int((tags != IGNORED).sum())

@@ -27,13 +27,20 @@ class Span(LabelledTask):
         if names[0].startswith("squad2"):
             self.metric_names["null_threshold"] = ("null threshold", ".2f")
 
-    def check_encodings(self, encoded: Encodings, source: str, notify: Notify) -> None:
-        lost = sorted(set(encoded.example[encoded.targets["span_starts"] == IGNORED].tolist()))
-        if lost:
-            notify(f"{source}: the answers of {len(lost)} questions consist of characters without tokens; not learned")
-        if cut := len(set(encoded.example[encoded.cut > 0].tolist())):
-            limit = self.labelled.max_question
-            notify(f"{source}: {cut} questions were longer than max_question {limit} and were cut")
+    def check_encodings(self, examples: Sequence[SpanExample], encoded: Encodings, source: str, notify: Notify) -> None:
+        starts = encoded.targets["span_starts"]
+        lost, held = set(encoded.example[starts == IGNORED].tolist()), set(encoded.example[starts > 0].tolist())
+        answered = {number for number, example in enumerate(examples) if example.answers}
+        counts = {
+            "answers not learned, as no token stands for their characters": len(lost),
+            "answers learned as none, as no window holds all of them": len(answered - held - lost),
+            f"questions longer than max_question {self.labelled.max_question}, and cut": len(
+                set(encoded.example[encoded.cut > 0].tolist())
+            ),
+        }
+        for what, count in counts.items():
+            if count:
+                notify(f"{source}: {what}: {count:,}")
 
     def scores(
         self, model: Model, examples: Sequence[SpanExample], predicted: list[dict[str, Any]]

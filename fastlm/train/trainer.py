@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -78,19 +79,29 @@ class Trainer:
         if not self.model.training:  # train() goes through all modules
             self.model.train()
         seeds = self.model.draw_seeds() if hasattr(self.model, "draw_seeds") else None
-        for index in range(count):
+        for index, divisor in enumerate(self._divisors(step)):
             batch = self._loader.get(step * count + index, last=self.plan.steps * count - 1)
             tokens += self.task.tokens(batch)
             with self.autocast():
                 micro_losses = self.task.losses(self.model, self._to_device(batch) | self._dropout(seeds, sequences))
             sequences += self.task.sequences(batch)
-            (micro_losses[0] / count).backward()
-            losses += torch.stack([loss.detach() for loss in micro_losses]) / count
+            (micro_losses[0] / divisor).backward()
+            losses += torch.stack([loss.detach() for loss in micro_losses]) / divisor
         rate = self.learning_rate(step)
         set_rate(self.optimizer, rate * self._rate_factor(step))
         norm = clip_and_step(self.optimizer, self.config.clip)
         self.optimizer.zero_grad(set_to_none=True)
         return Update(torch.cat([losses, norm.view(1)]), rate, tokens)
+
+    def _divisors(self, step: int) -> list[float]:
+        """Returns what the loss of each micro-batch is divided by, so that their sum is the loss of the whole batch."""
+        count = self.config.accumulation
+        if count == 1:
+            return [1.0]
+        placed = [self._placed(step * count + index) for index in range(count)]
+        weights = [getattr(dataset, "weight", lambda _: 1.0)(index) for dataset, index in placed]
+        total = sum(weights)
+        return [total / weight if weight else math.inf for weight in weights] if total else [float(count)] * count
 
     def _dropout(self, seeds: Tensor | None, sequences: int) -> Batch:
         """Returns the entries with which a micro-batch, after so many sequences, draws the masks of the whole batch."""
@@ -144,13 +155,18 @@ class Trainer:
             )
         return self._datasets[split, length]
 
-    def _load(self, index: int) -> Batch:
-        """Makes a micro-batch, in pinned memory for a GPU."""
+    def _placed(self, index: int) -> tuple[Dataset, int]:
+        """Returns the dataset of a run's micro-batch, and the micro-batch's number in it."""
         count = self.config.accumulation
         dataset = self.dataset("train", self.sequence_length(index // count))
         if self.config.whole_epochs:
             epoch, within = divmod(index, dataset.batches_per_epoch // count * count)
             index = epoch * dataset.batches_per_epoch + within
+        return dataset, index
+
+    def _load(self, index: int) -> Batch:
+        """Makes a micro-batch, in pinned memory for a GPU."""
+        dataset, index = self._placed(index)
         batch = dataset.batch(index)
         return {name: t.pin_memory() for name, t in batch.items()} if self.device.type == "cuda" else batch
 

@@ -90,7 +90,8 @@ class LabelledBatches:
 
     layout: "padded": all batches are as wide as the longest sequence. "binned": a batch is as wide as its longest
     sequence, and in training has items of similar lengths: POOL batches of the random order are sorted by length, and
-    then come in a random order. "packed": no padding. options: those of `collate`.
+    then come in a random order. "packed": no padding. weights: (items,), how much each counts in a mean loss; None: the
+    same. options: those of `collate`.
 
     batches_per_epoch: at least 1. padding: the fraction of an epoch's tokens that is padding. warnings: a sentence on
     the sizes. Raises DataError if there are fewer items than a batch of training holds.
@@ -105,6 +106,7 @@ class LabelledBatches:
         layout: str,
         train: bool,
         source: str = "data",
+        weights: np.ndarray | None = None,
         **options: Any,
     ):
         if layout not in LAYOUTS:
@@ -118,7 +120,7 @@ class LabelledBatches:
             )
         self.encodings, self.batch_size, self.seed = encodings, batch_size, check_seed(seed)
         self.layout, self.train = layout, train
-        self._options = options
+        self._options, self._weights = options, weights
         self._lengths = encodings.item_lengths
         self._longest = int(self._lengths.max())
         self.batches_per_epoch = len(encodings) // batch_size if train else -(-len(encodings) // batch_size)
@@ -134,6 +136,10 @@ class LabelledBatches:
         items = self._items(step)
         batch = collate(self.encodings, items, self._width(items), **self._options)
         return batch if self.train else batch | {"items": torch.from_numpy(items)}
+
+    def weight(self, step: int) -> float:
+        """Returns how much the mean loss of a batch counts beside those of other batches."""
+        return float(self.batch_size if self._weights is None else self._weights[self._items(step)].sum())
 
     def _items(self, step: int) -> np.ndarray:
         epoch, index = divmod(step, self.batches_per_epoch)

@@ -53,7 +53,7 @@ class LabelledConfig:
     from_scratch: bool = option("start with random weights of the same sizes, for comparison", False)
     batching: str = option(
         "how inputs of different lengths share a batch: padded to the longest input, binned (similar lengths "
-        "together), packed (no padding), or auto: whichever the device serves best",
+        "together), packed (no padding), or auto: packed",
         "auto",
         choices=BATCHING,
     )

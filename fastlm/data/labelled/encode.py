@@ -59,6 +59,14 @@ class Encodings:
         """Returns the length of the longest sequence of each item, (items,) int64."""
         return self.lengths.reshape(-1, self.per_item).max(1)
 
+    @property
+    def predicted(self) -> np.ndarray:
+        """Returns how many predictions of each item have a target: tokens with a tag, else 1 or 0. (items,) int64."""
+        tags, starts = self.targets.get("tag_targets"), self.targets.get("span_starts")
+        if tags is not None:
+            return np.add.reduceat(tags != IGNORED, self.starts[:-1], dtype=np.int64)
+        return np.ones(len(self), np.int64) if starts is None else (starts != IGNORED).astype(np.int64)
+
     def cut_warning(self, source: str, max_length: int) -> str | None:
         """Returns a sentence on the inputs that were cut, or None if all fit."""
         inputs, lost = int((self.cut > 0).sum()), int(self.cut.sum())

@@ -30,8 +30,11 @@ def check_dev_labels(train: Sequence[Example], dev: Sequence[Example], labels: S
     """Compares the labels of the training and the dev examples.
 
     Raises DataError for a dev label that is not one of `labels`, and for a class of the training examples that no dev
-    example has: its errors would not be seen. Rare tags are often missing from a dev file, so `notify` is told of them.
+    example has: its errors would not be seen. Rare tags are often missing from a dev file, so `notify` is told of them,
+    and of scores (regression) that are all equal. labels: the names of the classes, none for a regression.
     """
+    for examples in (train, dev):
+        _report_equal_scores(examples, notify)
     check_labels(dev, labels)
     in_dev = {label for label, _, _ in _labels(dev)}
     absent: dict[str, str] = {}
@@ -48,6 +51,15 @@ def check_dev_labels(train: Sequence[Example], dev: Sequence[Example], labels: S
         f"{where}: the label {label!r} is in no example of {_file(dev)}, which therefore cannot show how well it is "
         f"predicted; remove it from the training file, or choose a dev file with it"
     )
+
+
+def _report_equal_scores(examples: Sequence[Example], notify: Notify) -> None:
+    scores = [e.label for e in examples if isinstance(e, TextExample) and isinstance(e.label, float)]
+    if len(scores) > 1 and len(set(scores)) == 1:
+        notify(
+            f"{_file(examples)}: all {len(scores)} scores are {scores[0]:g}: there is nothing to learn from them, and "
+            f"a correlation with them is not defined (0 is reported)"
+        )
 
 
 def unknown_label(label: str, labels: Sequence[str], where: str) -> DataError:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +9,6 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from fastlm.data.corpus import DataError
 from fastlm.data.labelled.description import TASK_FILE, Description
 from fastlm.data.labelled.examples import KINDS
 from fastlm.data.tokenizer import Tokenizer
@@ -82,6 +80,8 @@ def from_pretrained(
     left_out = [*dropped, *(name for module in others for name in state.leave_out(module))]
     tensors = state.read(kinds, optional=optional)
     model = assemble(config, dict(tensors), heads, backend=backend, source=where).eval()
+    if task is not None:
+        model.companions[TASK_FILE] = task.to_json()
     fresh = [name for name, _ in model.named_parameters() if name not in tensors]
     return Pretrained(model, read_tokenizer(folder, _model_type(config)), task, tuple(sorted(left_out)), tuple(fresh))
 
@@ -160,10 +160,7 @@ def _described(folder: Path, task: Description | None) -> Description | None:
     path = folder / TASK_FILE
     if task is None or not path.is_file():
         return task
-    try:
-        written = Description.from_json(json.loads(path.read_text(encoding="utf-8")), str(path))
-    except (ValueError, AttributeError) as error:
-        raise DataError(f"{path}: the description of a task expected ({error})") from error
+    written = Description.read(path)
     if written.kind != task.kind:
         raise ValueError(f"{path}: kind {task.kind!r} expected, as in {files.CONFIG}, got {written.kind!r}")
     return replace(written, labels=task.labels)
