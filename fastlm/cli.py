@@ -1,22 +1,23 @@
-"""The command line: fastlm pretrain | generate | fill-mask | info."""
+"""The command line: fastlm pretrain | finetune | evaluate | predict | generate | fill-mask | convert | info."""
 
 from __future__ import annotations
 
 import argparse
 import os
-import re
 import sys
 from collections.abc import Sequence
-from dataclasses import Field
 from typing import Any, NoReturn
 
 import fastlm
 from fastlm import recipes
+from fastlm.commands import BROKEN_PIPE, INTERRUPTED, USAGE_ERROR, convert, evaluate, fail, finetune, predict, say
+from fastlm.commands.arguments import add_option, seed
 from fastlm.recipes import Recipe
 from fastlm.run_folder import RunError, RunFolder
 
-EXTRAS = ("tqdm", "matplotlib", "tokenizers", "safetensors", "numpy")
-USAGE_ERROR, INTERRUPTED, BROKEN_PIPE = 2, 130, 141  # the last two as the shell reports SIGINT and SIGPIPE
+# The extra that installs a package.
+EXTRAS = dict.fromkeys(("tqdm", "matplotlib", "tokenizers", "safetensors", "numpy"), "train")
+EXTRAS |= dict.fromkeys(("sklearn", "scipy", "seqeval"), "finetune") | {"pyarrow": "parquet"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -38,25 +39,15 @@ def _run(options: argparse.Namespace) -> int:
     except BrokenPipeError:
         raise
     except KeyboardInterrupt:
-        return _fail("interrupted", INTERRUPTED)
+        return fail("interrupted", INTERRUPTED)
     except ModuleNotFoundError as error:
         if error.name not in EXTRAS or options.debug:
             raise
-        return _fail(f"{error.name} is not installed: pip install 'fastlm[train]'")
+        return fail(f"{error.name} is not installed: pip install 'fastlm[{EXTRAS[error.name]}]'")
     except (ValueError, OSError, RuntimeError, OverflowError, MemoryError) as error:
         if options.debug:
             raise
-        return _fail(_sentence(error))
-
-
-def _fail(sentence: str, code: int = USAGE_ERROR) -> int:
-    _say(sentence)
-    return code
-
-
-def _say(sentence: str) -> None:
-    """Prints a sentence to stderr, with the options that it names spelled as on the command line."""
-    print(f"fastlm: {_OPTION.sub(_flag, sentence)}", file=sys.stderr)
+        return fail(_sentence(error))
 
 
 def _sentence(error: BaseException) -> str:
@@ -64,15 +55,6 @@ def _sentence(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
         return f"{error.filename}: {error.strerror.lower()}"
     return str(error) or ("out of memory" if isinstance(error, MemoryError) else type(error).__name__)
-
-
-# The names of options that are no English words, where they are not a part of a path or in quotes.
-_NAMES = sorted({f.name for f in recipes.OPTIONS if "_" in f.name} | {"top_k", "top_p"}, key=len, reverse=True)
-_OPTION = re.compile(rf"(?<![\w./'\"-])(?:{'|'.join(_NAMES)})(?![\w/'\"-]|\.\w)")
-
-
-def _flag(name: re.Match[str]) -> str:
-    return f"--{name[0].replace('_', '-')}"
 
 
 def _check_text(options: argparse.Namespace) -> None:
@@ -105,7 +87,7 @@ def _pretrain(options: argparse.Namespace) -> int:
     try:
         result = train(task, recipe.train, recipe.placement, folder.path, **run)
     except Interrupted as interruption:
-        return _fail(str(interruption), INTERRUPTED)
+        return fail(str(interruption), INTERRUPTED)
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
@@ -143,6 +125,8 @@ def _chosen_run(options: argparse.Namespace, given: dict[str, Any]) -> tuple[Rec
 def _recorded(folder: RunFolder, options: argparse.Namespace) -> Recipe:
     """Returns the recipe of the run in a folder. Raises RunError if --model names another one."""
     record = folder.recorded()
+    if "labelled" in record:
+        raise RunError(f"run: {folder.path} holds a fine-tuning run; fastlm finetune --run {folder.path} resumes it")
     try:
         recipe = recipes.from_record(record)
     except (KeyError, TypeError, AttributeError) as error:
@@ -170,7 +154,7 @@ def _generate(options: argparse.Namespace) -> int:
     from fastlm.inference.generate import stream
 
     given = {name: getattr(options, name) for name in ("tokens", "temperature", "top_k", "top_p", "seed", "device")}
-    for piece in stream(options.run, options.prompt, **given, notify=_say):
+    for piece in stream(options.run, options.prompt, **given, notify=say):
         print(piece, end="", flush=True)
     print()
     return 0
@@ -179,7 +163,7 @@ def _generate(options: argparse.Namespace) -> int:
 def _fill_mask(options: argparse.Namespace) -> int:
     from fastlm.inference.fill_mask import fill_mask
 
-    given = {"top": options.top, "device": options.device, "notify": _say}
+    given = {"top": options.top, "device": options.device, "notify": say}
     for number, guesses in enumerate(fill_mask(options.run, options.text, **given), 1):
         print(f"[MASK] {number}: " + "  ".join(f"{guess.token} {guess.probability:.1%}" for guess in guesses))
     return 0
@@ -209,7 +193,9 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="fastlm", description="Pretrain language models as their papers did, and use them.")
+    parser = _Parser(
+        prog="fastlm", description="Pretrain and fine-tune language models as their papers did, and use them."
+    )
     parser.add_argument("--version", action="version", version=f"fastlm {fastlm.__version__}")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -225,8 +211,11 @@ def _parser() -> argparse.ArgumentParser:
     names = ", ".join([*recipes.FAMILIES, *recipes.RECIPES])
     pretrain.add_argument("--model", metavar="NAME", help=f"recipe: {names} (default: {recipes.DEFAULT})")
     for option in recipes.OPTIONS:
-        _add_option(pretrain, option)
+        add_option(pretrain, option)
     pretrain.set_defaults(command=_pretrain, parser=pretrain)
+
+    for command in (finetune, evaluate, predict):
+        command.add_parser(commands)
 
     generate = commands.add_parser("generate", help="generate text with a trained decoder")
     generate.add_argument("run", help="run folder of a causal language model")
@@ -237,7 +226,7 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument(
         "--top-p", type=float, default=None, help="draw among the likeliest tokens whose probabilities sum to p"
     )
-    generate.add_argument("--seed", type=_seed, default=0, help="seed of the draws (%(default)s)")
+    generate.add_argument("--seed", type=seed, default=0, help="seed of the draws (%(default)s)")
     generate.set_defaults(command=_generate, parser=generate)
 
     fill_mask = commands.add_parser("fill-mask", help="fill the [MASK]s of a text with a trained encoder")
@@ -248,54 +237,10 @@ def _parser() -> argparse.ArgumentParser:
     for command in (generate, fill_mask):
         command.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(%(default)s)")
 
+    convert.add_parser(commands)
     info = commands.add_parser("info", help="versions, devices, and which backend runs each op and why")
     info.set_defaults(command=_info, parser=info)
     return parser
-
-
-def _add_option(parser: argparse.ArgumentParser, option: Field) -> None:
-    kind = option.type.removesuffix(" | None")
-    settings: dict[str, Any] = {"help": option.metadata["help"]}
-    if "choices" in option.metadata:
-        settings["choices"] = option.metadata["choices"]
-    elif option.name == "phases":
-        settings |= {"type": _phases, "metavar": "FRACTION:LENGTH,..."}
-    elif option.name == "data":
-        settings |= {"type": str, "nargs": "+", "action": _Tuple, "metavar": "FILE"}
-    elif kind == "bool":
-        settings["action"] = argparse.BooleanOptionalAction
-    else:
-        settings |= {"type": {"int": int, "float": float, "str": str}[kind], "metavar": kind.upper()}
-    parser.add_argument(f"--{option.name.replace('_', '-')}", **settings)
-
-
-class _Tuple(argparse.Action):
-    def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option: str | None = None) -> None:
-        setattr(namespace, self.dest, tuple(values))
-
-
-def _seed(text: str) -> int:
-    """Parses a seed in [0, 2^63)."""
-    try:
-        seed = int(text)
-    except ValueError:
-        seed = -1
-    if not 0 <= seed < 1 << 63:
-        raise argparse.ArgumentTypeError(f"an integer of at least 0 and below 2^63 expected, got {text!r}")
-    return seed
-
-
-def _phases(text: str) -> tuple[tuple[float, int], ...]:
-    """Parses "0.9:128,0.1:512", or a length alone: "128"."""
-    try:
-        if ":" not in text:
-            return ((1.0, int(text)),)
-        pairs = (part.split(":") for part in text.split(","))
-        return tuple((float(fraction), int(length)) for fraction, length in pairs)
-    except ValueError:
-        raise argparse.ArgumentTypeError(
-            f"FRACTION:LENGTH,... expected, such as 0.9:128,0.1:512, got {text!r}"
-        ) from None
 
 
 if __name__ == "__main__":

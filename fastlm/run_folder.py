@@ -3,10 +3,10 @@
 config.json                 the options, the identity of the data files, and the plan: steps, precision, sizes
 tokenizer.json, data/       the tokenizer and the tokenised shards (of tasks on text)
 metrics.jsonl               one line per update
-checkpoints/step-N/         the last two (train/checkpoint.py), each with the model in model/, and the size and CRC-32
-                            of its files in state.json
-loss.png                    the loss curve, written at each checkpoint
-model/, report.{json,md}    written at the end
+checkpoints/step-N/         the last two, and the best one if it is kept (train/checkpoint.py), each with the model in
+                            model/, and the size and CRC-32 of its files in state.json
+loss.png, scores.png        the curves of the loss and of the validations' scores, written at each checkpoint
+model/, report.{json,md}    written at the end, and confusion.png of tasks with labels
 """
 
 from __future__ import annotations
@@ -45,6 +45,8 @@ class RunFolder:
         self.checkpoints = self.path / "checkpoints"
         self.model = self.path / "model"
         self.curve = self.path / "loss.png"
+        self.scores = self.path / "scores.png"
+        self.confusion = self.path / "confusion.png"
         self.report = self.path / "report.json"
         self.report_text = self.path / "report.md"
 

@@ -44,6 +44,9 @@ def printed_by_a_fresh_process(code: str) -> str:
         "import fastlm.data.shards, fastlm.evaluate.ngrams; fastlm.data.prepare; fastlm.data.train_bpe",
         "from fastlm import cli\ntry: cli.main(['--help'])\nexcept SystemExit: pass",
         "from fastlm import cli\ntry: cli.main(['pretrain', '--help'])\nexcept SystemExit: pass",
+        "from fastlm import cli\ntry: cli.main(['finetune', '--help'])\nexcept SystemExit: pass",
+        "from fastlm import cli\ntry: cli.main(['predict', '--help'])\nexcept SystemExit: pass",
+        "import fastlm.recipes.finetune",
     ],
 )
 def test_no_torch_is_imported(code):

@@ -159,6 +159,8 @@ def test_old_names_are_read():
 OTHERS = {int: 32, float: 0.25, str: "x", tuple: ("a.txt",), type(None): 2.0}
 SPECIAL = {"phases": ((0.5, 16), (0.5, 32)), "document": "file", "decay": "cosine", "bias_correction": True}
 SPECIAL |= {"precision": "bf16", "device": "cpu", "backend": "reference", "batch_size": 8, "accumulation": 2}
+SPECIAL |= {"warmup_fraction": 0.5, "schedule": "warmup-times-decay", "patience": 2}
+SPECIAL |= dict.fromkeys(("rate_correction", "whole_epochs", "validate_each_epoch", "keep_best"), True)
 SPECIAL |= {"heads": 4, "hidden": 32, "context": 80, "segments": 3, "gelu": "none"}
 
 

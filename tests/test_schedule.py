@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastlm.train.schedule import learning_rate, sequence_length
+from fastlm.train.config import SCHEDULES
+from fastlm.train.schedule import learning_rate, rate_correction, sequence_length
 
 GPT1 = {"peak": 2.5e-4, "warmup": 2000, "steps": 100_000, "decay": "cosine"}
 BERT = {"peak": 1e-4, "warmup": 10_000, "steps": 1_000_000, "decay": "linear"}
@@ -50,6 +51,58 @@ def test_rates_lie_between_zero_and_the_peak_and_fall_after_the_warm_up(steps, s
 def test_an_unknown_decay_is_named():
     with pytest.raises(ValueError, match="decay.*'square'"):
         learning_rate(5, peak=1.0, warmup=0, steps=10, decay="square")
+
+
+def gpt1_code(step, steps, peak, warmup=0.002):
+    """Computes opt.py's `warmup_linear` of step / steps, with the masks of its tensors as numbers."""
+    x = step / steps
+    in_warmup = float(x <= warmup)
+    return peak * (in_warmup * (x / warmup) + (1 - in_warmup)) * (1 - x)
+
+
+def bert_code(step, steps, peak, share=0.1):
+    """Computes optimization.py's rate: a polynomial decay of power 1, and warm-up that replaces it."""
+    decayed = (peak - 0.0) * (1 - min(step, steps) / steps) + 0.0
+    warmup = int(steps * share)
+    in_warmup = float(step < warmup)
+    return (1 - in_warmup) * decayed + in_warmup * (peak * (step / warmup) if warmup else 0.0)
+
+
+@pytest.mark.parametrize("steps", [1, 7, 140, 343, 5000])
+def test_fine_tuning_has_the_rates_of_the_papers_code(steps):
+    for step in range(steps):
+        gpt1 = {"warmup": 0.002 * steps, "schedule": "warmup-times-decay"}
+        bert = {"warmup": int(0.1 * steps), "schedule": "warmup-replaces-decay"}
+        for options, expected in ((gpt1, gpt1_code(step, steps, 6.25e-5)), (bert, bert_code(step, steps, 6.25e-5))):
+            rate = learning_rate(step, peak=6.25e-5, steps=steps, decay="linear", **options)
+            assert rate == pytest.approx(expected, rel=1e-9, abs=0)
+    assert learning_rate(0, peak=1.0, steps=steps, decay="linear", **gpt1) == 0  # a fraction of an update is warm-up
+    assert learning_rate(0, peak=1.0, steps=steps, decay="linear", **bert) == (0 if steps >= 10 else 1)
+
+
+def test_berts_rate_falls_where_the_warm_up_ends():
+    rates = [learning_rate(s, peak=1.0, warmup=10, steps=100, decay="linear", schedule=SCHEDULES[2]) for s in (9, 10)]
+    assert rates == pytest.approx([0.9, 0.9]) and max(rates) == 0.9
+
+
+@given(steps=st.integers(1, 300), share=st.floats(0, 1), decay=st.sampled_from(["cosine", "linear"]))
+def test_no_schedule_leaves_zero_to_the_peak_and_without_warm_up_all_are_the_same(steps, share, decay):
+    for step in range(steps):
+        options = {"peak": 1.0, "steps": steps, "decay": decay}
+        rates = [learning_rate(step, warmup=int(share * steps), schedule=s, **options) for s in SCHEDULES]
+        assert all(0 <= rate <= 1 for rate in rates)
+        plain = [learning_rate(step, warmup=0, schedule=s, **options) for s in SCHEDULES]
+        assert plain == pytest.approx([plain[0]] * 3)
+
+
+def test_an_unknown_schedule_is_named():
+    with pytest.raises(ValueError, match="schedule.*'cyclic'"):
+        learning_rate(5, peak=1.0, warmup=0, steps=10, decay="linear", schedule="cyclic")
+
+
+def test_the_correction_of_the_rate_begins_at_its_first_update_and_ends_at_1():
+    assert rate_correction(0, (0.9, 0.999)) == pytest.approx(0.001**0.5 / 0.1)
+    assert rate_correction(100_000, (0.9, 0.999)) == pytest.approx(1)
 
 
 def test_berts_two_phases():

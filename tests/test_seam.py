@@ -43,7 +43,7 @@ def sources(*folders: str) -> list[Path]:
     return sorted(path for folder in folders for path in (PACKAGE / folder).rglob("*.py"))
 
 
-@pytest.mark.parametrize("path", [PACKAGE / "cli.py", *sources("train")], ids=lambda path: path.name)
+@pytest.mark.parametrize("path", [PACKAGE / "cli.py", *sources("commands", "train")], ids=lambda path: path.name)
 def test_no_model_is_named(path):
     assert [word for word in names_and_strings(path.read_text()) if MODELS.search(word)] == []
 
@@ -74,7 +74,10 @@ def test_training_knows_tasks_by_their_protocol_alone(path):
     assert [n for n in names if n.startswith(("fastlm.models", "fastlm.recipes", "fastlm.inference"))] == []
 
 
-@pytest.mark.parametrize("module", ["fastlm.recipes", "fastlm.train.config", "fastlm.device", "fastlm.models.configs"])
+@pytest.mark.parametrize(
+    "module",
+    ["fastlm.recipes", "fastlm.recipes.finetune", "fastlm.train.config", "fastlm.device", "fastlm.models.configs"],
+)
 def test_recipes_and_configurations_import_no_torch(module):
     code = f"import sys, {module}; print('torch' in sys.modules, 'numpy' in sys.modules)"
     run = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True)

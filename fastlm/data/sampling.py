@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 
 # The purposes of streams of random numbers. Other numbers here would change every run.
-ORDER, WINDOW_OFFSET, EXAMPLE, TRUNCATION = range(4)
+ORDER, WINDOW_OFFSET, EXAMPLE, TRUNCATION, BIN_ORDER = range(5)
 _ROUNDS = 6  # rounds of the Feistel network
 
 

@@ -104,10 +104,30 @@ class Tokenizer:
 
     def encode_corpus(self, texts: list[str]) -> list[list[int]]:
         """Returns the ids of each text, using all cores. Here "[MASK]" and the like are ordinary characters."""
+        with self._plain_text():
+            return [e.ids for e in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+
+    def encode_with_offsets(self, texts: list[str]) -> list[tuple[list[int], list[tuple[int, int]]]]:
+        """Returns the ids of each text as `encode_corpus` does, and per id its characters [start, end) of the text."""
+        with self._plain_text():
+            return [(e.ids, e.offsets) for e in self._tokenizer.encode_batch(texts, add_special_tokens=False)]
+
+    def with_specials(self, names: Iterable[str]) -> Tokenizer:
+        """Returns this tokenizer with special tokens after its entries. It keeps the ids of those that it has."""
+        content = json.loads(self.json)
+        flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+        new = [name for name in names if self._tokenizer.token_to_id(name) is None]
+        for number, name in enumerate(new, start=self.vocab_size):
+            content["added_tokens"].append({"id": number, "content": name, **flags, "special": True})
+        return Tokenizer(_canonical(content))
+
+    @contextmanager
+    def _plain_text(self) -> Iterator[None]:
+        """Reads "[MASK]" and the like as ordinary characters, and uses all cores."""
         self._tokenizer.encode_special_tokens = True
         try:
             with _all_cores():
-                return [e.ids for e in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+                yield
         finally:
             self._tokenizer.encode_special_tokens = False
 

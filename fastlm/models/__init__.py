@@ -10,7 +10,14 @@ if TYPE_CHECKING:
     from fastlm.models.bert import BERT
     from fastlm.models.configs import PRESETS, BERTConfig, GPT1Config, ModelConfig
     from fastlm.models.gpt1 import GPT1
-    from fastlm.models.loading import build, load, parameter_count
+    from fastlm.models.loading import (
+        build,
+        from_weights,
+        load,
+        parameter_count,
+        pretraining_heads,
+        read_config,
+    )
     from fastlm.models.vocabulary import grow_vocabulary
 
 __all__ = [
@@ -23,9 +30,12 @@ __all__ = [
     "ModelConfig",
     "ModelOutput",
     "build",
+    "from_weights",
     "grow_vocabulary",
     "load",
     "parameter_count",
+    "pretraining_heads",
+    "read_config",
 ]
 
 _NAMES = {
@@ -33,7 +43,7 @@ _NAMES = {
     "bert": ("BERT",),
     "configs": ("PRESETS", "BERTConfig", "GPT1Config", "ModelConfig"),
     "gpt1": ("GPT1",),
-    "loading": ("build", "load", "parameter_count"),
+    "loading": ("build", "from_weights", "load", "parameter_count", "pretraining_heads", "read_config"),
     "vocabulary": ("grow_vocabulary",),
 }
 __getattr__, __dir__ = attach(__name__, _NAMES, submodules=("files",))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fastlm.backends import checked_name
 from fastlm.dropout import draw_seeds
-from fastlm.files import named_tensors
+from fastlm.files import named_tensors, write_json
 from fastlm.models import files
 from fastlm.models.configs import ModelConfig
 from fastlm.nn.heads import Head
@@ -44,6 +44,7 @@ class Model(nn.Module):
             raise TypeError(f"config must be a {self.config_class.__name__}, got {type(config).__name__}")
         self.config, self.backend, self.keep_sum = config, checked_name(backend), keep_sum
         self.head_names: tuple[str, ...] = ()
+        self.companions: dict[str, Any] = {}  # JSON files that `save` writes beside config.json: {name: content}
 
     # For subclasses to define ------------------------------------------------------------------------------------
 
@@ -206,11 +207,13 @@ class Model(nn.Module):
     # Files -------------------------------------------------------------------------------------------------------
 
     def save(self, folder: str | Path) -> None:
-        """Writes config.json and model.safetensors, each atomically; a tied weight is stored once.
+        """Writes config.json, model.safetensors and `companions`, each atomically; a tied weight is stored once.
 
         Raises OSError if the disk is full or the folder cannot be written.
         """
         files.write(folder, self.config.to_json(), named_tensors(self))
+        for name, content in self.companions.items():
+            write_json(Path(folder) / name, content)
 
     @classmethod
     def load(cls, folder: str | Path, heads: Mapping[str, Head] | None = None, *, backend: str = "auto") -> Self:
@@ -221,16 +224,20 @@ class Model(nn.Module):
 
         Raises FileNotFoundError, or ValueError for a truncated or foreign file.
         """
+        config, weights = cls.read_config(folder), files.read_weights(folder)
+        return cls.from_weights(config, weights, heads, backend=backend, source=str(Path(folder) / files.WEIGHTS))
+
+    @classmethod
+    def read_config(cls, folder: str | Path) -> ModelConfig:
+        """Returns the configuration in a model's folder. Raises FileNotFoundError or ValueError, naming the file."""
         values = files.read_config(folder)
         if values.get("model_type") != cls.config_class.model_type:
             given = f"{values.get('model_type')!r}"
             raise ValueError(f"{folder}: a {cls.config_class.model_type} model expected, its config.json has {given}")
         try:
-            config = cls.config_class.from_json(values)
+            return cls.config_class.from_json(values)
         except (TypeError, ValueError) as error:
             raise ValueError(f"{Path(folder) / files.CONFIG}: {error}") from error
-        weights, source = files.read_weights(folder), str(Path(folder) / files.WEIGHTS)
-        return cls.from_weights(config, weights, heads, backend=backend, source=source)
 
     @classmethod
     def from_weights(

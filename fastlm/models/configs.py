@@ -54,7 +54,7 @@ class ModelConfig:
         given, known = set(values), {"model_type", *(f.name for f in fields(cls))}
         if given != known:
             text = list_problems(missing=known - given, unknown=given - known)
-            hint = "a folder of transformers' is loaded by fastlm.integrations.transformers.load"
+            hint = "a folder of transformers' is loaded by fastlm.integrations.transformers.from_pretrained"
             raise ValueError(f"not the configuration of a fastlm {cls.model_type}: {text} ({hint})")
         return cls(**{name: value for name, value in values.items() if name != "model_type"})
 

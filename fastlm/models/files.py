@@ -49,14 +49,19 @@ def read_config(folder: str | Path) -> dict[str, Any]:
 
 def read_weights(folder: str | Path) -> dict[str, Tensor]:
     """Returns the tensors of model.safetensors, on the CPU. Raises OSError or ValueError, naming the file."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     path = Path(folder) / WEIGHTS
     if not path.is_file():
         pickles = sorted(p.name for p in path.parent.glob("*.bin"))
         also = f"; {', '.join(pickles)} beside it may be pickles, which are never loaded" if pickles else ""
         raise FileNotFoundError(f"{path}: no such file{also}")
+    return read_tensors(path)
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Returns the tensors of a safetensors file, on the CPU. Raises OSError or ValueError, naming the file."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
     path.open("rb").close()  # raises PermissionError, where safetensors would say that there is no such file
     try:
         return load_file(path)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from fastlm.models import files
 from fastlm.models.base import Model
@@ -29,14 +30,39 @@ def load(folder: str | Path, heads: Mapping[str, Head] | None = None, *, backend
 
     Raises FileNotFoundError, or ValueError for a truncated or foreign file.
     """
+    config, weights = read_config(folder), files.read_weights(folder)
+    return from_weights(config, weights, heads, backend=backend, source=str(Path(folder) / files.WEIGHTS))
+
+
+def read_config(folder: str | Path) -> ModelConfig:
+    """Returns the configuration of a model of any class. Raises FileNotFoundError or ValueError, naming the file."""
     model_type = files.read_config(folder).get("model_type")
     for config_class, model in _MODELS.items():
         if config_class.model_type == model_type:
-            return model.load(folder, heads, backend=backend)
+            return model.read_config(folder)
     known = " or ".join(repr(config_class.model_type) for config_class in _MODELS)
     inside = Path(folder) / "model"
     hint = f"; this is a run folder, whose model is in {inside}" if inside.is_dir() else ""
     raise ValueError(f"{Path(folder) / files.CONFIG}: model_type must be {known}, got {model_type!r}{hint}")
+
+
+def from_weights(
+    config: ModelConfig,
+    weights: dict[str, Tensor],
+    heads: Mapping[str, Head] | None = None,
+    *,
+    backend: str = "auto",
+    source: str = "weights",
+) -> Model:
+    """Builds a model of the class that a configuration belongs to, as its `Model.from_weights`."""
+    return _MODELS[type(config)].from_weights(config, weights, heads, backend=backend, source=source)
+
+
+def pretraining_heads(config: ModelConfig, *, backend: str = "auto") -> dict[str, Head]:
+    """Returns fresh heads by name: those that the paper pretrains a model with. The model initialises them."""
+    with torch.device("meta"):
+        model = build(config, {}, backend=backend)
+    return model.pretraining_heads()
 
 
 def parameter_count(config: ModelConfig) -> int:

@@ -342,7 +342,7 @@ class Dropout(nn.Module):
 
     def __init__(self, dropout: float, *, backend: str = "auto"):
         super().__init__()
-        self.dropout, self.backend = _checked(dropout), backend
+        self.dropout, self.backend = _checked_dropout(self, dropout), checked_name(backend)
 
     def forward(self, x: Tensor, *, seed: Tensor | None = None, first_row: Tensor | None = None) -> Tensor:
         """Applies dropout; `seed`: one int64; `first_row`: as in `fastlm.add_layer_norm`."""

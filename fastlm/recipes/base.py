@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
@@ -82,24 +82,17 @@ class Recipe:
     def with_options(self, given: Mapping[str, Any]) -> Recipe:
         """Returns this recipe with the given options replaced.
 
-        steps, minutes and epochs replace each other. `dropout` also sets the dropouts that are not given, and `context`
-        the length of the longest phase, if `phases` is not given, so that all positions are trained.
-        Raises ValueError, with the option's name, for an option that this recipe does not have or an invalid value.
+        steps, minutes and epochs replace each other, and so do warmup and warmup_fraction. `dropout` also sets the
+        dropouts that are not given, and `context` the length of the longest phase, if `phases` is not given, so that
+        all positions are trained. Raises ValueError, with the option's name, for an option that this recipe does not
+        have or an invalid value.
         """
-        left, sections = dict(given), {}
+        left = replaced_together(given)
         if "dropout" in left:
             left = {**dict.fromkeys(_DROPOUTS, left["dropout"]), **left}
-        if any(name in left for name in LENGTHS):
-            left = {**dict.fromkeys(LENGTHS), **left}
         if "context" in left and "phases" not in left:
             left["phases"] = self._phases_up_to(left["context"])
-        for section in SECTIONS:
-            config = getattr(self, section)
-            names = {f.name for f in options(config)} & left.keys()
-            sections[section] = overlay(config, {name: left.pop(name) for name in names})
-        if left:
-            raise ValueError(f"{', '.join(sorted(left))}: {self.name} has no such option")
-        return replace(self, **sections)
+        return replace(self, **overlay_sections(self, SECTIONS, left))
 
     def _phases_up_to(self, context: int) -> tuple[tuple[float, int], ...]:
         """Returns the phases with the longest length replaced by `context`, and all others cut to it."""
@@ -111,10 +104,30 @@ class Recipe:
         return {"recipe": self.name, **{section: option_values(getattr(self, section)) for section in SECTIONS}}
 
 
-def all_options(recipes: Mapping[str, Recipe]) -> list[Field]:
-    """Returns the options of all recipes, each name once, in the order of SECTIONS."""
+def replaced_together(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns given options, and None for those that they replace: other lengths of a run, another warm-up."""
+    left = dict(given)
+    if any(name in left for name in LENGTHS):
+        left = {**dict.fromkeys(LENGTHS), **left}
+    return {"warmup_fraction": None, **left} if "warmup" in left else left
+
+
+def overlay_sections(recipe: Any, sections: Sequence[str], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a recipe's sections with the given options replaced. Raises ValueError for an option of no section."""
+    left, made = dict(given), {}
+    for section in sections:
+        config = getattr(recipe, section)
+        names = {f.name for f in options(config)} & left.keys()
+        made[section] = overlay(config, {name: left.pop(name) for name in names})
+    if left:
+        raise ValueError(f"{', '.join(sorted(left))}: {recipe.name} has no such option")
+    return made
+
+
+def all_options(recipes: Mapping[str, Any], sections: Sequence[str] = SECTIONS) -> list[Field]:
+    """Returns the options of all recipes, each name once, in the order of the sections."""
     found: dict[str, Field] = {}
-    for section in SECTIONS:
+    for section in sections:
         for recipe in recipes.values():
             for f in options(getattr(recipe, section)):
                 found.setdefault(f.name, f)

@@ -19,7 +19,9 @@ Notify = Callable[[str], None]
 class Dataset(Protocol):
     """Makes the batches of one split at one sequence length; `batch(step)` depends on (seed, step) alone.
 
-    A dataset may also have `warnings`: sentences about the data, which are shown before training.
+    A dataset may also have `warnings`: sentences about the data, which are shown before training; and `weight(step)`:
+    how much the loss of a batch counts in the mean over the micro-batches of an update, such as the number of its
+    predicted tokens. Otherwise all count the same.
     """
 
     batches_per_epoch: int
@@ -28,10 +30,18 @@ class Dataset(Protocol):
 
 
 class Group(NamedTuple):
-    """Holds parameters that learn at `rate` times the schedule's learning rate."""
+    """Holds parameters that learn at `rate` times the schedule's learning rate.
+
+    depth: the place of a layer between input and output, for the layer-wise decay of rates (ELECTRA, Clark et al. 2020,
+    appendix B); None, if groups have no order. new: whether the layers are not pretrained; TrainConfig.head_rate then
+    multiplies their rate. name: shown to users.
+    """
 
     parameters: list[nn.Parameter]
     rate: float = 1.0
+    depth: int | None = None
+    new: bool = False
+    name: str = ""
 
 
 class Task(ABC):
@@ -40,11 +50,17 @@ class Task(ABC):
     loss_names: the names of the losses that `losses` returns; the first one is minimised.
     data_version: increased when `prepare` gives another result for the same files.
     metric_names: {metric: (its title in the report, its number format)}, in the order of the report's table.
+    score_names: metrics of `evaluate` that are drawn over the updates.
+    selected_by: the metric of `evaluate` that selects the best model: the lowest "loss", the highest of any other.
+    validation_hint: what else would help, beside the advice of a DataError, if the validation split is too small.
     """
 
     loss_names: ClassVar[tuple[str, ...]] = ("loss",)
     data_version: ClassVar[int] = 1
     metric_names: ClassVar[dict[str, tuple[str, str]]] = {"loss": ("loss", ".3f")}
+    score_names: ClassVar[tuple[str, ...]] = ()
+    selected_by: ClassVar[str] = "loss"
+    validation_hint: ClassVar[str] = ""
 
     # Data --------------------------------------------------------------------------------------------------------
 
@@ -75,6 +91,10 @@ class Task(ABC):
     def tokens(self, batch: Batch) -> int:
         """Returns how many tokens a batch holds, padding not counted."""
 
+    def sequences(self, batch: Batch) -> int:
+        """Returns how many sequences a batch holds: (B, S) tokens, or packed (T,) tokens with (B + 1,) cu_seqlens."""
+        return len(batch["cu_seqlens"]) - 1 if "cu_seqlens" in batch else len(batch["tokens"])
+
     # Model -------------------------------------------------------------------------------------------------------
 
     @abstractmethod
@@ -86,7 +106,10 @@ class Task(ABC):
         """
 
     def groups(self, model: nn.Module) -> Sequence[Group]:
-        """Groups the trained parameters by their rate; by default all learn at the schedule's rate."""
+        """Groups the trained parameters by their rate; by default all learn at the schedule's rate.
+
+        `fastlm.tasks.groups.layer_groups` makes a group per layer of a model.
+        """
         return [Group([p for p in model.parameters() if p.requires_grad])]
 
     # Metrics -----------------------------------------------------------------------------------------------------
@@ -103,7 +126,8 @@ class Task(ABC):
         """Returns the task's part of a finished run's report, on the held-out data.
 
         "scores": {model: its metrics}, with the trained model under `name` and any baselines beside it. Optional:
-        "examples", lines of text, and "examples_title".
+        "examples", lines of text, and "examples_title"; "confusion": {"labels": names, "counts": per true label a row
+        with a count per predicted label}, which is drawn.
         """
         return {"scores": {name: trainer.evaluate(trainer.validation_batches())}}
 

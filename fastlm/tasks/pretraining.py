@@ -27,6 +27,7 @@ class Pretraining(Task):
     """Learns from raw text: trains a tokenizer on it, makes shards, builds a model with the tokenizer's vocabulary."""
 
     data_version = FORMAT
+    validation_hint = ", or a larger validation_fraction"
 
     def __init__(self, model: ModelConfig, corpus: CorpusConfig):
         self.model, self.corpus = model, corpus

@@ -13,6 +13,7 @@ pickled.
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -43,12 +44,14 @@ def save(
 ) -> Path:
     """Writes folder/step-N atomically, deletes all but the last `keep` checkpoints, and returns the path.
 
-    identity: all that determines the run, as JSON; `load` compares it. `extra` goes into state.json.
+    identity: all that determines the run, as JSON; `load` compares it. `extra` goes into state.json. If its "best" has
+    the "step" of the best checkpoint so far, that one is kept too, as is the one that each other kept checkpoint names.
+
     Raises OSError (a full disk, say), and CheckpointError if `model.save` left out a parameter or a persistent buffer;
     older checkpoints are then still there.
     """
     remove_unfinished(folder)
-    final = folder / f"step-{step:08d}"
+    final = checkpoint_of(folder, step)
     tensors = {
         _MODEL: named_tensors(model),
         _OPTIMIZER: _optimizer_state(model, optimizer),
@@ -69,9 +72,14 @@ def save(
         state["tensors"] = {name: _describe(of_file) for name, of_file in tensors.items()}
         state["files"] = {name: checksum(temporary / name) for name in _files(temporary)}
         write_json(temporary / "state.json", state)
-    for old in find_checkpoints(folder)[:-keep]:
+    for old in _superseded(find_checkpoints(folder), keep):
         shutil.rmtree(old)
     return final
+
+
+def checkpoint_of(folder: Path, step: int) -> Path:
+    """Returns the path of the checkpoint after `step` updates."""
+    return folder / f"step-{step:08d}"
 
 
 def restore(
@@ -114,24 +122,18 @@ def load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, *, iden
 
     Raises CheckpointError for a checkpoint that does not fit; then nothing has changed.
     """
-    state = verify_checkpoint(path)
-    if different := list_differences(identity, state["identity"]):
-        raise CheckpointError(
-            f"{path}: the checkpoint is of another run: {', '.join(different)}; if config.json was edited, undo that"
-        )
+    state = _verified(path, identity)
     if differing := set(state["frozen"]) ^ set(_frozen(model)):
         raise CheckpointError(f"{path}: {min(differing)!r} is frozen either there or in this run's model, not in both")
     device = next(model.parameters()).device
-    stored = {name: _read(path / name) for name in (_MODEL, _OPTIMIZER, _RNG)}
-    for name, tensors in stored.items():
-        _check_same(path / name, _describe(tensors), state["tensors"][name], "its state.json")
     own = named_tensors(model)
-    _check_same(path / _MODEL, _describe(stored[_MODEL]), _describe(own), "this run's model")
+    stored = {_MODEL: _read_model(path, state, own)}
+    for name in (_OPTIMIZER, _RNG):
+        stored[name] = _read(path / name)
+        _check_same(path / name, _describe(stored[name]), state["tensors"][name], "its state.json")
     _check_optimizer_state(path / _OPTIMIZER, stored[_OPTIMIZER], own, optimizer)
     rng = stored[_RNG]
-    with torch.no_grad():
-        for name, tensor in own.items():
-            tensor.copy_(stored[_MODEL][name])
+    _copy(stored[_MODEL], own)
     optimizer.state.clear()
     for key, value in stored[_OPTIMIZER].items():
         kind, name = key.split("/", 1)
@@ -140,6 +142,48 @@ def load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, *, iden
     if device.type == "cuda" and "cuda" in rng:
         torch.cuda.set_rng_state(rng["cuda"], device)
     return state
+
+
+def load_model(path: Path, model: nn.Module, *, identity: Mapping[str, Any]) -> None:
+    """Loads the model of one checkpoint, and nothing else of it. Raises CheckpointError as `load`."""
+    state, own = _verified(path, identity), named_tensors(model)
+    _copy(_read_model(path, state, own), own)
+
+
+def _verified(path: Path, identity: Mapping[str, Any]) -> dict:
+    state = verify_checkpoint(path)
+    if different := list_differences(identity, state["identity"]):
+        raise CheckpointError(
+            f"{path}: the checkpoint is of another run: {', '.join(different)}; if config.json was edited, undo that"
+        )
+    return state
+
+
+def _read_model(path: Path, state: dict, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    stored = _read(path / _MODEL)
+    _check_same(path / _MODEL, _describe(stored), state["tensors"][_MODEL], "its state.json")
+    _check_same(path / _MODEL, _describe(stored), _describe(own), "this run's model")
+    return stored
+
+
+@torch.no_grad()
+def _copy(stored: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
+    for name, tensor in own.items():
+        tensor.copy_(stored[name])
+
+
+def _superseded(checkpoints: list[Path], keep: int) -> list[Path]:
+    """Returns the checkpoints that no resume needs: neither the last ones nor the best ones that these name."""
+    best = {checkpoint_of(path.parent, _best_step(path)) for path in checkpoints[-keep:]}
+    return [path for path in checkpoints[:-keep] if path not in best]
+
+
+def _best_step(path: Path) -> int:
+    """Returns the step of the best checkpoint that a checkpoint names; 0 if it names none or was damaged meanwhile."""
+    try:
+        return json.loads((path / "state.json").read_text())["best"]["step"] or 0
+    except (OSError, ValueError, LookupError, TypeError):
+        return 0
 
 
 def _optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -20,11 +20,13 @@ from fastlm.device import Placement, find_device
 from fastlm.files import disk_is_full, new_folder, write_bytes, write_json
 from fastlm.run_folder import RunError, find_checkpoints, verify_checkpoint
 from fastlm.tasks.base import Task
-from fastlm.train import checkpoint, report
+from fastlm.train import checkpoint, pictures, report
+from fastlm.train.checkpoint import checkpoint_of
 from fastlm.train.config import TrainConfig
 from fastlm.train.plan import check_data, make_plan
 from fastlm.train.recorder import Recorder
 from fastlm.train.run import Record, TrainingFolder, identity
+from fastlm.train.selection import Selection
 from fastlm.train.stop import StopRequest
 from fastlm.train.trainer import Trainer
 
@@ -100,14 +102,19 @@ def _train(
     elif plan.task != task.identity():
         raise RunError(f"run: {run.path} holds other data than the run began with; put back the data with {plan.task}")
     with _deterministic(plan.device), Trainer(task, config, plan, placement.backend) as trainer:
-        totals = _make_updates(trainer, run, identity(record, plan), name, notify)
-        return _finish(trainer, run, totals, name, notify)
+        determining = identity(record, plan)
+        totals, selection = _make_updates(trainer, run, determining, name, notify)
+        if config.keep_best and selection.step not in (None, totals["steps"]):
+            notify(f"the model is that of update {selection.step}, whose validation was the best")
+            best = checkpoint_of(run.checkpoints, selection.step)
+            checkpoint.load_model(best, trainer.model, identity=determining)
+        return _finish(trainer, run, totals, selection, name, notify)
 
 
 def _make_updates(
     trainer: Trainer, run: TrainingFolder, identity: dict[str, Any], name: str, notify: Notify
-) -> dict[str, Any]:
-    """Makes the remaining updates; returns the tokens and the training seconds of the whole run."""
+) -> tuple[dict[str, Any], Selection]:
+    """Makes the remaining updates; returns the updates, tokens and training seconds of the run, and its selection."""
     state = checkpoint.restore(run.checkpoints, trainer.model, trainer.optimizer, identity=identity, notify=notify)
     start = state["step"] if state else 0
     if state:
@@ -116,6 +123,7 @@ def _make_updates(
         notify(f"{run.path} has no checkpoint: the run starts again at step 0")
     config, steps = trainer.config, trainer.plan.steps
     recorder = Recorder(trainer, run, state, name)
+    selection = Selection(trainer.task.selected_by, config.patience, state and state.get("best"))
     if lost := recorder.metrics.lost:
         notify(
             f"{run.metrics_file}: {lost} of the records of the first {start} updates are lost or damaged; the run "
@@ -124,33 +132,53 @@ def _make_updates(
     saved = time.monotonic()
     with contextlib.closing(recorder), StopRequest() as stop:
         for step in range(start, steps):
+            if selection.is_over:
+                notify(f"stopped early, at step {step} of {steps}: {selection.waited} validations without a better one")
+                break
             recorder.add(trainer.update(step))
             done = step + 1
             overdue = time.monotonic() - saved > config.checkpoint_seconds
             save = stop.requested or overdue or done % config.checkpoint_every == 0 or done == steps
-            if done % config.validate_every == 0 or done == steps:
+            if _is_validated(trainer, step):
                 recorder.read()
-                batches = trainer.validation_batches(config.validation_batches, step=step)
-                recorder.add_validation(trainer.evaluate(batches))
+                metrics = trainer.evaluate(trainer.validation_batches(config.validation_batches, step=step))
+                recorder.add_validation(metrics)
+                save |= selection.add(done, metrics) and config.keep_best  # the best model is in a checkpoint
+                save |= selection.is_over
             if save or recorder.is_full:
                 recorder.write()
             if save:
-                recorder.save(identity)
+                recorder.save(identity, selection)
                 saved = time.monotonic()
             if stop.requested and done < steps:
                 raise Interrupted(f"stopped and saved at step {done} of {steps}; give the same command again to resume")
-    return {"tokens": recorder.tokens, "training_seconds": round(recorder.seconds, 1)}
+    totals = {"steps": recorder.step, "tokens": recorder.tokens, "training_seconds": round(recorder.seconds, 1)}
+    return totals, selection
 
 
-def _finish(trainer: Trainer, run: TrainingFolder, totals: dict[str, Any], name: str, notify: Notify) -> dict[str, Any]:
-    """Writes model/ and the report; returns the report."""
-    with new_folder(run.model) as folder:
-        trainer.model.save(folder)
-    notify("validating on all of the held-out text")
+def _is_validated(trainer: Trainer, step: int) -> bool:
+    """Returns whether a validation follows update `step`."""
+    config, done = trainer.config, step + 1
+    if done % config.validate_every == 0 or done == trainer.plan.steps:
+        return True
+    return config.validate_each_epoch and trainer.ends_epoch(step)
+
+
+def _finish(
+    trainer: Trainer, run: TrainingFolder, totals: dict[str, Any], selection: Selection, name: str, notify: Notify
+) -> dict[str, Any]:
+    """Writes the report and model/; returns the report."""
+    notify("validating on all of the held-out data")
     result = {"model": name, "parameters": sum(p.numel() for p in trainer.model.parameters())}
     titles = {metric: list(title) for metric, title in trainer.task.metric_names.items()}
-    result |= {"steps": trainer.plan.steps, **totals, "figures": titles}
+    result |= {**totals, "figures": titles}
+    if trainer.config.keep_best and selection.step is not None:
+        result["best"] = selection.to_json()
     result |= trainer.task.report(trainer, name)
+    if "confusion" in result:
+        pictures.plot_confusion(result["confusion"], run.confusion, title=name)
+    with new_folder(run.model) as folder:  # after the report, which may tune a threshold that the model's files hold
+        trainer.model.save(folder)
     write_bytes(run.report_text, report.markdown(result).encode())
     write_json(run.report, result)
     return result

@@ -52,16 +52,26 @@ class Series:
 
 
 class Curve:
-    """Keeps the losses of a run's updates and validations for the plot."""
+    """Keeps the losses of a run's updates and validations, and the validations' other metrics, for the plots.
+
+    scores: {metric: its series}, without the loss.
+    """
 
     def __init__(self):
         self.training, self.validation = Series(), Series()
+        self.scores: dict[str, Series] = {}
 
     def add(self, record: dict[str, Any]) -> None:
-        """Appends the "loss" and "validation_loss" of a record of metrics.jsonl, if it has them."""
-        for series, name in ((self.training, "loss"), (self.validation, "validation_loss")):
-            if name in record:
-                series.add(record["step"], record[name])
+        """Appends the "loss" and the "validation_..." of a record of metrics.jsonl, if it has them."""
+        step = record["step"]
+        if "loss" in record:
+            self.training.add(step, record["loss"])
+        for name, value in record.items():
+            metric = name.removeprefix("validation_")
+            if metric == "loss" != name:
+                self.validation.add(step, value)
+            elif metric != name and isinstance(value, float):
+                self.scores.setdefault(metric, Series()).add(step, value)
 
 
 class Metrics:

@@ -25,7 +25,8 @@ Notify = Callable[[str], None]
 def check_data(task: Task, config: TrainConfig, notify: Notify) -> None:
     """Gives `notify` the warnings of a prepared task's training data.
 
-    Raises DataError if a split is too small for one batch at any of the run's lengths.
+    Raises DataError if a split is too small for one batch at any of the run's lengths, or, with `whole_epochs`, the
+    training data for one update.
     """
     for split in ("train", "validation"):
         for length in (length for fraction, length in config.phases if fraction > 0):
@@ -34,8 +35,10 @@ def check_data(task: Task, config: TrainConfig, notify: Notify) -> None:
                 for warning in getattr(dataset, "warnings", ()) if split == "train" else ():
                     notify(warning)
             except DataError as error:
-                hint = ", or a larger validation_fraction" if split == "validation" else ""
+                hint = task.validation_hint if split == "validation" else ""
                 raise DataError(f"{error}{hint}") from None
+            if split == "train" and config.whole_epochs and dataset.batches_per_epoch < config.accumulation:
+                raise DataError(f"train: an epoch has less than one batch of {config.batch_size}; lower batch_size")
 
 
 def make_plan(task: Task, config: TrainConfig, placement: Placement, notify: Notify) -> Plan:
@@ -48,9 +51,18 @@ def make_plan(task: Task, config: TrainConfig, placement: Placement, notify: Not
     notify(f"device {plan.device}, {'bf16 autocast' if precision == 'bf16' else 'fp32'} ({why})")
     plan = replace(plan, precision=precision)
     steps, why = count_steps(task, config, placement, plan)
-    plan = replace(plan, steps=steps, warmup=min(config.warmup, steps // 10))
-    notify(f"{steps} updates{why}, {plan.warmup} of warm-up, then {config.decay} decay to 0")
+    plan = replace(plan, steps=steps, warmup=count_warmup(config, steps))
+    joined = {"warmup-then-decay": ", then", "warmup-times-decay": " times", "warmup-replaces-decay": " in place of"}
+    notify(f"{steps} updates{why}, {plan.warmup:g} of warm-up{joined[config.schedule]} {config.decay} decay to 0")
     return plan
+
+
+def count_warmup(config: TrainConfig, steps: int) -> float:
+    """Returns the updates of warm-up. A fraction of the run is rounded down, but not in "warmup-times-decay"."""
+    if config.warmup_fraction is None:
+        return min(config.warmup, steps // 10)
+    updates = config.warmup_fraction * steps
+    return updates if config.schedule == "warmup-times-decay" else int(updates)
 
 
 def choose_precision(task: Task, config: TrainConfig, placement: Placement, plan: Plan) -> tuple[str, str]:
@@ -101,13 +113,20 @@ def count_steps(task: Task, config: TrainConfig, placement: Placement, plan: Pla
             share * task.dataset("train", length, config.micro_batch_size, config.seed).batches_per_epoch
             for share, length in config.phases
         )
-        return max(1, math.ceil(config.epochs * batches / config.accumulation)), f" in {config.epochs:g} epochs"
+        return updates_of_epochs(config, batches), f" in {config.epochs:g} epochs"
     seconds = 0.0
     for share, length in config.phases:
         timed = update_seconds(task, config, placement, plan, length, TIMED_SECONDS)
         seconds += share * sum(timed) / len(timed)
     steps = max(1, round(60 * config.minutes / seconds))
     return steps, f" in about {config.minutes:g} minutes at {seconds:.3g} s each"
+
+
+def updates_of_epochs(config: TrainConfig, batches: float) -> int:
+    """Returns the updates of a run whose epochs have so many micro-batches each."""
+    if config.whole_epochs:
+        batches -= batches % config.accumulation
+    return max(1, math.ceil(config.epochs * batches / config.accumulation))
 
 
 def update_seconds(

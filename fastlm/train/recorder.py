@@ -12,8 +12,9 @@ import torch
 from tqdm import tqdm
 
 from fastlm.run_folder import RunError, RunFolder
-from fastlm.train import checkpoint, report
+from fastlm.train import checkpoint, pictures, report
 from fastlm.train.metrics import Metrics
+from fastlm.train.selection import Selection
 from fastlm.train.trainer import Trainer, Update
 
 READ_EVERY = {"cpu": 1, "cuda": 10}  # updates per read of the losses, which synchronises with the device
@@ -71,7 +72,11 @@ class Recorder:
     def add_validation(self, metrics: dict[str, float]) -> None:
         """Adds the metrics of a validation to the last record. Its time does not count as training."""
         self._records[-1] |= {f"validation_{name}": value for name, value in metrics.items()}
+        selected_by, titles = self.trainer.task.selected_by, self.trainer.task.metric_names
         self._validation["val"] = f"{metrics['loss']:.3f}"
+        if selected_by != "loss":
+            title, style = titles.get(selected_by, (selected_by, report.PLAIN))
+            self._validation[title] = format(metrics[selected_by], style)
         self._since = time.perf_counter()
 
     def write(self) -> None:
@@ -87,13 +92,16 @@ class Recorder:
         self._bar.update(len(self._records))
         self._records.clear()
 
-    def save(self, identity: dict[str, Any]) -> None:
-        """Writes a checkpoint and the loss curve. Raises OSError."""
+    def save(self, identity: dict[str, Any], selection: Selection) -> None:
+        """Writes a checkpoint and the curves. Raises OSError."""
         self.metrics.sync()
-        state = {"tokens": self.tokens, "seconds": self.seconds}
+        state = {"tokens": self.tokens, "seconds": self.seconds, "best": selection.to_json()}
         trainer = self.trainer
         checkpoint.save(self.run.checkpoints, self.step, trainer.model, trainer.optimizer, identity=identity, **state)
         report.plot(self.metrics.curve, self.run.curve, title=self.name)
+        if trainer.task.score_names:
+            titles = {name: trainer.task.metric_names[name][0] for name in trainer.task.score_names}
+            pictures.plot_scores(self.metrics.curve, self.run.scores, scores=titles, title=self.name)
         self._since = time.perf_counter()
 
     def _require_finite(self, record: dict[str, Any]) -> None:

@@ -20,13 +20,21 @@ def markdown(result: dict[str, Any]) -> str:
     """Returns the report as Markdown that also reads well in a terminal.
 
     result["scores"]: {model: {metric: value}} on the held-out text. result["figures"]: {metric: (title, format)}, in
-    the order of the table. result["examples"], optional: lines of text.
+    the order of the table. Optional: result["examples"], lines of text; result["best"], see `Selection.to_json`.
     """
     head = (
         f"# {result['model']}: {result['parameters']:,} parameters, {result['steps']:,} updates, "
         f"{result['tokens']:,} tokens, {result['training_seconds'] / 60:.1f} minutes"
     )
     lines = [head, "", *_table(result["scores"], result.get("figures", {}))]
+    if "best" in result:
+        best = result["best"]
+        title, style = result.get("figures", {}).get(best["metric"], (best["metric"], PLAIN))
+        lines += [
+            "",
+            f"The model is that of update {best['step']:,}, the first with the best {title} in validations: "
+            f"{format(best['value'], style)}.",
+        ]
     if "examples" in result:
         examples = [f"- {example}" for example in result["examples"]]
         lines += ["", f"## {result['examples_title']}", "", *examples]
@@ -91,10 +99,10 @@ def _table(scores: dict[str, dict[str, float]], known: dict[str, Sequence[str]])
     for model, metrics in scores.items():
         cells = (format(metrics[name], style) if name in metrics else "" for name, (_, style) in names.items())
         rows.append([model, *cells])
-    return _aligned(rows)
+    return aligned(rows)
 
 
-def _aligned(rows: list[list[str]]) -> list[str]:
+def aligned(rows: list[list[str]]) -> list[str]:
     """Returns a Markdown table with aligned columns; the first row is its header."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
 

@@ -28,6 +28,8 @@ Record = dict[str, Any]
 
 # Options that change no loss, so that a resumed run may change them.
 FREE = tuple(f.name for f in fields(TrainConfig) if f.metadata.get("free"))
+# Options that older records do not have: at these values a record is the same with and without them.
+LATER = {f.name: f.default for f in fields(TrainConfig) if f.metadata.get("later")}
 _OWN_ENTRIES = ("format", "numerics", "made_from", "plan", "versions")  # of config.json, beside the caller's record
 
 
@@ -166,16 +168,19 @@ def _as_in_json(content: Any) -> Any:
 
 
 def _loss_fields(record: Record) -> dict[str, Any]:
-    """Returns the fields of all sections of a record that change a loss, by name, with values as in JSON."""
+    """Returns the fields of all sections of a record that change a loss, by name, with values as in JSON.
+
+    Later options at their default are left out, so that a run without them can be resumed.
+    """
     found: dict[str, Any] = {}
     for section, values in _as_in_json(record).items():
         if section not in _OWN_ENTRIES:
             found |= values if isinstance(values, dict) else {section: values}
-    return {name: value for name, value in found.items() if name not in FREE}
+    return {n: value for n, value in found.items() if n not in FREE and not (n in LATER and value == LATER[n])}
 
 
 def _repr_of(values: Mapping[str, Any], name: str) -> str:
-    return repr(values[name]) if name in values else "(not there)"
+    return repr(values.get(name, LATER.get(name))) if name in values or name in LATER else "(not there)"
 
 
 def _identity(path: Path) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -13,8 +14,9 @@ from torch import Tensor
 
 from fastlm.tasks.base import Batch, Dataset, Task
 from fastlm.train.config import TrainConfig
+from fastlm.train.groups import by_rate, rated_groups
 from fastlm.train.optim import build_optimizer, clip_and_step, set_rate
-from fastlm.train.schedule import learning_rate, sequence_length
+from fastlm.train.schedule import learning_rate, rate_correction, sequence_length
 
 
 @dataclass(frozen=True)
@@ -22,7 +24,7 @@ class Plan:
     """Holds the recorded decisions from the start of a run, so that later nothing depends on clock or machine."""
 
     steps: int
-    warmup: int
+    warmup: float  # updates; only "warmup-times-decay" takes a fraction of one
     device: str
     precision: str
     task: dict[str, Any]  # the task's identity
@@ -50,8 +52,9 @@ class Trainer:
         self._loader = _Loader(self._load)
         torch.manual_seed(config.seed)
         self.model = task.build(backend).to(self.device)
+        self.groups = rated_groups(task.groups(self.model), config)
         self.optimizer = build_optimizer(
-            task.groups(self.model),
+            by_rate(self.groups),
             bias_correction=config.bias_correction,
             lr=config.learning_rate,
             betas=(config.beta1, config.beta2),
@@ -72,37 +75,61 @@ class Trainer:
     def update(self, step: int) -> Update:
         """Makes update `step`: forward and backward per micro-batch, clipping, one step of the optimizer."""
         count = self.config.accumulation
-        losses, tokens = torch.zeros(len(self.task.loss_names), device=self.device), 0
+        losses, tokens, sequences = torch.zeros(len(self.task.loss_names), device=self.device), 0, 0
         if not self.model.training:  # train() goes through all modules
             self.model.train()
         seeds = self.model.draw_seeds() if hasattr(self.model, "draw_seeds") else None
-        for index in range(count):
+        for index, divisor in enumerate(self._divisors(step)):
             batch = self._loader.get(step * count + index, last=self.plan.steps * count - 1)
             tokens += self.task.tokens(batch)
             with self.autocast():
-                micro_losses = self.task.losses(self.model, self._to_device(batch) | self._dropout(seeds, index))
-            (micro_losses[0] / count).backward()
-            losses += torch.stack([loss.detach() for loss in micro_losses]) / count
+                micro_losses = self.task.losses(self.model, self._to_device(batch) | self._dropout(seeds, sequences))
+            sequences += self.task.sequences(batch)
+            (micro_losses[0] / divisor).backward()
+            losses += torch.stack([loss.detach() for loss in micro_losses]) / divisor
         rate = self.learning_rate(step)
-        set_rate(self.optimizer, rate)
+        set_rate(self.optimizer, rate * self._rate_factor(step))
         norm = clip_and_step(self.optimizer, self.config.clip)
         self.optimizer.zero_grad(set_to_none=True)
         return Update(torch.cat([losses, norm.view(1)]), rate, tokens)
 
-    def _dropout(self, seeds: Tensor | None, index: int) -> Batch:
-        """Returns the entries of micro-batch `index` with which it draws the masks that the whole batch would draw."""
+    def _divisors(self, step: int) -> list[float]:
+        """Returns what the loss of each micro-batch is divided by, so that their sum is the loss of the whole batch."""
+        count = self.config.accumulation
+        if count == 1:
+            return [1.0]
+        placed = [self._placed(step * count + index) for index in range(count)]
+        weights = [getattr(dataset, "weight", lambda _: 1.0)(index) for dataset, index in placed]
+        total = sum(weights)
+        return [total / weight if weight else math.inf for weight in weights] if total else [float(count)] * count
+
+    def _dropout(self, seeds: Tensor | None, sequences: int) -> Batch:
+        """Returns the entries with which a micro-batch, after so many sequences, draws the masks of the whole batch."""
         if seeds is None:
             return {}
-        first = torch.full((1,), index * self.config.micro_batch_size, device=self.device)  # no copy from the host
+        first = torch.full((1,), sequences, device=self.device)  # no copy from the host
         return {"seeds": seeds, "first_sequence": first}
 
     def learning_rate(self, step: int) -> float:
         """Returns the schedule's rate of an update; each parameter group multiplies it by its own rate."""
         config, plan = self.config, self.plan
-        return learning_rate(step, peak=config.learning_rate, warmup=plan.warmup, steps=plan.steps, decay=config.decay)
+        shape = {"steps": plan.steps, "warmup": plan.warmup, "decay": config.decay, "schedule": config.schedule}
+        return learning_rate(step, peak=config.learning_rate, **shape)
+
+    def _rate_factor(self, step: int) -> float:
+        config = self.config
+        return rate_correction(step, (config.beta1, config.beta2)) if config.rate_correction else 1.0
+
+    def ends_epoch(self, step: int) -> bool:
+        """Returns whether an epoch of the training data ends in update `step`."""
+        count = self.config.accumulation
+        batches = self.dataset("train", self.sequence_length(step)).batches_per_epoch
+        if self.config.whole_epochs:
+            batches -= batches % count
+        return (step + 1) * count // batches > step * count // batches
 
     def validation_batches(self, limit: int | None = None, *, step: int | None = None) -> Iterator[Batch]:
-        """Returns the first `limit` validation batches (None: all), of the length at `step` (None: the last step)."""
+        """Returns the first `limit` validation batches (None or 0: all), of the length at `step` (None: at the end)."""
         dataset = self.dataset("validation", self.sequence_length(self.plan.steps - 1 if step is None else step))
         count = min(dataset.batches_per_epoch, limit or dataset.batches_per_epoch)
         return (dataset.batch(i) for i in range(count))
@@ -128,10 +155,19 @@ class Trainer:
             )
         return self._datasets[split, length]
 
+    def _placed(self, index: int) -> tuple[Dataset, int]:
+        """Returns the dataset of a run's micro-batch, and the micro-batch's number in it."""
+        count = self.config.accumulation
+        dataset = self.dataset("train", self.sequence_length(index // count))
+        if self.config.whole_epochs:
+            epoch, within = divmod(index, dataset.batches_per_epoch // count * count)
+            index = epoch * dataset.batches_per_epoch + within
+        return dataset, index
+
     def _load(self, index: int) -> Batch:
         """Makes a micro-batch, in pinned memory for a GPU."""
-        step = index // self.config.accumulation
-        batch = self.dataset("train", self.sequence_length(step)).batch(index)
+        dataset, index = self._placed(index)
+        batch = dataset.batch(index)
         return {name: t.pin_memory() for name, t in batch.items()} if self.device.type == "cuda" else batch
 
     def _to_device(self, batch: Batch) -> Batch:
