@@ -199,7 +199,7 @@ def test_an_error_of_the_system_names_the_file_and_no_number(tmp_path, capsys, m
 
 
 def test_options_in_a_sentence_are_spelled_as_they_are_given_but_not_in_paths(capsys):
-    cli._say("batch_size, or a larger validation_fraction: 'batch_size' in a/batch_size/top_k.txt and my_batch_size")
+    cli.say("batch_size, or a larger validation_fraction: 'batch_size' in a/batch_size/top_k.txt and my_batch_size")
     assert capsys.readouterr().err == (
         "fastlm: --batch-size, or a larger --validation-fraction: 'batch_size' in a/batch_size/top_k.txt and "
         "my_batch_size\n"

@@ -264,5 +264,5 @@ def test_bad_arguments_of_heads_get_a_sentence():
         ClassificationHead(E, 3, class_weights=[1.0, 2.0])
     with pytest.raises(ValueError, match="weight must be at least 0, got -1"):
         SequenceLMHead(weight=-1)
-    with pytest.raises(ValueError, match=r"dropout_p must be in \[0, 1\), got 1.5"):
+    with pytest.raises(ValueError, match=r"Dropout: dropout must be in \[0, 1\), got 1.5"):
         TaggingHead(E, 3, dropout=1.5)
