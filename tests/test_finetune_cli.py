@@ -186,7 +186,7 @@ USAGE = [
     (["finetune", "BERT", "--task", "sst2"], "finetune: --train-file, --dev-file needed for a new run (runs/sst2 "),
     (["finetune", "BERT", "--task", "glue9", "--train-file", "TRAIN", "--dev-file", "DEV"], "format: one of cola, "),
     (["finetune", "NOWHERE", "--task", "sst2", "--train-file", "TRAIN", "--dev-file", "DEV"], "recipe: one of "),
-    (["finetune", "BERT", "--task", "sst2", "--train-file", "TRAIN", "--dev-file", "no.tsv"], "dev_file: a file of "),
+    (["finetune", "BERT", "--task", "sst2", "--train-file", "TRAIN", "--dev-file", "no.tsv"], "--dev-file: a file of "),
     (
         ["finetune", "BERT", "--task", "sst2", "--train-file", "TRAIN", "--dev-file", "DEV", "--test-file", "no.tsv"],
         "no.tsv",

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fastlm.commands.training import memory_errors_explained
 from fastlm.device import Placement
 from fastlm.recipes.finetune import FinetuneRecipe
 
@@ -33,7 +34,7 @@ def dry_run(recipe: FinetuneRecipe) -> str:
     task, notes = recipe.task(), []
     task.limit = max(EXAMPLES, 2 * recipe.train.batch_size)
     short = replace(recipe.train.with_length(steps=UPDATES), validate_every=UPDATES, patience=None)
-    with tempfile.TemporaryDirectory(prefix="fastlm-dry-run-") as scratch:
+    with tempfile.TemporaryDirectory(prefix="fastlm-dry-run-") as scratch, memory_errors_explained(recipe):
         started = time.perf_counter()
         record = {"record": recipe.to_json(), "name": recipe.title}
         loop.train(task, short, recipe.placement, Path(scratch), **record, notify=notes.append)

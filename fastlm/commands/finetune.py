@@ -11,6 +11,7 @@ from typing import Any
 from fastlm.commands import INTERRUPTED, fail
 from fastlm.commands.arguments import add_option
 from fastlm.commands.predict import submission_of
+from fastlm.commands.training import train_recipe
 from fastlm.data.labelled.examples import Example
 from fastlm.files import write_bytes
 from fastlm.recipes import finetune as recipes
@@ -69,19 +70,17 @@ def _train(recipe: FinetuneRecipe, folder: RunFolder) -> int:
     if test_file is not None:  # it is read now, so that a bad file is an error before the training
         examples = recipe.format().read(Path(test_file), labelled=False)
 
-    from fastlm.train.loop import Interrupted, train
+    from fastlm.train.loop import Interrupted
     from fastlm.train.report import markdown
 
-    task = recipe.task()
-    record = {"record": recipe.to_json(), "name": recipe.title}
     try:
-        result = train(task, recipe.train, recipe.placement, folder.path, **record)
+        result = train_recipe(recipe, folder.path)
     except Interrupted as interruption:
         return fail(str(interruption), INTERRUPTED)
     print(f"\n{markdown(result)}\nIn {folder.path}: model/, metrics.jsonl, loss.png, scores.png, report.md.")
     if test_file is not None:
         print(f"Predictions for {test_file}: {_predict(recipe, folder, examples)}")
-    print(f"Try: {task.try_command(folder.path)}")
+    print(f"Try: {recipe.task().try_command(folder.path)}")
     return 0
 
 

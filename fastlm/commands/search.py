@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from fastlm._options import require
 from fastlm.commands import INTERRUPTED, fail
 from fastlm.commands.arguments import value_of
+from fastlm.commands.training import train_recipe
 from fastlm.files import write_bytes, write_json
 from fastlm.recipes.finetune import OPTIONS, FinetuneRecipe
 
@@ -44,30 +45,33 @@ def search(recipe: FinetuneRecipe, text: str, folder: Path) -> int:
     trials = trials_of(parse_grid(text))
     recipes = [recipe.with_options(trial.options) for trial in trials]
 
-    from fastlm.train.loop import Interrupted, train
+    from fastlm.train.loop import Interrupted
 
     results = []
     for number, (trial, own) in enumerate(zip(trials, recipes, strict=True), 1):
         print(f"\ntrial {number} of {len(trials)}: {trial.name}")
-        record = {"record": own.to_json(), "name": own.title}
         try:
-            result = train(own.task(), own.train, own.placement, folder / "trials" / trial.name, **record)
+            result = train_recipe(own, folder / "trials" / trial.name)
         except Interrupted as interruption:
             return fail(f"trial {number} of {len(trials)}: {interruption}", INTERRUPTED)
         results.append({"trial": trial.name, "options": trial.options, "scores": result["scores"][own.title]})
-        _write(recipe, results, folder)
+        _write(recipe, results, result["selected_by"], result["figures"], folder)
     print("\n" + (folder / "search.md").read_text() + f"\nIn {folder}: search.md, search.json, search.png, trials/.")
     return 0
 
 
-def _write(recipe: FinetuneRecipe, results: Sequence[dict[str, Any]], folder: Path) -> None:
-    """Writes the results of the trials so far."""
+def _write(
+    recipe: FinetuneRecipe,
+    results: Sequence[dict[str, Any]],
+    metric: str,
+    titles: Mapping[str, tuple[str, str]],
+    folder: Path,
+) -> None:
+    """Writes the results of the trials so far. metric: what is compared. titles: as in a report's "figures"."""
     from fastlm.train.pictures import plot_trials
     from fastlm.train.trials import summarise, table
 
-    task = recipe.task()
-    metric = task.selected_by
-    title = task.metric_names.get(metric, (metric, ".4f"))
+    title = titles[metric]
     summaries = summarise([(result["options"], result["scores"][metric]) for result in results])
     lines = [f"# {recipe.title}, {recipe.name}", "", *table(summaries, metric, title)]
     if any(len(summary.scores) < 2 for summary in summaries):

@@ -171,7 +171,7 @@ def _finish(
     notify("validating on all of the held-out data")
     result = {"model": name, "parameters": sum(p.numel() for p in trainer.model.parameters())}
     titles = {metric: list(title) for metric, title in trainer.task.metric_names.items()}
-    result |= {**totals, "figures": titles}
+    result |= {**totals, "figures": titles, "selected_by": trainer.task.selected_by}
     if trainer.config.keep_best and selection.step is not None:
         result["best"] = selection.to_json()
     result |= trainer.task.report(trainer, name)
