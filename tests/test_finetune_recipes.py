@@ -40,6 +40,12 @@ def test_squad_and_swag_have_their_own_values(tmp_path):
     assert (squad2.train.learning_rate, squad2.train.batch_size, squad2.train.epochs) == (5e-5, 48, 2)
     assert (swag.train.learning_rate, swag.train.batch_size, swag.train.epochs) == (2e-5, 16, 3)
     assert squad1.labelled.max_length == squad2.labelled.max_length == 384
+    assert (squad1.labelled.max_question, squad1.labelled.doc_stride) == (64, 128)
+
+
+def test_a_short_context_has_shorter_questions_and_strides(tmp_path):
+    labelled = for_model(model_folder(tmp_path / "m", PRESETS["bert_tiny"].to_json()), "squad1").labelled
+    assert (labelled.max_length, labelled.max_question, labelled.doc_stride) == (64, 21, 21)
 
 
 @pytest.mark.parametrize("name", RECIPES)

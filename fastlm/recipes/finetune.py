@@ -146,7 +146,7 @@ _RECIPE_OF = {"bert": "bert-paper", "gpt1": "gpt1-paper", "openai-gpt": "gpt1-pa
 def for_model(start: str, format: str, name: str | None = None) -> FinetuneRecipe:
     """Returns the paper's recipe for the model in `start` and the format of the data; `name` names another one.
 
-    The longest input is at most the model's context. Raises RunError, or ValueError for a model that no recipe is for.
+    The longest input is at most the model's context; questions and strides are shorter in a shorter one. Raises RunError, or ValueError for a model that no recipe is for.
     """
     config = _model_config(start)
     if name is None:
@@ -154,14 +154,17 @@ def for_model(start: str, format: str, name: str | None = None) -> FinetuneRecip
     if name not in RECIPES:
         given = f"none, and the model_type of {start} is {config.get('model_type')!r}" if name is None else repr(name)
         raise ValueError(f"recipe: one of {', '.join(RECIPES)} expected, got {given}")
-    own = TASKS[name].get(find_format(format).name, {})
-    recipe = replace(RECIPES[name], start=start).with_options({"format": format, **own})
-    context = next(
-        (config[key] for key in ("context", "max_position_embeddings", "n_positions") if key in config), None
-    )
-    if context is not None and context < recipe.labelled.max_length:
-        recipe = recipe.with_options({"max_length": context})
-    return recipe
+    made = find_format(format)
+    recipe = replace(RECIPES[name], start=start)
+    recipe = recipe.with_options({"format": format, **TASKS[name].get(made.name, {})})
+    contexts = [config[key] for key in ("context", "max_position_embeddings", "n_positions") if key in config]
+    length = min([*contexts[:1], recipe.labelled.max_length])
+    return recipe.with_options({"max_length": length, **_window(recipe.labelled, length)})
+
+
+def _window(labelled: LabelledConfig, length: int) -> dict[str, int]:
+    """Returns the longest question and the stride for windows of `length`: a third of it each, at most BERT's values."""
+    return {name: min(getattr(labelled, name), length // 3) for name in ("max_question", "doc_stride")}
 
 
 def from_record(record: dict[str, Any]) -> FinetuneRecipe:
