@@ -242,6 +242,32 @@ def test_a_bug_is_not_dressed_as_a_mistake_of_the_user(monkeypatch):
         cli.main(["info"])
 
 
+INTERRUPTED = """
+import signal, sys
+
+class Interrupting:
+    def find_spec(self, name, path=None, target=None):
+        if name == "numpy":
+            sys.meta_path.remove(self)  # once
+            signal.raise_signal(signal.SIGINT)
+
+sys.meta_path.insert(0, Interrupting())
+from fastlm import cli
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["info", "pretrain --model gpt1", "pretrain --model bert_tiny", "generate run --prompt It", "fill-mask run It"],
+)
+def test_an_interrupt_while_numpy_is_imported_ends_the_command(tmp_path, command):
+    """torch, importing numpy, drops the exception."""
+    child = [sys.executable, "-P", "-c", INTERRUPTED, *command.split()]
+    result = subprocess.run(child, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert (result.returncode, result.stderr) == (cli.INTERRUPTED, "fastlm: interrupted\n")
+
+
 WITHOUT = """
     import os, sys
     import torch  # once; each fork then goes without one package
