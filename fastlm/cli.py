@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
 import sys
 from collections.abc import Sequence
@@ -11,7 +10,18 @@ from typing import Any, NoReturn
 
 import fastlm
 from fastlm import recipes
-from fastlm.commands import BROKEN_PIPE, INTERRUPTED, USAGE_ERROR, convert, evaluate, fail, finetune, predict, say
+from fastlm.commands import (
+    BROKEN_PIPE,
+    INTERRUPTED,
+    USAGE_ERROR,
+    convert,
+    evaluate,
+    fail,
+    finetune,
+    import_torch,
+    predict,
+    say,
+)
 from fastlm.commands.arguments import add_option, seed
 from fastlm.recipes import Recipe
 from fastlm.run_folder import RunError, RunFolder
@@ -69,18 +79,11 @@ def _check_text(options: argparse.Namespace) -> None:
 # The commands. Each imports what it needs, so that --help and usage errors are fast -----------------------------
 
 
-def _import_torch() -> None:
-    """Imports torch after numpy. While torch imports numpy itself, it swallows an interrupt, and then lacks numpy."""
-    with contextlib.suppress(ModuleNotFoundError):
-        import numpy  # noqa: F401
-    import torch  # noqa: F401
-
-
 def _pretrain(options: argparse.Namespace) -> int:
     RunFolder(options.run or "runs").check_path()
     given = {f.name: getattr(options, f.name) for f in recipes.OPTIONS if hasattr(options, f.name)}
     recipe, folder, note = _chosen_run(options, given)
-    _import_torch()  # it takes seconds, so errors in the options are reported before it
+    import_torch()  # it takes seconds, so errors in the options are reported before it
     from fastlm.device import find_device, is_out_of_memory, memory_of
     from fastlm.train.loop import Interrupted, train
     from fastlm.train.report import markdown
@@ -122,7 +125,7 @@ def _chosen_run(options: argparse.Namespace, given: dict[str, Any]) -> tuple[Rec
         return _recorded(begun, options).with_options(given), begun, None
     chosen = recipe.with_options(given)
     if len(sizes) > 1 and recipes.leaves_size_open(given):
-        _import_torch()
+        import_torch()
         from fastlm.train.plan import product_rate
 
         recipe, why = recipes.fitting(name, given.get("minutes"), product_rate())
@@ -153,14 +156,14 @@ def _cuda_wanted(name: str, given: dict[str, Any]) -> bool:
     device = given.get("device", "auto")
     if device != "auto" or name not in recipes.FAMILIES:
         return device == "cuda"
-    _import_torch()
+    import_torch()
     import torch
 
     return torch.cuda.is_available()
 
 
 def _generate(options: argparse.Namespace) -> int:
-    _import_torch()
+    import_torch()
     from fastlm.inference.generate import stream
 
     given = {name: getattr(options, name) for name in ("tokens", "temperature", "top_k", "top_p", "seed", "device")}
@@ -171,7 +174,7 @@ def _generate(options: argparse.Namespace) -> int:
 
 
 def _fill_mask(options: argparse.Namespace) -> int:
-    _import_torch()
+    import_torch()
     from fastlm.inference.fill_mask import fill_mask
 
     given = {"top": options.top, "device": options.device, "notify": say}
@@ -181,7 +184,7 @@ def _fill_mask(options: argparse.Namespace) -> int:
 
 
 def _info(options: argparse.Namespace) -> int:
-    _import_torch()
+    import_torch()
     from fastlm.info import info
 
     print(info())

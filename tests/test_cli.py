@@ -259,7 +259,16 @@ sys.exit(cli.main(sys.argv[1:]))
 
 @pytest.mark.parametrize(
     "command",
-    ["info", "pretrain --model gpt1", "pretrain --model bert_tiny", "generate run --prompt It", "fill-mask run It"],
+    [
+        "info",
+        "pretrain --model gpt1",
+        "pretrain --model bert_tiny",
+        "generate run --prompt It",
+        "fill-mask run It",
+        "evaluate run file",
+        "predict run file",
+        "convert run folder",
+    ],
 )
 def test_an_interrupt_while_numpy_is_imported_ends_the_command(tmp_path, command):
     """torch, importing numpy, drops the exception."""

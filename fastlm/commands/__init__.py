@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import re
 import sys
 
 USAGE_ERROR, INTERRUPTED, BROKEN_PIPE = 2, 130, 141  # exit codes, the last two as the shell reports SIGINT and SIGPIPE
+
+
+def import_torch() -> None:
+    """Imports torch after numpy. While torch imports numpy itself, it swallows an interrupt, and then lacks numpy."""
+    with contextlib.suppress(ModuleNotFoundError):
+        import numpy  # noqa: F401
+    import torch  # noqa: F401
 
 
 def fail(sentence: str, code: int = USAGE_ERROR) -> int:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from fastlm.commands import import_torch
+
 
 def add_parser(commands: Any) -> None:
     """Adds the command to the parser's commands."""
@@ -21,6 +23,7 @@ def add_parser(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    import_torch()
     from fastlm.inference.convert import convert
 
     print("\n".join(convert(options.source, options.target, drop=options.drop)))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastlm._options import options as options_of
+from fastlm.commands import import_torch
 from fastlm.commands.arguments import add_option
 from fastlm.data.labelled.config import LabelledConfig
 from fastlm.run_folder import RunFolder
@@ -44,6 +45,7 @@ def add_model_and_file(parser: argparse.ArgumentParser, file: str, **settings: A
 
 
 def run(options: argparse.Namespace) -> int:
+    import_torch()
     from fastlm.inference.predict import Predictor
     from fastlm.train.report import aligned
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fastlm.commands import INTERRUPTED, fail
+from fastlm.commands import INTERRUPTED, fail, import_torch
 from fastlm.commands.arguments import add_option
 from fastlm.commands.predict import submission_of
 from fastlm.commands.training import train_recipe
@@ -53,6 +53,7 @@ def run(options: argparse.Namespace) -> int:
     given = {f.name: getattr(options, f.name) for f in recipes.OPTIONS if hasattr(options, f.name)}
     recipe, folder = _chosen_run(options, given)
     recipe.format()  # before torch is imported, which takes seconds
+    import_torch()
     if hasattr(options, "search"):
         from fastlm.commands.search import search
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from fastlm.commands import import_torch
 from fastlm.commands.evaluate import add_model_and_file, format_of
 from fastlm.files import new_file
 
@@ -40,6 +41,7 @@ def add_parser(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    import_torch()
     from fastlm.inference.predict import Predictor, examples_of_lines
 
     submission = getattr(options, "submission", None)

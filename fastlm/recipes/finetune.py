@@ -146,7 +146,8 @@ _RECIPE_OF = {"bert": "bert-paper", "gpt1": "gpt1-paper", "openai-gpt": "gpt1-pa
 def for_model(start: str, format: str, name: str | None = None) -> FinetuneRecipe:
     """Returns the paper's recipe for the model in `start` and the format of the data; `name` names another one.
 
-    The longest input is at most the model's context; questions and strides are shorter in a shorter one. Raises RunError, or ValueError for a model that no recipe is for.
+    The longest input is at most the model's context; questions and strides are shorter in a shorter one. Raises
+    RunError, or ValueError for a model that no recipe is for.
     """
     config = _model_config(start)
     if name is None:
@@ -163,7 +164,7 @@ def for_model(start: str, format: str, name: str | None = None) -> FinetuneRecip
 
 
 def _window(labelled: LabelledConfig, length: int) -> dict[str, int]:
-    """Returns the longest question and the stride for windows of `length`: a third of it each, at most BERT's values."""
+    """Returns the longest question and the stride in windows of `length`: a third of it, at most BERT's values."""
     return {name: min(getattr(labelled, name), length // 3) for name in ("max_question", "doc_stride")}
 
 
