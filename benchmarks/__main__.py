@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 USAGE = """\
-python -m benchmarks [ops|models|all] [--op NAME] [--model NAME] [--quick] [--no-sweeps]
+python -m benchmarks [ops|models|feeding|all] [--op NAME] [--model NAME] [--quick] [--no-sweeps]
                             [--out DIR] [--plot] [--minutes M]
        python -m benchmarks models --beside NAME [--model NAME] [--threads N ...] [--dropout P ...] [--pairs N]
                             [--out DIR]
@@ -25,10 +25,11 @@ def main(arguments: list[str]) -> int:
 
 def _measure(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(
-        usage=USAGE, description="Times ops and models beside the machine's limits and other libraries."
+        usage=USAGE, description="Times ops, models and feeding beside the machine's limits and other libraries."
     )
     add = parser.add_argument
-    add("what", nargs="?", choices=("ops", "models", "all"), default="all", help="what to time (default: all)")
+    choices = ("ops", "models", "feeding", "all")
+    add("what", nargs="?", choices=choices, default="all", help="what to time (default: all)")
     add("--op", action="append", metavar="NAME", help="only this op's cases; may be repeated")
     add("--model", action="append", metavar="NAME", help="only this model's cases; may be repeated")
     add("--quick", action="store_true", help="fewer samples, no sweeps; on a CPU also small shapes and one thread")

@@ -67,6 +67,8 @@ def table(records: Sequence[Record]) -> Table:
     peers = list(dict.fromkeys(r.candidate for r in records if not r.ours and r.status != "skipped"))
     if records[0].kind == "model":
         return _model_table(records, peers)
+    if records[0].kind == "feeding":
+        return _feeding_table(records)
     header = ["shape", "pass", "ours", "us", "±%", "rate", "of limit", "extra MB", *(f"x {p}" for p in peers)]
     rows = []
     for (shape, pass_), group in _by_shape(records).items():
@@ -91,6 +93,17 @@ def _model_table(records: Sequence[Record], peers: list[str]) -> Table:
             cells.append(_megabytes(ours))
         rows.append(cells + [_ratio(_of(group, peer), ours) for peer in peers])
     return _without_empty(header, rows)
+
+
+def _feeding_table(records: Sequence[Record]) -> Table:
+    header = ["shape", "pass", "us", "±%", "examples/s", "tokens/s", "one H100 at most, examples/s"]
+    rows = []
+    for r in records:
+        examples, tokens = (count / r.median_us * 1e6 for count in (r.parameters["examples"], r.tokens))
+        most = r.parameters["examples"] / r.parameters["h100_us"] * 1e6
+        rates = (f"{rate:,.0f}" for rate in (examples, tokens, most))
+        rows.append([r.shape, r.pass_, _us(r.median_us), _spread(r), *rates])
+    return header, rows
 
 
 def _without_empty(header: list[str], rows: list[list[str]]) -> Table:
@@ -136,7 +149,7 @@ def summary(results: Results) -> str:
     fastlm's failures."""
     parts = [head(results).replace("\n", "\n\n")]
     for name, records in grouped(results.records).items():
-        whole = [r for r in records if r.pass_ in ("both", "step")]
+        whole = [r for r in records if r.pass_ in ("both", "step") or r.kind == "feeding"]
         parts.append(f"**{name}**, {records[0].dtype}\n\n{markdown(table(whole))}")
     lowest = [f"{r.name} {r.shape} {r.pass_} ({r.candidate}): {r.fraction:.0%} of {r.bound}" for r in worst(results)]
     parts.append("Farthest from the limit: " + "; ".join(lowest) if lowest else "Nothing of fastlm was timed.")

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any, Self
 
 SCHEMA = 1
-KINDS = ("op", "model")
-# "both": forward and backward; "step": one training step of a model, or one update of an optimizer.
-PASSES = ("forward", "backward", "both", "step")
+KINDS = ("op", "model", "feeding")
+# "both": forward and backward; "step": one training step of a model, or one update of an optimizer; "encode" and
+# "batch": see feeding.py.
+PASSES = ("forward", "backward", "both", "step", "encode", "batch")
 STATUSES = ("timed", "refused", "skipped", "failed")
 BOUNDS = ("copy", "matrix", "exponential")
 
@@ -30,7 +31,7 @@ class Record:
     """Holds one pass of one candidate at one shape. `reason` says why it was not timed."""
 
     kind: str
-    name: str  # the op, or the model
+    name: str  # the op, or the model, or "feeding"
     shape: str
     dtype: str
     pass_: str
@@ -47,7 +48,7 @@ class Record:
     bound: str | None = None  # the limit that sets lower_bound_us
     extra_bytes: int | None = None  # peak memory beyond inputs and results
     error: float | None = None  # divided by the yardstick's error (check.py); for a model see models.py
-    tokens: int | None = None  # per step of a model
+    tokens: int | None = None  # per step of a model, or per pass of feeding
     mfu: float | None = None  # model FLOPs utilization, a fraction of the GPU's peak
 
     @property

@@ -78,6 +78,10 @@ def _work(options: argparse.Namespace, device: torch.device) -> list[tuple[Any, 
         from benchmarks.models import model_cases, run_model  # needs packages that the ops do not
 
         work += [(case, run_model) for case in model_cases(size, options.model)]
+    if options.what == "feeding" or (options.what == "all" and not (options.op or options.model)):
+        from benchmarks.feeding import feeding_cases, run_feeding  # needs packages that the ops do not
+
+        work += [(case, run_feeding) for case in feeding_cases(size)]
     return work
 
 
