@@ -1,4 +1,4 @@
-"""The files of RACE, Story Cloze, SWAG, CommonsenseQA and SNLI."""
+"""The files of RACE, Story Cloze, SWAG, CommonsenseQA, SNLI and SciTail."""
 
 import json
 
@@ -113,3 +113,21 @@ def test_pairs_of_snli_without_a_gold_label_are_skipped_and_counted(tmp_path):
     assert [e.label for e in made.read(path, pytest.fail, labelled=False)] == ["neutral", None, "entailment"]
     with pytest.raises(DataError, match=r"a.jsonl:1: unknown label 'maybe'; the labels are contradiction, entailment"):
         made.read(write(path, json.dumps(pairs[0] | {"gold_label": "maybe"})))
+
+
+def test_scitail_has_no_header_and_its_test_file_may_lack_the_labels(tmp_path):
+    made = find_format("scitail")
+    path = write(tmp_path / "a.tsv", 'Ice is "cold".\tIce is cold.\tentails', "Ice is cold.\tFire is hot.\tneutral")
+    found = made.read(path)
+    assert [(e.id, e.text, e.pair, e.label) for e in found] == [
+        ("0", 'Ice is "cold".', "Ice is cold.", "entails"),
+        ("1", "Ice is cold.", "Fire is hot.", "neutral"),
+    ]
+    bare = write(tmp_path / "b.tsv", "Ice is cold.\tFire is hot.")
+    assert [e.label for e in made.read(bare, labelled=False)] == [None]
+    with pytest.raises(
+        DataError, match=r"b.tsv:1: 3 columns \(premise, hypothesis, label\) without a header expected, got 2"
+    ):
+        made.read(bare)
+    with pytest.raises(DataError, match=r"c.tsv:1: unknown label 'label'; the labels are entails, neutral"):
+        made.read(write(tmp_path / "c.tsv", "premise\thypothesis\tlabel"))

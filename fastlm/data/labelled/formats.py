@@ -12,11 +12,12 @@ from fastlm.data.corpus import DataError
 from fastlm.data.labelled import choices, glue, records, squad
 from fastlm.data.labelled.conll import read_conll
 from fastlm.data.labelled.examples import KINDS, Example, Kind, Notify, to_stderr
-from fastlm.data.labelled.lines import Skipped, read_json_lines
+from fastlm.data.labelled.lines import Skipped, read_json_lines, read_tsv
 from fastlm.data.labelled.tables import Columns, read_rows, read_texts, text_example
 
 TABLES = ("tsv", "csv", "jsonl", "parquet")  # the generic formats, which take columns and a kind
 _SNLI = ("contradiction", "entailment", "neutral")
+_SCITAIL = ("entails", "neutral")
 _TAGGING_SCORES = ("entity_f1", "entity_precision", "entity_recall", "token_accuracy")
 _SCORES: dict[Kind, tuple[str, ...]] = {
     "classification": ("accuracy", "macro_f1"),
@@ -147,6 +148,17 @@ def _read_snli(path: Path, notify: Notify, labelled: bool) -> list[Example]:
     return examples
 
 
+def _read_scitail(path: Path, labelled: bool) -> list[Example]:
+    """Reads SciTail's TSV, which has no header: premise, hypothesis, label. A test file may lack the label."""
+    names, examples = ("premise", "hypothesis", "label"), []
+    for number, (where, cells) in enumerate(read_tsv(path)):
+        if len(cells) != 3 and (labelled or len(cells) != 2):
+            raise DataError(f"{where}: 3 columns ({', '.join(names)}) without a header expected, got {len(cells)}")
+        row, columns = dict(zip(names, cells, strict=False)), Columns(*names)
+        examples.append(text_example(row, where, str(number), columns, "classification", _SCITAIL, labelled))
+    return examples
+
+
 def _glue(name: str) -> Format:
     task = glue.TASKS[name]
     kind: Kind = "regression" if task.labels is None else "classification"
@@ -173,6 +185,7 @@ _FORMATS = {
     for made in (
         *(_glue(name) for name in glue.TASKS),
         Format("snli", "classification", _reader(_read_snli), _SNLI, ("accuracy",)),
+        Format("scitail", "classification", _without_notes(_read_scitail), _SCITAIL, ("accuracy",)),
         _squad(1, squad.write_predictions),
         _squad(2, squad.write_predictions2),
         _conll("conll"),
