@@ -11,13 +11,14 @@ python -m benchmarks [ops|models|feeding|all] [--op NAME] [--model NAME] [--quic
                             [--out DIR] [--plot] [--minutes M]
        python -m benchmarks models --beside NAME [--model NAME] [--threads N ...] [--dropout P ...] [--pairs N]
                             [--out DIR]
+       python -m benchmarks finetuning [--model NAME] [--batch N] [--updates N] [--out DIR]
        python -m benchmarks compare BEFORE.json AFTER.json
        python -m benchmarks tables [--write]
        python -m benchmarks visit --out DIR [--minutes M]"""
 
 
 def main(arguments: list[str]) -> int:
-    commands = {"compare": _compare, "tables": _tables, "visit": _visit}
+    commands = {"finetuning": _finetuning, "compare": _compare, "tables": _tables, "visit": _visit}
     if arguments and arguments[0] in commands:
         return commands[arguments[0]](arguments[1:])
     return _measure(arguments)
@@ -54,6 +55,19 @@ def _measure(arguments: list[str]) -> int:
         from benchmarks import session as command
 
     return command.measure(options)
+
+
+def _finetuning(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks finetuning", description="Times fine-tuning beside transformers' Trainer, in turns."
+    )
+    parser.add_argument("--model", action="append", metavar="NAME", help="only this model; may be repeated")
+    parser.add_argument("--batch", type=int, default=32, metavar="N", help="examples per update (default: 32)")
+    parser.add_argument("--updates", type=int, default=50, metavar="N", help="updates per round (default: 50)")
+    parser.add_argument("--out", type=Path, help="folder for finetuning.json (default: none is written)")
+    from benchmarks.finetuning import measure
+
+    return measure(parser.parse_args(arguments))
 
 
 def _compare(arguments: list[str]) -> int:

@@ -24,7 +24,7 @@ from fastlm.data.labelled.batches import LabelledBatches
 from fastlm.data.labelled.description import Description
 from fastlm.data.labelled.encode import Encodings, encode
 from fastlm.data.labelled.examples import Answer, ChoiceExample, Example, Kind, SpanExample, TaggedExample, TextExample
-from fastlm.data.tokenizer import Tokenizer, train_wordpiece
+from fastlm.data.tokenizer import Tokenizer, train_bpe, train_wordpiece
 from fastlm.models import PRESETS
 
 BATCH = 32
@@ -101,13 +101,14 @@ def _record(case: FeedingCase, pass_: str, encoded: Encodings, items: int, sampl
 class Texts:
     """Makes examples of random words, and the tokenizer of these words."""
 
-    def __init__(self, generator: np.random.Generator, vocabulary: int = 5000):
+    def __init__(self, generator: np.random.Generator, tokenizer: str = "wordpiece", vocabulary: int = 5000):
         self.generator = generator
         lengths = generator.integers(2, 11, vocabulary)
         self.words = ["".join(generator.choice(list("abcdefghijklmnopqrstuvwxyz"), n)) for n in lengths]
         self.probabilities = 1 / np.arange(1, vocabulary + 1)
         self.probabilities /= self.probabilities.sum()
-        self.tokenizer: Tokenizer = train_wordpiece([" ".join(self._draw(50_000))], 4096)
+        train = train_wordpiece if tokenizer == "wordpiece" else train_bpe
+        self.tokenizer: Tokenizer = train([self.text(50_000)], 4096)
 
     def example(self, kind: Kind, number: int) -> Example:
         """Returns one example, of about the size that the papers' sets have."""
@@ -115,17 +116,17 @@ class Texts:
         if kind == "tagging":
             return TaggedExample(id, tuple(self._draw(20)), ("0", "1") * 10, number, where)
         if kind == "choice":
-            choices = tuple(self._text(10) for _ in range(CHOICES))
-            return ChoiceExample(id, self._text(20), "", choices, number % CHOICES, where)
+            choices = tuple(self.text(10) for _ in range(CHOICES))
+            return ChoiceExample(id, self.text(20), "", choices, number % CHOICES, where)
         if kind == "span":
             words = self._draw(150)
             start = len(" ".join(words[:70])) + 1
             answer = Answer(" ".join(words[70:73]), start)
-            return SpanExample(id, self._text(10), " ".join(words), (answer,), False, where)
-        return TextExample(id, self._text(20), self._text(20), str(number % 2), where)
+            return SpanExample(id, self.text(10), " ".join(words), (answer,), False, where)
+        return TextExample(id, self.text(20), self.text(20), str(number % 2), where)
 
     def _draw(self, count: int) -> list[str]:
         return [self.words[i] for i in self.generator.choice(len(self.words), count, p=self.probabilities)]
 
-    def _text(self, count: int) -> str:
+    def text(self, count: int) -> str:
         return " ".join(self._draw(count))

@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 MODELS = {"bert": "BERT", "gpt1": "GPT-1"}
 SEEDS = (0, 1, 2)
 SIZES = "--layers 4 --hidden 128 --heads 2 --intermediate 512 --context 256 --vocab-size 4096"
-PRETRAINING = f"{SIZES} --phases 0.9:128,0.1:256 --batch-size 32 --steps 4000 --warmup 200 --dropout 0.1"
+PRETRAINING = f"{SIZES} --phases 0.9:128,0.1:256 --batch-size 32 --steps 2000 --warmup 100 --dropout 0.1"
 FINETUNING = "--max-length 256 --learning-rate 5e-4"
 STARTS = {"scratch": "--from-scratch", "pretrained": ""}
 DOCUMENT = Path(__file__).with_suffix(".md")
@@ -45,15 +45,15 @@ class Set(NamedTuple):
 
 SETS = {
     "rt_sentences": Set("tsv", "--task tsv --text-column sentence --epochs 3", "accuracy"),
-    "corr2cause": Set("tsv", "--task tsv --text-column sentence1 --pair-column sentence2 --epochs 3", "accuracy"),
+    "corr2cause": Set("tsv", "--task tsv --text-column sentence1 --pair-column sentence2 --epochs 2", "accuracy"),
     "lee_similarity": Set(
         "tsv",
         "--task tsv --kind regression --text-column sentence1 --pair-column sentence2 --label-column score --epochs 1",
         "pearson",
     ),
-    "socialiqa": Set("jsonl", "--task jsonl --kind choice --epochs 5", "accuracy"),
-    "ner_finance": Set("conll", "--task conll --epochs 10", "entity_f1", ("bert",)),
-    "population_span": Set("json", "--task squad1 --epochs 5", "squad1_f1", ("bert",)),
+    "socialiqa": Set("jsonl", "--task jsonl --kind choice --epochs 3", "accuracy"),
+    "ner_finance": Set("conll", "--task conll --epochs 8", "entity_f1", ("bert",)),
+    "population_span": Set("json", "--task squad1 --epochs 3", "squad1_f1", ("bert",)),
 }
 
 

@@ -20,7 +20,6 @@ from benchmarks.cases.embedding_layer_norm import EmbeddingLayerNorm
 from benchmarks.cases.layer_norm import AddLayerNorm
 from benchmarks.cases.linear_cross_entropy import LinearCrossEntropy
 from benchmarks.check import OURS, Check, Refused, check_keep_rate
-from benchmarks.feeding import feeding_cases, run_feeding
 from benchmarks.grid import Grid
 from benchmarks.models import ModelCase, candidates, model_cases, run_model
 from benchmarks.results import Record, Results, ResultsError, quartiles
@@ -372,31 +371,6 @@ def test_the_papers_shapes_come_first_and_names_are_checked():
         cases(Grid(32768), ["atention"])
     with pytest.raises(ValueError, match="no cases of gpt2: --model takes gpt1, bert_base, bert_large here"):
         model_cases(Grid(32768), ["gpt2"])
-
-
-# Feeding -------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("case", feeding_cases(Grid(tokens=512, small=True)), ids=lambda case: case.kind)
-def test_feeding_counts_examples_and_tokens(case):
-    """Both passes handle the same tokens per example, and so does the H100 beside them."""
-    case = dataclasses.replace(case, examples=64)
-    encode, batch = run_feeding(case, bench())
-    for one in (encode, batch):
-        one.check()
-        assert one.parameters["h100_us"] > 0
-    assert encode.parameters["examples"] == 64
-    for of_one in (lambda r: r.tokens, lambda r: r.parameters["h100_us"]):
-        per_example = [of_one(r) / r.parameters["examples"] for r in (encode, batch)]
-        assert per_example[0] == pytest.approx(per_example[1], rel=0.02)
-
-
-def test_the_table_of_feeding():
-    """32 examples in 4 us are 8 million per second; an H100 that needs 2 us for them takes 16 million."""
-    values = {"kind": "feeding", "name": "feeding", "pass_": "batch", "tokens": 320, "samples_us": (4.0,)}
-    values |= {"parameters": {"examples": 32, "h100_us": 2.0}, "lower_bound_us": None, "bound": None}
-    header, (row,) = report.table([record(**values)])
-    assert header[:2] == ["shape", "pass"] and row[4:] == ["8,000,000", "80,000,000", "16,000,000"]
 
 
 # Comparison and tables -----------------------------------------------------------------------------------------------
