@@ -27,7 +27,10 @@ from typing import Any, NamedTuple
 MODELS = {"bert": "BERT", "gpt1": "GPT-1"}
 SEEDS = (0, 1, 2)
 SIZES = "--layers 4 --hidden 128 --heads 2 --intermediate 512 --context 256 --vocab-size 4096"
-PRETRAINING = f"{SIZES} --phases 0.9:128,0.1:256 --batch-size 32 --steps 2000 --warmup 100 --dropout 0.1"
+PRETRAINING = {  # BERT's masked LM predicts few tokens per update, and learns more than their frequencies only in many
+    "bert": "--phases 0.9:64,0.1:256 --batch-size 16 --steps 4000 --warmup 100 --learning-rate 1e-3 --dropout 0",
+    "gpt1": "--phases 0.9:128,0.1:256 --batch-size 32 --steps 2000 --warmup 100 --dropout 0.1",
+}
 FINETUNING = "--max-length 256 --learning-rate 5e-4"
 STARTS = {"scratch": "--from-scratch", "pretrained": ""}
 DOCUMENT = Path(__file__).with_suffix(".md")
@@ -86,7 +89,8 @@ def pretrain(model: str, novels: Path, reviews: Path, work: Path) -> None:
                 if row["source"] != "rotten_tomatoes":
                     out.write(json.dumps({"text": row["text"].replace("<br />", "\n")}) + "\n")
     data = ("--data", str(novels), str(texts))
-    fastlm("pretrain", "--model", f"{model}_small", "--run", str(work / model), *data, *words(PRETRAINING))
+    options = words(f"--model {model}_small {SIZES} {PRETRAINING[model]}")
+    fastlm("pretrain", "--run", str(work / model), *data, *options)
 
 
 def finetune(model: str, sets: Path, work: Path) -> None:
