@@ -31,7 +31,7 @@ PRETRAINING = {  # BERT's masked LM predicts few tokens per update, and learns m
     "bert": "--phases 0.9:64,0.1:256 --batch-size 16 --steps 4000 --warmup 100 --learning-rate 1e-3 --dropout 0",
     "gpt1": "--phases 0.9:128,0.1:256 --batch-size 32 --steps 2000 --warmup 100 --dropout 0.1",
 }
-FINETUNING = "--max-length 256 --learning-rate 5e-4"
+FINETUNING = "--max-length 128 --learning-rate 5e-4"
 STARTS = {"scratch": "--from-scratch", "pretrained": ""}
 DOCUMENT = Path(__file__).with_suffix(".md")
 MARKS = ("<!-- table -->\n", "<!-- /table -->\n")
@@ -47,16 +47,16 @@ class Set(NamedTuple):
 
 
 SETS = {
-    "rt_sentences": Set("tsv", "--task tsv --text-column sentence --epochs 3", "accuracy"),
+    "rt_sentences": Set("tsv", "--task tsv --text-column sentence --epochs 2", "accuracy"),
     "corr2cause": Set("tsv", "--task tsv --text-column sentence1 --pair-column sentence2 --epochs 2", "accuracy"),
     "lee_similarity": Set(
         "tsv",
         "--task tsv --kind regression --text-column sentence1 --pair-column sentence2 --label-column score --epochs 1",
         "pearson",
     ),
-    "socialiqa": Set("jsonl", "--task jsonl --kind choice --epochs 3", "accuracy"),
-    "ner_finance": Set("conll", "--task conll --epochs 8", "entity_f1", ("bert",)),
-    "population_span": Set("json", "--task squad1 --epochs 3", "squad1_f1", ("bert",)),
+    "socialiqa": Set("jsonl", "--task jsonl --kind choice --epochs 2", "accuracy"),
+    "ner_finance": Set("conll", "--task conll --epochs 5", "entity_f1", ("bert",)),
+    "population_span": Set("json", "--task squad1 --epochs 2", "squad1_f1", ("bert",)),
 }
 
 

@@ -184,8 +184,11 @@ def test_convert_and_start_from_the_converted_model(files, tmp_path, capsys):
 USAGE = [
     (["finetune"], "finetune: START, --task, --train-file, --dev-file needed for a new run (runs/finetune holds none"),
     (["finetune", "BERT", "--task", "sst2"], "finetune: --train-file, --dev-file needed for a new run (runs/sst2 "),
-    (["finetune", "BERT", "--task", "glue9", "--train-file", "TRAIN", "--dev-file", "DEV"], "format: one of cola, "),
-    (["finetune", "NOWHERE", "--task", "sst2", "--train-file", "TRAIN", "--dev-file", "DEV"], "recipe: one of "),
+    (["finetune", "BERT", "--task", "glue9", "--train-file", "TRAIN", "--dev-file", "DEV"], "--task: one of cola, "),
+    (
+        ["finetune", "NOWHERE", "--task", "sst2", "--train-file", "TRAIN", "--dev-file", "DEV"],
+        "start: no such folder: ",
+    ),
     (["finetune", "BERT", "--task", "sst2", "--train-file", "TRAIN", "--dev-file", "no.tsv"], "--dev-file: a file of "),
     (
         ["finetune", "BERT", "--task", "sst2", "--train-file", "TRAIN", "--dev-file", "DEV", "--test-file", "no.tsv"],
@@ -228,6 +231,9 @@ def test_columns_of_a_table_are_remembered(files, tmp_path, capsys):
     assert main(capsys, *command(files, tmp_path / "run", **options))[0] == 0
     code, out, err = main(capsys, "evaluate", tmp_path / "run", table, "--device", "cpu")
     assert (code, err) == (0, []) and "macro_f1" in out
+    unknown = write_jsonl(tmp_path / "unknown.jsonl", [*records[:2], {"review": "a film", "stars": "fair"}])
+    code, _, err = main(capsys, "evaluate", tmp_path / "run", unknown, "--device", "cpu")
+    assert (code, err) == (2, [f"fastlm: {unknown}:3: unknown label 'fair'; the labels are bad, good"])
     other = write_jsonl(tmp_path / "other.jsonl", [{"words": text} for text, _ in ROWS[:2]])
     code, out, err = main(capsys, "predict", tmp_path / "run", other, "--text-column", "words", "--device", "cpu")
     assert (code, err) == (0, []) and len(out.splitlines()) == 2

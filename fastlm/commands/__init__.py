@@ -29,7 +29,8 @@ def say(sentence: str) -> None:
     names = "|".join(sorted(flags, key=len, reverse=True))
     # Names are options where they are not a part of a path or in quotes.
     option = re.compile(rf"(?<![\w./'\"-])(?:{names})(?![\w/'\"-]|\.\w)")
-    print(f"fastlm: {option.sub(lambda name: flags[name[0]], sentence)}", file=sys.stderr)
+    sentence = option.sub(lambda name: flags[name[0]], sentence)
+    print(f"fastlm: {re.sub('^format: ', '--task: ', sentence)}", file=sys.stderr)
 
 
 @functools.cache

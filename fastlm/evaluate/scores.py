@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 from fastlm.data.labelled.examples import ChoiceExample, Example, Notify, SpanExample, TaggedExample, to_stderr
 from fastlm.data.labelled.formats import Format
+from fastlm.data.labelled.labels import unknown_label
 from fastlm.evaluate import squad, tags
 
 
@@ -126,7 +127,10 @@ def scores_for(made: Format, labels: Sequence[str], notify: Notify = to_stderr) 
 
 
 def targets(examples: Iterable[Example], labels: Sequence[str] | None) -> list[Any]:
-    """Returns what the functions of SCORES take as `labels`. labels: the names of the classes, in their order."""
+    """Returns what the functions of SCORES take as `labels`. labels: the names of the classes, in their order.
+
+    Raises DataError, with the file and the line, for a class that is not one of `labels`.
+    """
     index = {name: number for number, name in enumerate(labels or ())}
     return [_target(example, index) for example in examples]
 
@@ -138,6 +142,8 @@ def _target(example: Example, index: dict[str, int]) -> Any:
         return example.tags
     if isinstance(example, ChoiceExample) or isinstance(example.label, float):
         return example.label
+    if example.label not in index:
+        raise unknown_label(str(example.label), list(index), example.where)
     return index[example.label]
 
 

@@ -20,6 +20,7 @@ from fastlm.data.labelled.formats import find_format
 from fastlm.data.labelled.records import example
 from fastlm.data.labelled.tables import Columns
 from fastlm.data.tokenizer import Tokenizer
+from fastlm.evaluate.scores import targets
 from fastlm.inference.load import load_pretrained, read_task
 from fastlm.inference.outputs import predictions, read_outputs
 from fastlm.inference.scoring import score_predictions
@@ -66,6 +67,7 @@ class Predictor:
 
         A model of transformers' has the scores of the generic formats. Raises DataError for a label it does not have.
         """
+        targets(examples, self.task.labels)  # an unknown label is an error before the predictions, which take time
         names = self.task.scores or find_format("jsonl", kind=self.task.kind).scores
         predicted = list(self.predict(examples, batch_size=batch_size))
         return score_predictions(replace(self.task, scores=names), examples, predicted)

@@ -153,6 +153,11 @@ def for_model(start: str, format: str, name: str | None = None) -> FinetuneRecip
     if name is None:
         name = _RECIPE_OF.get(config.get("model_type", ""))
     if name not in RECIPES:
+        if name is None and not Path(start).exists():
+            raise ValueError(
+                f"start: no such folder: {start!r}; with the name of a model on the hub give the recipe, too: one of "
+                f"{', '.join(RECIPES)}"
+            )
         given = f"none, and the model_type of {start} is {config.get('model_type')!r}" if name is None else repr(name)
         raise ValueError(f"recipe: one of {', '.join(RECIPES)} expected, got {given}")
     made = find_format(format)
