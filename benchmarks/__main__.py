@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 USAGE = """\
-python -m benchmarks [ops|models|feeding|all] [--op NAME] [--model NAME] [--quick] [--no-sweeps]
-                            [--out DIR] [--plot] [--minutes M]
+python -m benchmarks [ops|models|feeding|all] [--op NAME] [--model NAME] [--candidate NAME] [--quick]
+                            [--no-sweeps] [--compile all|first] [--out DIR] [--plot] [--minutes M]
        python -m benchmarks models --beside NAME [--model NAME] [--threads N ...] [--dropout P ...] [--pairs N]
                             [--out DIR]
        python -m benchmarks finetuning [--model NAME] [--batch N] [--updates N] [--out DIR]
@@ -33,6 +33,8 @@ def _measure(arguments: list[str]) -> int:
     add("what", nargs="?", choices=choices, default="all", help="what to time (default: all)")
     add("--op", action="append", metavar="NAME", help="only this op's cases; may be repeated")
     add("--model", action="append", metavar="NAME", help="only this model's cases; may be repeated")
+    add("--candidate", action="append", metavar="NAME", help="of models: only this candidate; may be repeated")
+    add("--compile", choices=("all", "first"), default="all", help="which cases of an op torch.compile is timed in")
     add("--quick", action="store_true", help="fewer samples, no sweeps; on a CPU also small shapes and one thread")
     add("--no-sweeps", action="store_true", help="only the papers' shapes")
     add("--out", type=Path, help="folder (default: benchmarks/results/<machine>; with --quick: build/benchmarks)")

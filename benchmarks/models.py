@@ -192,6 +192,8 @@ def run_model(case: ModelCase, bench: Bench) -> Iterator[Record]:
     check = ModelCheck(case, source, case.inputs(generator, 2), bench)
     batches = [case.inputs(generator, case.batch) for _ in range(SETS)]
     for candidate in candidates(case, bench.clock.on_gpu):
+        if bench.candidates and candidate.name not in bench.candidates:
+            continue
         if bench.late():
             yield _record(case, bench, candidate, status="skipped", reason="out of time")
             continue

@@ -42,7 +42,15 @@ def measure(options: argparse.Namespace) -> int:
     results = _begin(options, limits.measure(clock, dtype, options.quick))
     minutes = options.minutes or (QUICK_MINUTES if small else float("inf"))
     measured = limits.Limits.from_json(results.limits)
-    bench = Bench(clock, measured, dtype, started + 60 * minutes, QUICK_COMPILES if small else None)
+    bench = Bench(
+        clock,
+        measured,
+        dtype,
+        started + 60 * minutes,
+        compile_only=QUICK_COMPILES if small else None,
+        compile_first=options.compile == "first",
+        candidates=options.candidate,
+    )
     folder = options.out or _default_folder(options.quick)
     file = folder / f"{results.created[:19].replace(':', '')}-{results.commit['sha'][:10]}.json"
     print(report.head(results) + "\n", flush=True)

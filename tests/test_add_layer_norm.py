@@ -21,8 +21,9 @@ from checks import (
     evaluate,
     inputs,
     long_cases,
+    rounded,
 )
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import fastlm
@@ -34,10 +35,11 @@ OP = "add_layer_norm"
 SHAPES = [(37, 768), (5, 1024), (3, 1000), (64, 16), (17, 100), (9, 7), (1, 3), (2, 8192), (33, 2), (8, 48)]
 
 
-def naive(x, residual, gamma, beta=None, bias=None, mask=None, keep=256, eps=1e-5):
+def naive(x, residual, gamma, beta=None, bias=None, mask=None, keep=256, eps=1e-5, stored=None):
+    """Computes the op in plain torch ops. The sum is rounded to `stored`, the dtype in which the ops store it."""
     h = x if bias is None else x + bias
     h = h if mask is None else h * mask.to(x.dtype) * (256 / keep)
-    s = residual + h
+    s = rounded(residual + h, stored or x.dtype)
     return F.layer_norm(s, s.shape[-1:], gamma, beta, eps), s
 
 
@@ -52,7 +54,7 @@ def check(case: Case, rows: int, columns: int, p: float = 0.1, wide: tuple[str, 
     mask = row_mask(seed, rows, columns, keep) if p else None
     assert_accurate(
         lambda **t: fastlm.add_layer_norm(**t, dropout_p=p, seed=seed, return_sum=True, backend=case.backend),
-        lambda **t: naive(**t, mask=mask, keep=keep),
+        lambda **t: naive(**t, mask=mask, keep=keep, stored=case.dtype),
         tensors(case, rows, columns),
         case.dtype,
         wide=wide,
@@ -93,6 +95,7 @@ def test_accuracy_without_optional_arguments(case, without, p):
 
 @pytest.mark.parametrize("case", long_cases(OP))
 @given(rows=st.integers(1, 40), columns=st.integers(3, 600), p=st.sampled_from([0.0, 0.1, 0.5]))
+@example(rows=14, columns=3, p=0.1)  # rows with a small variance
 @settings(max_examples=6)
 def test_any_shape(case, rows, columns, p):
     check(case, rows, columns, p)
@@ -176,7 +179,11 @@ def test_strided_and_unaligned(case):
     gamma, beta = base[0, 0, 1:], base[1, 1, :64]
     y = fastlm.add_layer_norm(x, residual, gamma, beta, backend=case.backend)
     contiguous = (t.clone() for t in (x, residual, gamma, beta))
-    assert torch.equal(y, fastlm.add_layer_norm(*contiguous, backend=case.backend))
+    expected = fastlm.add_layer_norm(*contiguous, backend=case.backend)
+    if (case.backend, case.device) == ("reference", "cuda"):  # torch's sums there depend on the alignment
+        torch.testing.assert_close(y, expected)
+    else:
+        assert torch.equal(y, expected)
 
 
 @pytest.mark.parametrize("case", cases(OP))

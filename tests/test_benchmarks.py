@@ -340,6 +340,17 @@ def test_parts_are_added_up_by_how_often_they_are_done(monkeypatch):
     assert (parts.median_us, parts.ours) == (75.0, False)
 
 
+def test_torch_compile_can_be_timed_in_the_first_case_of_an_op_alone():
+    both = bench(compile_first=True)
+    assert [both.why_not_compile(op) for op in ("attention", "adamw", "attention")] == [None, None, "--compile first"]
+    assert bench().why_not_compile("attention") is None
+
+
+def test_models_are_timed_with_the_candidates_asked_for():
+    case = ModelCase("gpt1_tiny", 2, 16)
+    assert [r.candidate for r in run_model(case, bench(candidates=["plain", "cpu"]))] == ["cpu", "plain"]
+
+
 @pytest.mark.parametrize("name", ["gpt1_tiny", "bert_tiny"])
 def test_every_model_is_held_to_our_reference(name):
     case = ModelCase(name, 2, 16)

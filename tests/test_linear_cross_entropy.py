@@ -20,6 +20,7 @@ from checks import (
     evaluate,
     inputs,
     long_cases,
+    rounded,
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -53,7 +54,7 @@ def naive(
     logits = F.linear(x, weight, bias)
     if logits.dtype != torch.float64:
         stored = stored or logits.dtype
-        logits = logits.float() + (logits.to(stored).float() - logits.float()).detach()
+        logits = rounded(logits.float(), stored)
         if logits.requires_grad:
             logits.register_hook(lambda gradient: gradient.to(stored).float())
     losses = F.cross_entropy(logits, targets, reduction="none", label_smoothing=label_smoothing)
