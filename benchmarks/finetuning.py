@@ -140,7 +140,8 @@ def check_losses(task: LabelledTask, trainer: Trainer, folder: Path) -> None:
     trainer.model.eval()
     with torch.no_grad():
         batch = next(iter(trainer.validation_batches()))
-        got = task.losses(trainer.model, {name: values for name, values in batch.items() if name != "items"})[0].item()
+        inputs = {name: values.to(trainer.device) for name, values in batch.items() if name != "items"}
+        got = task.losses(trainer.model, inputs)[0].item()
         expected = theirs(**_collator(folder)(_rows(task, task.encoded_validation)).to(trainer.device)).loss.item()
     if not abs(got - expected) <= LOSS_TOLERANCE * abs(expected):
         raise ValueError(f"the loss of fastlm's model is {got:.6f}, that of transformers' {expected:.6f}")

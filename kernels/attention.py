@@ -21,7 +21,7 @@ by HBM (3.0 TB/s) and by the products (790 TFLOP/s), computed, not measured:
     with 5 products             products      82    326    163           652
 
 Other instructions add to this: one instruction per score takes 14 us at S = 512 and 1.7 GHz. Instructions per score,
-counted in the machine code for sm_90 (D = 64, bf16, tiles that need no masking):
+counted in the machine code for sm_90 (D = 64, bf16, tiles of 128 x 64 that need no masking; 64 x 64 at S <= 128):
 
     kernel                      without dropout    with dropout
     forward, S > 128                        8.2            13.1
@@ -320,24 +320,32 @@ def _backward_dkv(
 WGMMA, TCGEN05, MMA, FMA = range(4)
 
 # (BLOCK_M, BLOCK_N, num_warps) for each matrix unit, in the order WGMMA, TCGEN05, MMA, FMA. The 64 and 128 in the keys
-# are the largest head dims. No tile was measured yet: each is the largest whose accumulators stay in registers.
-# More rows mean less traffic: for each tile of 128 x 64 scores a program loads 16 KB of keys and values from L2. At 13
-# instructions per score, an SM loads 20 bytes per cycle, and an H100's L2 delivers about 25; 64 rows would need 40.
-# The forward has 4 warps on Hopper so that two programs share an SM: one computes exponentials during the other's
-# products.
+# are the largest head dims.
+#
+# On Hopper (an H200, bf16, 12 heads of 64, 32768 tokens) 64 x 64 scores and four warps were the fastest of 12 tiles, or
+# within 2 % of it, for S = 512 and 1024, causal or not, with dropout. In microseconds, beside the tile with the next
+# larger accumulators, 128 x 64 (dkv: 64 x 128) and eight warps:
+#
+#     kernel      S = 512    causal       1024
+#     forward     199 203    134 151    365 365
+#     dq          242 241    166 282    415 409
+#     dkv         368 430    252 311    647 751
+#
+# No tile of another chip was measured yet: each is the largest whose accumulators stay in registers, for more rows mean
+# less traffic from L2.
 TILES = {
-    ("_forward", 64): ((128, 64, 4), (128, 64, 8), (128, 64, 8), (64, 32, 8)),
+    ("_forward", 64): ((64, 64, 4), (128, 64, 8), (128, 64, 8), (64, 32, 8)),
     ("_forward", 128): ((128, 64, 8), (128, 64, 8), (128, 64, 8), (32, 32, 8)),
-    ("_backward_dq", 64): ((128, 64, 8), (128, 64, 8), (128, 64, 8), (64, 32, 8)),
+    ("_backward_dq", 64): ((64, 64, 4), (128, 64, 8), (128, 64, 8), (64, 32, 8)),
     ("_backward_dq", 128): ((128, 64, 8), (128, 64, 8), (128, 32, 8), (32, 32, 4)),
-    ("_backward_dkv", 64): ((64, 128, 8), (64, 128, 8), (32, 128, 8), (32, 64, 8)),
+    ("_backward_dkv", 64): ((64, 64, 4), (64, 128, 8), (32, 128, 8), (32, 64, 8)),
     ("_backward_dkv", 128): ((32, 128, 8), (64, 128, 8), (64, 64, 8), (32, 32, 8)),
 }
 
 # wgmma reads its operands from shared memory, which leaves registers for all gradients of a sequence of up to
-# SINGLE_BLOCK_SEQLEN rows in one program. The forward of these sequences waits for HBM more than for L2, so its tiles
-# have half the rows: four programs per SM then load at once.
-SINGLE_BLOCK_SEQLEN, SHORT_FORWARD_TILE = 128, (64, 64, 4)
+# SINGLE_BLOCK_SEQLEN rows in one program. Of five tiles with 128 queries, this one was the fastest at S = 128 on the
+# H200: 216 us, with 64 keys and eight warps 236.
+SINGLE_BLOCK_SEQLEN, SINGLE_BLOCK_TILE = 128, (128, 32, 4)
 
 
 def _matrix_unit(q: Tensor) -> int:
@@ -445,8 +453,7 @@ def _launch(kernel, block, q, cu_seqlens, max_seqlen, tensors, strided, keep, ca
 
     name, unit = kernel.fn.__name__, _matrix_unit(q)
     single_block = constants.get("SINGLE_BLOCK", False)
-    short = name == "_forward" and _is_single_block(q, max_seqlen)
-    default = SHORT_FORWARD_TILE if short else TILES[name, 64 if dim <= 64 else 128][unit]
+    default = SINGLE_BLOCK_TILE if single_block else TILES[name, 64 if dim <= 64 else 128][unit]
 
     def search_space():
         absent = tuple(x is None for x in tensors)

