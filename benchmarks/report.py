@@ -154,9 +154,9 @@ def summary(results: Results) -> str:
     lowest = [f"{r.name} {r.shape} {r.pass_} ({r.candidate}): {r.fraction:.0%} of {r.bound}" for r in worst(results)]
     parts.append("Farthest from the limit: " + "; ".join(lowest) if lowest else "Nothing of fastlm was timed.")
     wrong = [r for r in results.records if r.ours and r.status in ("refused", "failed")]
-    parts += [f"- {r.status}: {r.name} {r.shape} {r.pass_} {r.candidate}: {r.reason}" for r in wrong]
-    parts += [f"- left out: {text}" for text in results.left_out]
-    return "\n\n".join(parts)
+    notes = [f"- {r.status}: {r.name} {r.shape} {r.pass_} {r.candidate}: {r.reason}" for r in wrong]
+    notes += [f"- left out: {text}" for text in results.left_out]
+    return "\n\n".join([*parts, *(["\n".join(notes)] if notes else [])])
 
 
 def worst(results: Results, count: int = 3) -> list[Record]:

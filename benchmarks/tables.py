@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from pathlib import Path
 
@@ -14,13 +15,16 @@ START, END = "<!-- benchmarks -->", "<!-- /benchmarks -->"
 
 
 def latest(folder: Path) -> list[Results]:
-    """Returns the newest results of each GPU, without those of --quick runs."""
+    """Returns the newest results of each op and model on each GPU, without those of --quick runs, newest runs first."""
     newest = []
     for gpu in sorted(p for p in folder.glob("*") if p.is_dir()):
         every = [Results.read(file) for file in gpu.glob("*.json")]
         of_gpu = [r for r in every if r.machine["device"] == "cuda" and not r.quick]
-        if of_gpu:
-            newest.append(max(of_gpu, key=lambda r: r.created))
+        seen: set[str] = set()
+        for results in sorted(of_gpu, key=lambda r: r.created, reverse=True):
+            records = [record for record in results.records if record.name not in seen]
+            seen |= {record.name for record in records}
+            newest += [dataclasses.replace(results, records=records)] if records else []
     return newest
 
 

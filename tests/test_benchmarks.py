@@ -440,13 +440,15 @@ def test_tables_are_of_the_newest_results_of_a_gpu(tmp_path):
     old, new = record(samples_us=(4.0,)), record(samples_us=(2.0,))
     results(old).write(tmp_path / "gpu" / "1.json")
     results(new, created="2026-02-02T03:04:05+00:00").write(tmp_path / "gpu" / "2.json")
+    other = record(name="bias_gelu", samples_us=(7.0,))
+    results(old, other, created="2026-01-01T03:04:05+00:00").write(tmp_path / "gpu" / "0.json")
     results(old, created="2026-03-02T03:04:05+00:00", quick=True).write(tmp_path / "gpu" / "3.json")
     results(new, machine={"name": "C", "device": "cpu", "threads": 2, "cpus": 2, "load": 0.0}).write(
         tmp_path / "cpu" / "1.json"
     )
     assert tables.write(readme, tmp_path) == 0
     text = readme.read_text()
-    assert "| 2.0 |" in text and "| 4.0 |" not in text and text.endswith(f"{tables.END}\nb\n")
+    assert "| 2.0 |" in text and "| 7.0 |" in text and "| 4.0 |" not in text and text.endswith(f"{tables.END}\nb\n")
     readme.write_text("no marks")
     assert tables.write(readme, tmp_path) == 2
 

@@ -34,6 +34,8 @@ SPEC = Spec(
         "cuda": Limits(KERNEL_DTYPES, chip=SM80),
     },
     cost=cost,
+    # On an H200, 32768 x 3072 in bf16: 338 us in CUDA and 515 in Triton, whose erf takes more instructions.
+    order={(9, "none"): ("cuda", "triton", "reference")},
 )
 
 
@@ -66,7 +68,7 @@ def bias_gelu(x: Tensor, bias: Tensor | None = None, *, approximate: str = "tanh
     _checks.check_activation(SPEC.op, "x", x)
     _checks.check_parameter(SPEC.op, "bias", bias, x, x.shape[-1])
     _checks.check_approximation(SPEC.op, approximate)
-    backend = backends.choose(SPEC, backend, backends.call_of(x))
+    backend = backends.choose(SPEC, backend, backends.call_of(x, shape_class=approximate))
     return _call(x, bias, approximate, backend)
 
 
