@@ -61,12 +61,21 @@ def run(options: argparse.Namespace) -> int:
 
 
 def format_of(options: argparse.Namespace, predictor: Predictor) -> Format:
-    """Returns the format of the file: as the options say, else as the run's own data was read."""
-    from fastlm.data.labelled.formats import find_format
+    """Returns the format of the file: as the options say, else as the run's own data was read.
+
+    Raises ValueError if its examples are of another kind than the model's task.
+    """
+    from fastlm.data.labelled.formats import TABLES, find_format
 
     run = RunFolder(options.run)
     recorded = run.recorded().get("labelled", {}) if run.exists() else {}
     given = {"format": predictor.task.format, **{name: recorded[name] for name in READING if name in recorded}}
     config = LabelledConfig(**given | {name: getattr(options, name) for name in READING if hasattr(options, name)})
-    kind = None if config.kind == "auto" else config.kind
-    return find_format(config.format, columns=config.columns(), kind=kind)
+    kind = predictor.task.kind if config.format in TABLES else None
+    found = find_format(config.format, columns=config.columns(), kind=kind if config.kind == "auto" else config.kind)
+    if found.kind != predictor.task.kind:
+        raise ValueError(
+            f"format: {found.name} is for {found.kind}, but the model in {options.run} was fine-tuned for "
+            f"{predictor.task.kind}: give a format of that kind"
+        )
+    return found
