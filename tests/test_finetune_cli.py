@@ -204,7 +204,7 @@ USAGE = [
     (["predict", "TRAINED", "--submission", "s"], "submission: a file of examples expected"),
     (["evaluate", "TRAINED", "TEST"], "TEST"),
     (["evaluate", "TRAINED", "TRAIN", "--task", "squad2"], "squad2 is for span, but the model in "),
-    (["predict", "TRAINED", "TRAIN", "--task", "conll2003"], "was fine-tuned for classification: give a format of that"),
+    (["predict", "TRAINED", "TRAIN", "--task", "conll2003"], "was fine-tuned for classification: give a format of"),
     (["evaluate", "TRAINED", "TRAIN", "--task", "jsonl", "--kind", "choice"], "jsonl is for choice, but the model in "),
 ]
 
