@@ -8,6 +8,7 @@ either the same test with a faster parameter, or the test that `@pytest.mark.slo
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -25,6 +26,10 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel is decorated, so before any import of fastlm.kernels
     os.environ["FASTLM_EMULATE"] = "1"
     sys.path.insert(0, str(ROOT / "build" / "emulated"))
+
+# Tests send these to programs that they start. `nohup make test &` would make all of them ignore both.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # A fixed number of threads, so that the order of sums does not depend on the machine's number of cores.
 torch.set_num_threads(min(2, os.cpu_count() or 1))

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import torch
 from recorded_runs import FOLDER, MODELS, OPTIONS, hashes, machine
 from runs import configuration, losses, one_thread, run, text
 from test_pretrain_resume import run_and_kill
@@ -19,6 +20,8 @@ RELATIVE = 1e-4
 
 def recorded(model):
     record = json.loads((FOLDER / f"{model}.json").read_text())
+    if model.startswith("bert") and torch.__version__ < (2, 13):
+        pytest.skip(f"torch {torch.__version__} draws other initial weights: trunc_normal_ changed in 2.13")
     assert record["numerics"] == NUMERICS, "the numerics changed: record the runs again (tests/recorded_runs.py)"
     return record
 
