@@ -158,6 +158,15 @@ def test_evaluate(files, trained, capsys):
     assert code == 0 and f"{scores['accuracy']:.4f}" in out and "| examples | accuracy |" in out
 
 
+def test_evaluate_takes_a_model_s_folder_and_one_of_transformers(files, trained, tmp_path, capsys):
+    assert main(capsys, "convert", trained, tmp_path / "theirs")[0] == 0
+    table = write_tsv(tmp_path / "dev.tsv", [("text", "label"), *ROWS[1::2]])
+    arguments = (table, "--task", "tsv", "--device", "cpu", "--json")
+    found = [json.loads(main(capsys, "evaluate", folder, *arguments)[1])["accuracy"]
+             for folder in (trained / "model", tmp_path / "theirs")]  # fmt: skip
+    assert found == [json.loads((trained / "report.json").read_text())["scores"]["bert on sst2"]["accuracy"]] * 2
+
+
 def test_predict_reads_a_file_or_a_stream(files, trained, tmp_path, capsys, monkeypatch):
     code, out, _ = main(capsys, "predict", trained, files.test, "--device", "cpu", "--submission", tmp_path / "glue")
     assert code == 0 and out == (trained / "predictions.jsonl").read_text()

@@ -66,9 +66,9 @@ def format_of(options: argparse.Namespace, predictor: Predictor) -> Format:
     Raises ValueError if its examples are of another kind than the model's task.
     """
     from fastlm.data.labelled.formats import TABLES, find_format
+    from fastlm.inference.load import is_run
 
-    run = RunFolder(options.run)
-    recorded = run.recorded().get("labelled", {}) if run.exists() else {}
+    recorded = RunFolder(options.run).recorded().get("labelled", {}) if is_run(options.run) else {}
     given = {"format": predictor.task.format, **{name: recorded[name] for name in READING if name in recorded}}
     config = LabelledConfig(**given | {name: getattr(options, name) for name in READING if hasattr(options, name)})
     kind = predictor.task.kind if config.format in TABLES else None

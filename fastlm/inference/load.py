@@ -119,6 +119,11 @@ def is_ours(source: str | Path) -> bool:
     return _our_folder(source)[0] is not None
 
 
+def is_run(source: str | Path) -> bool:
+    """Returns whether a source is a run folder, not a model's folder. Raises as `load_pretrained`."""
+    return _our_folder(source)[0] not in (None, Path(source))
+
+
 def _our_folder(source: str | Path) -> tuple[Path | None, Path | None]:
     """Returns the folder of a fastlm model, and its tokenizer file; (None, None) for a source of transformers'."""
     folder = Path(source)
