@@ -124,7 +124,8 @@ def fine_tune(task, folder: Path, config: TrainConfig = TRAIN, notes: list | Non
 )
 def test_every_kind_trains_scores_and_predicts(request, tmp_path, start, kind):
     task = labelled_task(request.getfixturevalue(start), labelled(tmp_path, kind))
-    result = fine_tune(task, tmp_path / "run", replace(TRAIN, steps=12, validate_every=6))
+    steps = 24 if kind == "choice" else 12  # a choice is learned slowly
+    result = fine_tune(task, tmp_path / "run", replace(TRAIN, steps=steps, validate_every=steps // 2))
     scores = result["scores"]["mine"]
     assert task.selected_by == CASES[kind][2] and set(task.score_names) <= scores.keys() and len(result["scores"]) >= 3
     assert all(name in baseline for name in task.score_names for baseline in result["scores"].values())
