@@ -126,11 +126,11 @@ class Case(ABC):
 
     def probe(self, t: Inputs) -> Inputs:
         """Returns inputs whose output shows which elements dropout kept. Needed only if dropout_p > 0."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{self.op}: its cases have no dropout")
 
     def kept(self, t: Inputs, out: Tensor) -> Tensor:
         """Returns whether each element was kept, as far as `out`, the output for `probe(t)`, shows it."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{self.op}: its cases have no dropout")
 
     def zero_padding(self, t: Inputs, out: Tensor) -> Tensor:
         """Returns the output, or its gradient, with zeros in padded rows, where any value is correct."""

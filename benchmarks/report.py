@@ -156,7 +156,9 @@ def summary(results: Results) -> str:
     wrong = [r for r in results.records if r.ours and r.status in ("refused", "failed")]
     notes = [f"- {r.status}: {r.name} {r.shape} {r.pass_} {r.candidate}: {r.reason}" for r in wrong]
     notes += [f"- left out: {text}" for text in results.left_out]
-    return "\n\n".join([*parts, *(["\n".join(notes)] if notes else [])])
+    if notes:
+        parts.append("\n".join(notes))
+    return "\n\n".join(parts)
 
 
 def worst(results: Results, count: int = 3) -> list[Record]:

@@ -9,7 +9,7 @@ import statistics
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -34,10 +34,8 @@ class Bench:
     limits: Limits
     dtype: torch.dtype
     until: float = float("inf")  # the deadline, in seconds of time.monotonic()
-    compile_only: frozenset[str] | None = None  # the ops whose "compile" peer is timed; None: all
-    compile_first: bool = False  # that peer is timed only in the first case of an op
+    not_compiled: Mapping[Case, str] = field(default_factory=dict)  # cases without the "compile" peer: the reasons
     candidates: list[str] | None = None  # of models; None: all
-    compiled: set[str] = field(default_factory=set)  # the ops whose "compile" peer has been timed
 
     @property
     def device(self) -> torch.device:
@@ -46,15 +44,6 @@ class Bench:
     def late(self) -> bool:
         """Returns whether the deadline has passed."""
         return time.monotonic() > self.until
-
-    def why_not_compile(self, op: str) -> str | None:
-        """Returns why the "compile" peer of an op's next case is not timed, or None if it is."""
-        if self.compile_only is not None and op not in self.compile_only:
-            return f"--quick on a CPU compiles only {' and '.join(sorted(self.compile_only))}"
-        if self.compile_first and op in self.compiled:
-            return "--compile first"
-        self.compiled.add(op)
-        return None
 
 
 def run_case(case: Case, bench: Bench) -> Iterator[Record]:
@@ -68,8 +57,8 @@ def run_case(case: Case, bench: Bench) -> Iterator[Record]:
     yield from trial.parts()
     plain = trial.check if not case.dropout_p else Check(case.without_dropout(), sets[0], generator)
     for i, peer in enumerate(case.peers()):
-        if peer.name == "compile" and (reason := bench.why_not_compile(case.op)) is not None:
-            yield from trial.records(peer.name, "skipped", reason)
+        if peer.name == "compile" and case in bench.not_compiled:
+            yield from trial.records(peer.name, "skipped", bench.not_compiled[case])
             continue
         without = case.without_dropout().peers()[i]
         yield from trial.peer(peer.name, peer.build, plain, without.build)

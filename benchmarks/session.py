@@ -8,7 +8,7 @@ import shlex
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +47,7 @@ def measure(options: argparse.Namespace) -> int:
         measured,
         dtype,
         started + 60 * minutes,
-        compile_only=QUICK_COMPILES if small else None,
-        compile_first=options.compile == "first",
+        not_compiled=not_compiled([case for case, _ in work], quick=small, first=options.compile == "first"),
         candidates=options.candidate,
     )
     folder = options.out or _default_folder(options.quick)
@@ -91,6 +90,18 @@ def _work(options: argparse.Namespace, device: torch.device) -> list[tuple[Any, 
 
         work += [(case, run_feeding) for case in feeding_cases(size)]
     return work
+
+
+def not_compiled(cases: Iterable[Any], *, quick: bool, first: bool) -> dict[Any, str]:
+    """Returns the cases in which torch.compile is not timed, with the reason; first: all but the first of each op."""
+    reasons, seen = {}, set()
+    for case in cases:
+        if quick and case.op not in QUICK_COMPILES:
+            reasons[case] = f"--quick on a CPU compiles only {' and '.join(sorted(QUICK_COMPILES))}"
+        elif first and case.op in seen:
+            reasons[case] = "--compile first"
+        seen.add(case.op)
+    return reasons
 
 
 def _begin(options: argparse.Namespace, measured: limits.Limits) -> Results:

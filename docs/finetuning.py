@@ -31,8 +31,10 @@ PRETRAINING = {  # BERT's masked LM predicts few tokens per update, and learns m
     "bert": "--phases 0.9:64,0.1:256 --batch-size 16 --steps 4000 --warmup 100 --learning-rate 1e-3 --dropout 0",
     "gpt1": "--phases 0.9:128,0.1:256 --batch-size 32 --steps 2000 --warmup 100 --dropout 0.1",
 }
-FINETUNING = "--max-length 128 --learning-rate"
-RATES = {"bert": "1.5e-4", "gpt1": "5e-4"}  # with 5e-4, BERT's outputs became the same for all inputs
+FINETUNING = {  # with 5e-4, BERT's outputs became the same for all inputs
+    "bert": "--max-length 128 --learning-rate 1.5e-4",
+    "gpt1": "--max-length 128 --learning-rate 5e-4",
+}
 STARTS = {"scratch": "--from-scratch", "pretrained": ""}
 DOCUMENT = Path(__file__).with_suffix(".md")
 MARKS = ("<!-- table -->\n", "<!-- /table -->\n")
@@ -104,7 +106,7 @@ def finetune(model: str, sets: Path, work: Path, seeds: Iterable[int]) -> None:
                 run = run_of(work, name, model, start, seed)
                 if not scores_file(run).exists():
                     files = ("--train-file", train, "--dev-file", dev, "--run", str(run), "--seed", str(seed))
-                    given = words(f"{FINETUNING} {RATES[model]} {own.options} {option}")
+                    given = words(f"{FINETUNING[model]} {own.options} {option}")
                     fastlm("finetune", str(work / model), *files, *given)
                     scores_file(run).write_text(fastlm("evaluate", str(run), test, "--json"))
 

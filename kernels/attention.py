@@ -343,8 +343,8 @@ TILES = {
 }
 
 # wgmma reads its operands from shared memory, which leaves registers for all gradients of a sequence of up to
-# SINGLE_BLOCK_SEQLEN rows in one program. Of five tiles with 128 queries, this one was the fastest at S = 128 on the
-# H200: 216 us, with 64 keys and eight warps 236.
+# SINGLE_BLOCK_SEQLEN rows in one program. This was the fastest of six tiles with 128 queries at S = 128 on the
+# H200: 216 us; with 64 keys and eight warps it took 236.
 SINGLE_BLOCK_SEQLEN, SINGLE_BLOCK_TILE = 128, (128, 32, 4)
 
 

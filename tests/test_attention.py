@@ -56,9 +56,8 @@ def naive(q, k, v, causal=False, lengths=None, mask=None, keep=256, stored=None)
         p = p * valid[:, None, None, :] * valid[:, None, :, None]
     p = p if mask is None else p * mask.to(p.dtype) * (256 / keep)
     o = rounded(p, stored) @ v
-    return (o - rounded(o, stored).detach() * (lse - lse.detach())).transpose(
-        1, 2
-    )  # the value of o; the gradient of lse is -delta
+    # The second term is 0, and makes -delta the gradient of lse.
+    return (o - rounded(o, stored).detach() * (lse - lse.detach())).transpose(1, 2)
 
 
 def tensors(case: Case, batch: int, sequence: int, heads: int, dim: int) -> dict[str, torch.Tensor]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import subprocess
 import sys
@@ -11,8 +10,7 @@ import sys
 import pytest
 import torch
 
-from benchmarks import compare, lengths, limits, machine, paired, report, run, tables, timing
-from benchmarks.__main__ import main as benchmarks_main
+from benchmarks import compare, lengths, limits, machine, report, run, session, tables, timing
 from benchmarks.case import Peer, Unavailable, with_gradients
 from benchmarks.cases import cases
 from benchmarks.cases.attention import Attention, AttentionPacked
@@ -335,15 +333,21 @@ def test_peers_are_timed_skipped_or_refused_with_the_reason():
 def test_parts_are_added_up_by_how_often_they_are_done(monkeypatch):
     monkeypatch.setattr("benchmarks.cases.linear_cross_entropy.chunk_rows", lambda *_: 8)
     case = LinearCrossEntropy("s", rows=20, columns=16, vocabulary=30)
-    (parts,) = (r for r in run.run_case(case, bench(compile_only=frozenset())) if r.candidate == "parts")
+    (parts,) = (r for r in run.run_case(case, bench(not_compiled={case: "not here"})) if r.candidate == "parts")
     assert parts.parameters["parts_us"] == dict.fromkeys(("logits", "rows", "dx", "dw", "sum"), 6.0 * 20 / 8)
     assert (parts.median_us, parts.ours) == (75.0, False)
 
 
 def test_torch_compile_can_be_timed_in_the_first_case_of_an_op_alone():
-    both = bench(compile_first=True)
-    assert [both.why_not_compile(op) for op in ("attention", "adamw", "attention")] == [None, None, "--compile first"]
-    assert bench().why_not_compile("attention") is None
+    every = cases(Grid(32768, sweeps=False))
+    found = session.not_compiled(every, quick=False, first=True)
+    firsts = [case for i, case in enumerate(every) if case.op not in {c.op for c in every[:i]}]
+    assert set(found.values()) == {"--compile first"} and [case for case in every if case not in found] == firsts
+    assert session.not_compiled(every, quick=False, first=False) == {}
+    (reason,) = set(session.not_compiled(every, quick=True, first=False).values())
+    assert reason == "--quick on a CPU compiles only add_layer_norm and attention"
+    records = list(run.run_case(SMALL[0], bench(not_compiled={SMALL[0]: "not here"})))
+    assert {(r.status, r.reason) for r in records if r.candidate == "compile"} == {("skipped", "not here")}
 
 
 def test_models_are_timed_with_the_candidates_asked_for():
@@ -475,31 +479,3 @@ def test_the_readme_has_the_tables_of_the_committed_results():
     """If this fails: `python -m benchmarks tables --write`."""
     text = (machine.ROOT / "README.md").read_text()
     assert text.partition(tables.START)[2].partition(tables.END)[0].strip() == tables.markdown().strip()
-
-
-def test_steps_are_timed_in_pairs(monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr(paired, "TOKENS_OF_TINY", 64)
-    options = {"--model": "gpt1_tiny", "--threads": "1", "--dropout": "0.1", "--pairs": "1", "--out": str(tmp_path)}
-    assert benchmarks_main(["models", "--beside", "plain", *(text for pair in options.items() for text in pair)]) == 0
-    (pair,) = json.loads((tmp_path / "paired.json").read_text())["pairs"]
-    assert (pair["model"], pair["shape"], pair["dropout"], pair["threads"]) == ("gpt1_tiny", "1 x 64", 0.1, 1)
-    assert pair["ratio"] == pytest.approx(pair["ours_ms"] / pair["theirs_ms"], rel=0.05)  # of the only pair
-    assert 0 < pair["products"] < 1
-    assert "gpt1_tiny  1 x 64" in capsys.readouterr().out
-
-
-def test_pairs_need_someone_beside(capsys):
-    assert benchmarks_main(["models", "--beside", "nobody", "--model", "gpt1_tiny"]) == 2
-    assert "--beside takes plain or transformers, not 'nobody'" in capsys.readouterr().err
-    assert benchmarks_main(["models", "--beside", "plain", "--model", "gpt2"]) == 2
-    assert "--model takes gpt1, " in capsys.readouterr().err
-    with pytest.raises(SystemExit):
-        benchmarks_main(["ops", "--beside", "plain"])
-    assert "--beside goes with models" in capsys.readouterr().err
-
-
-def test_pairs_have_the_dropout_that_they_are_given():
-    for p in (0.0, 0.25):
-        config = ModelCase("bert_tiny", 2, 16, p).config
-        assert (config.dropout, config.attention_dropout, config.embedding_dropout) == (p, p, p)
-    assert ModelCase("bert_tiny", 2, 16).config.dropout == 0.1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,14 +66,15 @@ def format_of(options: argparse.Namespace, predictor: Predictor) -> Format:
 
     Raises ValueError if its examples are of another kind than the model's task.
     """
-    from fastlm.data.labelled.formats import TABLES, find_format
+    from fastlm.data.labelled.formats import TABLES
     from fastlm.inference.load import is_run
 
     recorded = RunFolder(options.run).recorded().get("labelled", {}) if is_run(options.run) else {}
     given = {"format": predictor.task.format, **{name: recorded[name] for name in READING if name in recorded}}
     config = LabelledConfig(**given | {name: getattr(options, name) for name in READING if hasattr(options, name)})
-    kind = predictor.task.kind if config.format in TABLES else None
-    found = find_format(config.format, columns=config.columns(), kind=kind if config.kind == "auto" else config.kind)
+    if config.format in TABLES and config.kind == "auto":
+        config = replace(config, kind=predictor.task.kind)
+    found = config.find_format()
     if found.kind != predictor.task.kind:
         raise ValueError(
             f"format: {found.name} is for {found.kind}, but the model in {options.run} was fine-tuned for "

@@ -158,6 +158,7 @@ class Model(nn.Module):
     def _arguments_by_head(self, targets: Mapping[str, Tensor | None], layout: Layout) -> dict[str, dict[str, Any]]:
         """Returns the targets of each head that has all of its own, and the layout if it reads that."""
         given = {name: target for name, target in targets.items() if target is not None}
+        # torch 2.11 cannot compile a comparison of `given.keys()` with a set.
         served = {n: h for n, h in self.heads.items() if h.targets and all(t in given for t in h.targets)}
         unused = given.keys() - {target for head in served.values() for target in head.targets}
         for head in self.heads.values():

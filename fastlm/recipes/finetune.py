@@ -66,8 +66,7 @@ class FinetuneRecipe:
 
     def format(self) -> Format:
         """Returns the format of the data. Raises ValueError for an unknown one, or options that it does not have."""
-        kind = None if self.labelled.kind == "auto" else self.labelled.kind
-        return find_format(self.labelled.format, columns=self.labelled.columns(), kind=kind)
+        return self.labelled.find_format()
 
     def task(self) -> Task:
         """Returns the task. Raises ValueError, with the option's name, if values contradict."""
@@ -125,8 +124,8 @@ _GPT1 = FinetuneRecipe(
 RECIPES = {recipe.name: recipe.with_options({"max_length": recipe.labelled.max_length}) for recipe in (_BERT, _GPT1)}
 OPTIONS = [option for option in all_options(RECIPES, SECTIONS) if option.name != "phases"]
 
-# What differs by the format of the data. BERT: section 4.2 (SQuAD 1.1), 4.3 (2.0), 4.4 (SWAG); the others, GLUE among
-# them, have the values above, and 5e-5, 4e-5 and 3e-5 are the other rates that the paper tries (section 4.1).
+# The values that differ by the format of the data. BERT: section 4.2 (SQuAD 1.1), 4.3 (2.0), 4.4 (SWAG). All others,
+# such as GLUE, have the values above; the paper also tries the rates 5e-5, 4e-5 and 3e-5 (section 4.1).
 _CHOICES = {"batch_size": 16, "learning_rate": 2e-5}
 TASKS: dict[str, dict[str, dict[str, Any]]] = {
     "bert-paper": {

@@ -21,7 +21,6 @@ from fastlm.data.labelled.config import LabelledConfig
 from fastlm.data.labelled.description import TASK_FILE, Description
 from fastlm.data.labelled.encode import Encodings, encode
 from fastlm.data.labelled.examples import Example, Kind
-from fastlm.data.labelled.formats import find_format
 from fastlm.data.labelled.labels import check_dev_labels, label_names
 from fastlm.data.labelled.stored import read_examples, write_examples
 from fastlm.data.tokenizer import Tokenizer
@@ -63,8 +62,7 @@ class LabelledTask(Task):
 
     def __init__(self, start: str | Path, labelled: LabelledConfig):
         self.start, self.labelled = start, labelled
-        kind = None if labelled.kind == "auto" else labelled.kind
-        self.format = find_format(labelled.format, columns=labelled.columns(), kind=kind)
+        self.format = labelled.find_format()
         if labelled.class_weights != "none" and self.format.kind != "classification":
             raise ValueError(f"class_weights: they are for classification, not for {self.format.kind}")
         self._set_scores(self.format.scores)
@@ -95,7 +93,7 @@ class LabelledTask(Task):
 
     def show(self, example: Any, prediction: dict[str, Any]) -> tuple[str, bool]:
         """Returns an example with its prediction as a line of the report, and whether the prediction is right."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__}: a task defines how its examples are shown")
 
     def confusion(self, examples: Sequence[Any], predicted: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
         """Returns the confusion matrix, see `Task.report`, or None if there is none."""
@@ -351,9 +349,7 @@ def labelled_task(start: str | Path, labelled: LabelledConfig) -> LabelledTask:
         "span": Span,
         "tagging": Tagging,
     }
-    kind = None if labelled.kind == "auto" else labelled.kind
-    made = find_format(labelled.format, columns=labelled.columns(), kind=kind)
-    return classes[made.kind](start, labelled)
+    return classes[labelled.find_format().kind](start, labelled)
 
 
 def every_nth(examples: Sequence[Example], count: int) -> Sequence[Example]:

@@ -9,7 +9,7 @@ from fastlm._options import check_choices, option, require
 from fastlm.data.labelled.examples import KINDS
 
 if TYPE_CHECKING:
-    from fastlm.data.labelled.formats import Columns
+    from fastlm.data.labelled.formats import Columns, Format
 
 BATCHING = ("auto", "padded", "binned", "packed")
 ORDERS = ("auto", "one", "both")
@@ -79,6 +79,13 @@ class LabelledConfig:
         fields = {"text": self.text_column, "pair": self.pair_column, "label": self.label_column, "id": self.id_column}
         given = {name: column for name, column in fields.items() if column is not None}
         return Columns(**given) if given else None
+
+    def find_format(self) -> Format:
+        """Returns the format that the options name. Raises ValueError as `formats.find_format`."""
+        from fastlm.data.labelled.formats import find_format
+
+        kind = None if self.kind == "auto" else self.kind
+        return find_format(self.format, columns=self.columns(), kind=kind)
 
     def parsed_class_weights(self) -> dict[str, float] | None:
         """Returns the weights by label, {} for "balanced", None for "none"."""
