@@ -19,7 +19,7 @@ def script():
 
 
 def test_the_table_has_means_and_deviations_over_the_seeds(script, tmp_path, monkeypatch):
-    """Of four test examples two are good: without text 50%, by their words 100%."""
+    """Two of the four test examples are good: without text 50%, by their words 100%."""
     monkeypatch.setattr(script, "SETS", {"rt_sentences": script.SETS["rt_sentences"]._replace(models=("bert",))})
     monkeypatch.setattr(script, "DOCUMENT", tmp_path / "finetuning.md")
     rows = [(f"a {'fine' if i % 2 else 'dull'} film", i % 2) for i in range(4)]

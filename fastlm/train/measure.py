@@ -1,4 +1,4 @@
-"""What a run takes: its groups of parameters, its memory, and the time of its updates and validations, measured."""
+"""Measures the needs of a run: its groups of parameters, its memory, and the time of its updates and validations."""
 
 from __future__ import annotations
 

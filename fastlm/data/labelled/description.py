@@ -1,4 +1,4 @@
-"""What a fine-tuned model does: the content of task.json, which stands beside its config.json. Imports no torch."""
+"""Describes the task of a fine-tuned model: the content of task.json, beside its config.json. Imports no torch."""
 
 from __future__ import annotations
 
