@@ -188,7 +188,7 @@ def test_a_block_of_modules_learns():
 @pytest.mark.parametrize(
     ("module", "text"),
     [
-        (fnn.LayerNorm(E, bias=False), "LayerNorm(32, eps=1e-05, bias=False)"),
+        (fnn.LayerNorm(E, bias=False), repr(nn.LayerNorm(E, bias=False))),
         (fnn.AddLayerNorm(E, dropout=0.1), "AddLayerNorm(32, eps=1e-05, dropout=0.1)"),
         (fnn.AddLayerNorm(E, return_sum=True), "AddLayerNorm(32, eps=1e-05, dropout=0.0, return_sum=True)"),
         (fnn.GELULayerNorm(E), "GELULayerNorm(32, eps=1e-05, approximate='tanh')"),
@@ -213,7 +213,7 @@ def test_the_backend_is_the_one_asked_for():
 
 
 REFUSED = [
-    (lambda: fnn.LayerNorm(0), "LayerNorm: hidden must be at least 1, got 0"),
+    (lambda: fnn.LayerNorm(0), "LayerNorm: normalized_shape must be at least 1, got 0"),
     (lambda: fnn.LayerNorm(E, eps=-1), "LayerNorm: eps must be at least 0, got -1"),
     (lambda: fnn.LayerNorm(E, eps="small"), "LayerNorm: eps must be a number, got str"),
     (lambda: fnn.AddLayerNorm(2.5), "AddLayerNorm: hidden must be an integer, got float"),

@@ -1,20 +1,13 @@
-"""Modules that call the ops: drop-in layers, the blocks of the models, and heads."""
+"""Modules that call the ops: namesakes of torch.nn's, fused layers, the blocks of the models, and heads."""
 
 from fastlm.nn.blocks import PostLNBlock
+from fastlm.nn.gelu import GELU, BiasGELU
 from fastlm.nn.heads import CausalLMHead, Head, MaskedLMHead, NextSentenceHead
-from fastlm.nn.layers import (
-    MLP,
-    AddLayerNorm,
-    BiasGELU,
-    Dropout,
-    EmbeddingLayerNorm,
-    GELULayerNorm,
-    LayerNorm,
-    LayerNormGELU,
-    LinearCrossEntropy,
-    SelfAttention,
-)
+from fastlm.nn.layer_norm import AddLayerNorm, GELULayerNorm, LayerNorm, LayerNormGELU
+from fastlm.nn.layers import MLP, Dropout, EmbeddingLayerNorm, SelfAttention
 from fastlm.nn.layout import Layout
+from fastlm.nn.loss import LinearCrossEntropy, LinearCrossEntropyLoss
+from fastlm.nn.multihead_attention import MultiheadAttention
 from fastlm.nn.task_heads import (
     ChoiceHead,
     ClassificationHead,
@@ -23,8 +16,10 @@ from fastlm.nn.task_heads import (
     SpanHead,
     TaggingHead,
 )
+from fastlm.nn.transformer_encoder import TransformerEncoder, TransformerEncoderLayer
 
 __all__ = [
+    "GELU",
     "MLP",
     "AddLayerNorm",
     "BiasGELU",
@@ -39,7 +34,9 @@ __all__ = [
     "LayerNormGELU",
     "Layout",
     "LinearCrossEntropy",
+    "LinearCrossEntropyLoss",
     "MaskedLMHead",
+    "MultiheadAttention",
     "NextSentenceHead",
     "PostLNBlock",
     "RegressionHead",
@@ -47,4 +44,6 @@ __all__ = [
     "SequenceLMHead",
     "SpanHead",
     "TaggingHead",
+    "TransformerEncoder",
+    "TransformerEncoderLayer",
 ]

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from fastlm.nn.layers import MLP, AddLayerNorm, SelfAttention
+from fastlm.nn.layer_norm import AddLayerNorm
+from fastlm.nn.layers import MLP, SelfAttention
 from fastlm.nn.layout import Layout
 
 

@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastlm.nn.layers import GELULayerNorm, LinearCrossEntropy
+from fastlm.nn.layer_norm import GELULayerNorm
+from fastlm.nn.loss import LinearCrossEntropy
 from fastlm.ops import _checks
 
 if TYPE_CHECKING:

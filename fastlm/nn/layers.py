@@ -1,4 +1,4 @@
-"""Drop-in modules that call the ops.
+"""Drop-in modules that call the ops: the two parts of a transformer block, the embedding, and dropout.
 
 A module with dropout takes the seed of its mask as an argument; in training it draws one if none is given. It declares
 how many seeds a call uses (`dropout_sites`). A model draws the seeds of all calls at once (`draw_seeds`) and gives each
@@ -17,152 +17,9 @@ from torch import Tensor, nn
 
 from fastlm import ops
 from fastlm.backends import checked_name
-from fastlm.dropout import draw_seeds, keep_count
+from fastlm.nn._modules import checked_gelu, dropout_options, project
+from fastlm.nn.layer_norm import LayerNorm
 from fastlm.ops import _checks
-from fastlm.ops.linear_cross_entropy import checked_options
-
-__all__ = [
-    "MLP",
-    "AddLayerNorm",
-    "BiasGELU",
-    "Dropout",
-    "EmbeddingLayerNorm",
-    "GELULayerNorm",
-    "LayerNorm",
-    "LayerNormGELU",
-    "LinearCrossEntropy",
-    "SelfAttention",
-]
-
-
-class LayerNorm(nn.Module):
-    """Computes LN(x) over the last dimension, as `torch.nn.LayerNorm(hidden)`, with the same names in the state dict.
-
-    Shapes: x (..., E) -> (..., E). Parameters: weight (E,); bias (E,) unless `bias` is False.
-    """
-
-    def __init__(self, hidden: int, *, eps: float = 1e-5, bias: bool = True, backend: str = "auto", **factory: Any):
-        super().__init__()
-        name = type(self).__name__
-        self.hidden, self.eps = _checks.checked_size(name, "hidden", hidden), _checks.checked_eps(name, eps)
-        self.backend = checked_name(backend)
-        self.weight = nn.Parameter(torch.ones(hidden, **factory))
-        self.bias = nn.Parameter(torch.zeros(hidden, **factory)) if bias else None
-
-    def forward(self, x: Tensor) -> Tensor:
-        return ops.layer_norm(x, self.weight, self.bias, eps=self.eps, backend=self.backend)
-
-    def extra_repr(self) -> str:
-        return f"{self.hidden}, eps={self.eps}" + ("" if self.bias is not None else ", bias=False")
-
-
-class AddLayerNorm(LayerNorm):
-    """Computes the post-LN step LN(residual + dropout(x + bias)) (Vaswani et al. 2017, sections 3.1 and 5.4).
-
-    Shapes: x and residual (..., E) -> (..., E). The bias is that of the linear layer that made x, and an argument of
-    the call: see `return_bias` of `SelfAttention` and `MLP`. With `return_sum` the result is (y, sum), for pre-LN
-    models. With keep_sum=False no sum is kept for the backward, which uses the output instead (see
-    `fastlm.add_layer_norm`).
-    """
-
-    dropout_sites = 1
-
-    def __init__(
-        self,
-        hidden: int,
-        *,
-        dropout: float = 0.0,
-        eps: float = 1e-5,
-        return_sum: bool = False,
-        keep_sum: bool = True,
-        backend: str = "auto",
-        **factory: Any,
-    ):
-        super().__init__(hidden, eps=eps, backend=backend, **factory)
-        self.dropout, self.return_sum, self.keep_sum = _checked_dropout(self, dropout), return_sum, keep_sum
-
-    def forward(
-        self,
-        x: Tensor,
-        residual: Tensor,
-        *,
-        bias: Tensor | None = None,
-        seed: Tensor | None = None,
-        first_row: Tensor | None = None,
-    ) -> Tensor | tuple[Tensor, Tensor]:
-        """Applies the step; `bias` (E,) is added to x before dropout.
-
-        `seed`: one int64; `first_row`: as in `fastlm.add_layer_norm`.
-        """
-        return ops.add_layer_norm(
-            x,
-            residual,
-            self.weight,
-            self.bias,
-            bias=bias,
-            **_dropout(self, self.dropout, seed, x.device, first_row=first_row),
-            eps=self.eps,
-            return_sum=self.return_sum,
-            keep_sum=self.keep_sum,
-            backend=self.backend,
-        )
-
-    def extra_repr(self) -> str:
-        text = f"{super().extra_repr()}, dropout={self.dropout}" + (", return_sum=True" if self.return_sum else "")
-        return text + ("" if self.keep_sum else ", keep_sum=False")
-
-
-class GELULayerNorm(LayerNorm):
-    """Computes LN(GELU(x + bias)), the transform of BERT's masked-LM head; the bias is an argument of the call.
-
-    Shapes: x (..., E) -> (..., E). `approximate` is "tanh" (both papers' code) or "none" (erf).
-    """
-
-    def __init__(
-        self, hidden: int, *, approximate: str = "tanh", eps: float = 1e-5, backend: str = "auto", **factory: Any
-    ):
-        super().__init__(hidden, eps=eps, backend=backend, **factory)
-        self.approximate = _checked_gelu(self, approximate)
-
-    def forward(self, x: Tensor, *, bias: Tensor | None = None) -> Tensor:
-        options = {"approximate": self.approximate, "eps": self.eps, "backend": self.backend}
-        return ops.gelu_layer_norm(x, self.weight, self.bias, bias=bias, **options)
-
-    def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, approximate={self.approximate!r}"
-
-
-class LayerNormGELU(LayerNorm):
-    """Computes GELU(LN(x)). Shapes: x (..., E) -> (..., E). `approximate` is "tanh" or "none" (erf)."""
-
-    def __init__(
-        self, hidden: int, *, approximate: str = "tanh", eps: float = 1e-5, backend: str = "auto", **factory: Any
-    ):
-        super().__init__(hidden, eps=eps, backend=backend, **factory)
-        self.approximate = _checked_gelu(self, approximate)
-
-    def forward(self, x: Tensor) -> Tensor:
-        options = {"approximate": self.approximate, "eps": self.eps, "backend": self.backend}
-        return ops.layer_norm_gelu(x, self.weight, self.bias, **options)
-
-    def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, approximate={self.approximate!r}"
-
-
-class BiasGELU(nn.Module):
-    """Computes GELU(x + bias). Shapes: x (..., F) -> (..., F). Parameter: bias (F,), initially zero."""
-
-    def __init__(self, features: int, *, approximate: str = "tanh", backend: str = "auto", **factory: Any):
-        super().__init__()
-        self.features = _checks.checked_size("BiasGELU", "features", features)
-        self.approximate, self.backend = _checked_gelu(self, approximate), checked_name(backend)
-        self.bias = nn.Parameter(torch.zeros(features, **factory))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return ops.bias_gelu(x, self.bias, approximate=self.approximate, backend=self.backend)
-
-    def extra_repr(self) -> str:
-        return f"{self.features}, approximate={self.approximate!r}"
 
 
 class MLP(nn.Module):
@@ -185,7 +42,7 @@ class MLP(nn.Module):
         super().__init__()
         for name, size in (("hidden", hidden), ("intermediate", intermediate)):
             _checks.checked_size("MLP", name, size)
-        self.approximate, self.return_bias = _checked_gelu(self, approximate), return_bias
+        self.approximate, self.return_bias = checked_gelu(self, approximate), return_bias
         self.backend = checked_name(backend)
         self.up = nn.Linear(hidden, intermediate, **factory)
         self.down = nn.Linear(intermediate, hidden, **factory)
@@ -193,7 +50,7 @@ class MLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         h = F.linear(x, self.up.weight)
         h = ops.bias_gelu(h, self.up.bias, approximate=self.approximate, backend=self.backend)
-        return _project(self.down, h, self.return_bias)
+        return project(self.down, h, self.return_bias)
 
     def extra_repr(self) -> str:
         return f"approximate={self.approximate!r}" + (", return_bias=True" if self.return_bias else "")
@@ -225,7 +82,7 @@ class SelfAttention(nn.Module):
             _checks.checked_size("SelfAttention", name, size)
         if hidden % heads:
             raise ValueError(f"hidden must be a multiple of heads, got hidden={hidden} and heads={heads}")
-        self.heads, self.causal, self.dropout = heads, causal, _checked_dropout(self, dropout)
+        self.heads, self.causal, self.dropout = heads, causal, checked_dropout(self, dropout)
         self.return_bias, self.backend = return_bias, checked_name(backend)
         self.qkv = nn.Linear(hidden, 3 * hidden, **factory)
         self.out = nn.Linear(hidden, hidden, **factory)
@@ -251,10 +108,10 @@ class SelfAttention(nn.Module):
             lengths=lengths,
             cu_seqlens=cu_seqlens,
             max_seqlen=max_seqlen,
-            **_dropout(self, self.dropout, seed, x.device, first_sequence=first_sequence),
+            **dropout_options(self, self.dropout, seed, x.device, first_sequence=first_sequence),
             backend=self.backend,
         )
-        return _project(self.out, o.flatten(-2), self.return_bias)
+        return project(self.out, o.flatten(-2), self.return_bias)
 
     def extra_repr(self) -> str:
         text = f"heads={self.heads}, causal={self.causal}, dropout={self.dropout}"
@@ -291,7 +148,7 @@ class EmbeddingLayerNorm(nn.Module):
             ("segments", segments, 0),
         ):
             _checks.checked_size("EmbeddingLayerNorm", name, size, least)
-        self.dropout, self.backend = _checked_dropout(self, dropout), checked_name(backend)
+        self.dropout, self.backend = checked_dropout(self, dropout), checked_name(backend)
         self.word = nn.Parameter(torch.empty(vocab_size, hidden, **factory))
         self.position = nn.Parameter(torch.empty(context, hidden, **factory))
         self.segment = nn.Parameter(torch.empty(segments, hidden, **factory)) if segments else None
@@ -322,7 +179,7 @@ class EmbeddingLayerNorm(nn.Module):
             segment=self.segment,
             segments=segments,
             **norm,
-            **_dropout(self, self.dropout, seed, tokens.device, first_row=first_row),
+            **dropout_options(self, self.dropout, seed, tokens.device, first_row=first_row),
             backend=self.backend,
         )
 
@@ -342,11 +199,11 @@ class Dropout(nn.Module):
 
     def __init__(self, dropout: float, *, backend: str = "auto"):
         super().__init__()
-        self.dropout, self.backend = _checked_dropout(self, dropout), checked_name(backend)
+        self.dropout, self.backend = checked_dropout(self, dropout), checked_name(backend)
 
     def forward(self, x: Tensor, *, seed: Tensor | None = None, first_row: Tensor | None = None) -> Tensor:
         """Applies dropout; `seed`: one int64; `first_row`: as in `fastlm.add_layer_norm`."""
-        dropout = _dropout(self, self.dropout, seed, x.device, first_row=first_row)
+        dropout = dropout_options(self, self.dropout, seed, x.device, first_row=first_row)
         if not dropout:
             return x
         # The embedding's op without a layer norm is a gather and dropout: here each row is gathered once, in order.
@@ -356,89 +213,3 @@ class Dropout(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.dropout}"
-
-
-class LinearCrossEntropy(nn.Module):
-    """Computes the cross-entropy of softmax(x weight^T + bias) without ever holding the logits.
-
-    Shapes: x (..., E), weight (V, E), targets (...) int64 -> a scalar, or (...) for reduction "none"; float32
-    (float64 for float64). It has no parameters of its own, so the weight may be tied to an embedding. If the weight has
-    an attribute `main_grad` (V, E) float32, its gradient is added there, and `weight.grad` does not change.
-    """
-
-    def __init__(
-        self,
-        *,
-        ignore_index: int = -100,
-        reduction: str = "mean",
-        label_smoothing: float = 0.0,
-        z_loss: float = 0.0,
-        backend: str = "auto",
-    ):
-        super().__init__()
-        checked_options(
-            "LinearCrossEntropy",
-            ignore_index=ignore_index,
-            reduction=reduction,
-            label_smoothing=label_smoothing,
-            z_loss=z_loss,
-        )
-        self.ignore_index, self.reduction, self.backend = ignore_index, reduction, checked_name(backend)
-        self.label_smoothing, self.z_loss = label_smoothing, z_loss
-
-    def forward(
-        self,
-        x: Tensor,
-        weight: Tensor,
-        targets: Tensor,
-        *,
-        bias: Tensor | None = None,
-        row_weights: Tensor | None = None,
-    ) -> Tensor:
-        """Returns the loss; `bias` (V,), `row_weights` (...) float32: the weight of each row in the loss."""
-        return ops.linear_cross_entropy(
-            x,
-            weight,
-            targets,
-            bias=bias,
-            row_weights=row_weights,
-            ignore_index=self.ignore_index,
-            reduction=self.reduction,
-            label_smoothing=self.label_smoothing,
-            z_loss=self.z_loss,
-            main_grad=getattr(weight, "main_grad", None),
-            backend=self.backend,
-        )
-
-    def extra_repr(self) -> str:
-        return (
-            f"reduction={self.reduction!r}, ignore_index={self.ignore_index}, "
-            f"label_smoothing={self.label_smoothing}, z_loss={self.z_loss}"
-        )
-
-
-def _checked_dropout(module: nn.Module, dropout: float) -> float:
-    """Returns the probability. Raises TypeError or ValueError if it cannot be applied."""
-    name = type(module).__name__
-    dropout = _checks.as_number(name, "dropout", dropout)
-    keep_count(dropout, f"{name}: dropout")
-    return dropout
-
-
-def _checked_gelu(module: nn.Module, approximate: str) -> str:
-    """Returns the form of the GELU. Raises ValueError if there is no such form."""
-    _checks.check_approximation(type(module).__name__, approximate)
-    return approximate
-
-
-def _dropout(
-    module: nn.Module, p: float, seed: Tensor | None, device: torch.device, **first: Tensor | None
-) -> dict[str, Any]:
-    """Returns the dropout arguments of an op: none outside training, and a drawn seed if none is given."""
-    if p == 0.0 or not module.training:
-        return {}
-    return {"dropout_p": p, "seed": draw_seeds(1, device) if seed is None else seed, **first}
-
-
-def _project(linear: nn.Linear, x: Tensor, return_bias: bool) -> Tensor | tuple[Tensor, Tensor]:
-    return (F.linear(x, linear.weight), linear.bias) if return_bias else linear(x)
