@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fastlm import ops
 from fastlm.backends import checked_name
-from fastlm.nn._modules import checked_gelu, dropout_options
+from fastlm.nn._modules import checked_dropout, checked_gelu, dropout_options
 from fastlm.ops import _checks
 from fastlm.ops._register import wide_dtype
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from fastlm import ops
 from fastlm.backends import checked_name
-from fastlm.nn._modules import checked_gelu, dropout_options, project
+from fastlm.nn._modules import checked_dropout, checked_gelu, dropout_options, project
 from fastlm.nn.layer_norm import LayerNorm
 from fastlm.ops import _checks
 

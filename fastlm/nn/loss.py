@@ -116,7 +116,8 @@ class LinearCrossEntropyLoss(getattr(nn, "LinearCrossEntropyLoss", _Owning)):
     """Computes the cross-entropy of softmax(x W^T + bias), as torch 2.13's module of that name, without the logits.
 
     It owns the linear layer: parameters `linear.weight` (C, E), and `linear.bias` (C,) with bias=True.
-    `LinearCrossEntropy` takes the weight per call, for tying. If `linear.weight` has an attribute `main_grad`, its gradient is added there.
+    `LinearCrossEntropy` takes the weight per call, for tying. If `linear.weight` has an attribute `main_grad`, its
+    gradient is added there.
     Class weights, targets of probabilities, `out_features` and `options` are listed in `fastlm.nn.arguments`.
 
     Two results differ from torch's. The loss is float32 (float64 for float64), and a mean over no target is 0, not NaN.

@@ -35,7 +35,8 @@ class TransformerEncoderLayer(nn.TransformerEncoderLayer):
     By default h = LN(x + dropout(attention(x))), then LN(h + dropout(MLP(h))). With norm_first the layer norms come
     before attention and before the MLP. The ops are `attention_packed`, `bias_gelu` for a GELU, and `add_layer_norm`,
     which adds the linear layer's bias, dropout and residual. The last residual of norm_first, and the dropout behind
-    the activation, are torch's. `fastlm.nn.arguments` lists every argument. torch's fast path for inference is never used.
+    the activation, are torch's. `fastlm.nn.arguments` lists every argument.
+    torch's fast path for inference is never used.
 
     The modules `dropout`, `dropout1`, `dropout2`, `norm1`, `norm2`, `linear1`, `linear2` and `self_attn` have torch's
     names. A module that was replaced or has hooks is called as it is, without fusion.
