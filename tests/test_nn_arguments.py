@@ -38,7 +38,7 @@ def lines(served: str) -> set[tuple[str, str, str]]:
 
 @pytest.mark.parametrize("name", ARGUMENTS)
 def test_every_argument_of_torch_is_listed(name):
-    theirs = getattr(nn, name, None) or fnn.LinearCrossEntropyLoss.__mro__[1]
+    theirs = getattr(nn, name, None) or THEIR_LOSS
     for method, listed in (("__init__", ARGUMENTS[name].constructor), ("forward", ARGUMENTS[name].call)):
         expected = list(inspect.signature(getattr(theirs, method)).parameters)[1:]
         assert list(dict.fromkeys(a.name for a in listed)) == expected
@@ -47,21 +47,17 @@ def test_every_argument_of_torch_is_listed(name):
 
 
 Call = Callable[[object], Tensor]
+THEIR_LOSS = fnn.LinearCrossEntropyLoss.__mro__[1]
 
 
-def attention(*call: object, **options: object) -> Call:
+def attention(*inputs: Tensor, call: dict | None = None, **options: object) -> Call:
     """Returns a function that makes the attention of `fastlm.nn` or `torch.nn`, and calls it."""
-    call_options = {
-        k: options.pop(k) for k in list(options) if k in inspect.signature(nn.MultiheadAttention.forward).parameters
-    }
-    inputs = call or (X, X, X)
-    return lambda lib: lib.MultiheadAttention(E, H, batch_first=True, **options)(
-        *inputs, **{"need_weights": False, **call_options}
-    )
+    call = {"need_weights": False} | (call or {})
+    return lambda lib: lib.MultiheadAttention(E, H, batch_first=True, **options)(*(inputs or (X, X, X)), **call)
 
 
-def layer(constructor: dict = {}, **call: object) -> Call:
-    options = {"dropout": 0.0, "activation": "gelu", "batch_first": True} | constructor
+def layer(constructor: dict | None = None, **call: object) -> Call:
+    options = {"dropout": 0.0, "activation": "gelu", "batch_first": True} | (constructor or {})
     return lambda lib: lib.TransformerEncoderLayer(E, H, 2 * E, **options)(X, **call)
 
 
@@ -97,12 +93,12 @@ FALLBACKS: dict[tuple[str, str, str], Call] = {
     ("MultiheadAttention", "vdim", "another size"): attention(X, X, VALUES, vdim=6),
     ("MultiheadAttention", "key", "another tensor"): attention(X, X + 1, X),
     ("MultiheadAttention", "value", "another tensor"): attention(X, X, X + 1),
-    ("MultiheadAttention", "key_padding_mask", "bool, padding elsewhere"): attention(key_padding_mask=EARLY),
-    ("MultiheadAttention", "key_padding_mask", "float"): attention(key_padding_mask=FLOAT),
-    ("MultiheadAttention", "need_weights", "True"): lambda lib: attention(need_weights=True)(lib),
-    ("MultiheadAttention", "attn_mask", "without is_causal=True"): attention(attn_mask=BAND),
+    ("MultiheadAttention", "key_padding_mask", "bool, padding elsewhere"): attention(call={"key_padding_mask": EARLY}),
+    ("MultiheadAttention", "key_padding_mask", "float"): attention(call={"key_padding_mask": FLOAT}),
+    ("MultiheadAttention", "need_weights", "True"): attention(call={"need_weights": True}),
+    ("MultiheadAttention", "attn_mask", "without is_causal=True"): attention(call={"attn_mask": BAND}),
     ("MultiheadAttention", "average_attn_weights", "with need_weights=True"): attention(
-        need_weights=True, average_attn_weights=False
+        call={"need_weights": True, "average_attn_weights": False}
     ),
     ("TransformerEncoderLayer", "dropout", ROUNDED): layer({"dropout": 1.0}),
     ("TransformerEncoderLayer", "activation", "any other"): layer({"activation": "relu"}),
@@ -129,7 +125,7 @@ ERRORS: dict[tuple[str, str, str], Call] = {
     ("LayerNorm", "input", "of another shape"): lambda lib: lib.LayerNorm((S, 3))(X),
     ("GELU", "approximate", 'not "none" or "tanh"'): lambda lib: lib.GELU("erf"),
     ("MultiheadAttention", "dropout", "not in [0, 1]"): lambda lib: lib.MultiheadAttention(E, H, 1.5),
-    ("MultiheadAttention", "key_padding_mask", "bool of another shape"): attention(key_padding_mask=SHORT),
+    ("MultiheadAttention", "key_padding_mask", "bool of another shape"): attention(call={"key_padding_mask": SHORT}),
     ("TransformerEncoderLayer", "dropout", "not in [0, 1]"): layer({"dropout": -0.5}),
     ("TransformerEncoderLayer", "activation", 'a string other than "gelu" and "relu"'): layer({"activation": "tanh"}),
     ("TransformerEncoderLayer", "layer_norm_eps", "below 0"): layer({"layer_norm_eps": -1}),
@@ -172,7 +168,7 @@ def test_a_fallback_equals_torch_and_says_so_or_raises_for_a_backend(line):
 
 @pytest.mark.parametrize("line", ERRORS, ids=" ".join)
 def test_an_error_raises(line):
-    with pytest.raises((TypeError, ValueError, RuntimeError), match=r"must|activation should be"):
+    with pytest.raises((TypeError, ValueError, RuntimeError), match=r"must|has to be|activation should be"):
         ERRORS[line](fnn)
 
 
