@@ -1,4 +1,4 @@
-"""The modules that replace torch.nn's: the same class, keys, values and gradients, and the same behaviour around them."""
+"""The modules that replace torch.nn's: class, keys, values, gradients, and the behaviour around them."""
 
 from __future__ import annotations
 
@@ -24,6 +24,10 @@ CAUSAL = torch.ones(S, S, dtype=torch.bool).triu(1)
 
 def their_loss(**options) -> nn.Module:
     return getattr(nn, "LinearCrossEntropyLoss", fnn.LinearCrossEntropyLoss.__mro__[1])(E, 7, **options)
+
+
+def our_loss(**options) -> nn.Module:
+    return fnn.LinearCrossEntropyLoss(E, 7, **options)
 
 
 def attention(lib, batch_first=True, **options) -> nn.Module:
@@ -53,9 +57,7 @@ MAKERS: dict[str, Callable] = {
     "TransformerEncoderLayer sequence first": partial(layer, batch_first=False),
     "TransformerEncoder": encoder,
     "TransformerEncoder norm first": partial(encoder, norm_first=True),
-    "LinearCrossEntropyLoss": lambda lib: (
-        their_loss(bias=True) if lib is nn else lib.LinearCrossEntropyLoss(E, 7, bias=True)
-    ),
+    "LinearCrossEntropyLoss": lambda lib: (their_loss if lib is nn else our_loss)(bias=True),
 }
 WITH_PADDING = [name for name in MAKERS if name.startswith(("Multihead", "Transformer"))]
 TARGET = torch.tensor([0, 3, -100, 6, 2, 5, 1, 4, 3])
@@ -146,9 +148,9 @@ def test_class_keys_copies_and_meta_are_torch_s(name):
     torch.manual_seed(0)
     ours = MAKERS[name](fnn)
     assert isinstance(ours, type(theirs))
-    assert {k: v.tolist() for k, v in ours.state_dict().items()} == {
-        k: v.tolist() for k, v in theirs.state_dict().items()
-    }
+    expected = theirs.state_dict()
+    assert list(ours.state_dict()) == list(expected)
+    assert all(torch.equal(value, expected[key]) for key, value in ours.state_dict().items())
     theirs.load_state_dict(ours.state_dict(), strict=True)
     ours.load_state_dict(theirs.state_dict(), strict=True)
     x = torch.randn(B, S, E)
@@ -159,12 +161,11 @@ def test_class_keys_copies_and_meta_are_torch_s(name):
     with torch.device("meta"):
         meta = MAKERS[name](fnn)
         assert all(p.is_meta for p in meta.parameters())
-        assert call(meta, torch.randn(B, S, E)).is_meta or name == "LinearCrossEntropyLoss"
+        if name != "LinearCrossEntropyLoss":  # the targets of `call` are on the CPU
+            assert call(meta, torch.randn(B, S, E)).is_meta
 
 
-@pytest.mark.parametrize(
-    "name", ["LayerNorm", "GELU", "MultiheadAttention", "TransformerEncoder", "LinearCrossEntropyLoss"]
-)
+@pytest.mark.parametrize("name", [name for name in MAKERS if " " not in name])
 def test_compiles_without_graph_breaks(name):
     torch._dynamo.reset()
     module, x = MAKERS[name](fnn), torch.randn(B, S, E)
