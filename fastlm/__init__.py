@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         layer_norm_gelu,
         linear_cross_entropy,
     )
+    from fastlm.patching import patch, unpatch
 
 __version__ = "0.1.0"
 
@@ -43,7 +44,9 @@ __all__ = [
     "layer_norm",
     "layer_norm_gelu",
     "linear_cross_entropy",
+    "patch",
     "set_backend",
+    "unpatch",
     "use_backend",
 ]
 
@@ -64,5 +67,6 @@ _NAMES = {
         "layer_norm_gelu",
         "linear_cross_entropy",
     ),
+    "patching": ("patch", "unpatch"),
 }
 __getattr__, __dir__ = attach(__name__, _NAMES, submodules=("backends", "data", "models", "nn", "ops", "reference"))

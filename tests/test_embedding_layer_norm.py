@@ -156,8 +156,8 @@ def test_opcheck(case):
     rest = (seed, seed, 230, 1e-5, case.dtype)
     tables = (t["segment"], segments, t["gamma"], t["beta"], *rest)
     for position_ids in (order, None):
-        assert_passes_opcheck(OP, tokens, t["word"], t["position"], position_ids, *tables, True, case.backend)
-    assert_passes_opcheck(OP, tokens, t["word"], *[None] * 6, *rest, False, case.backend)
+        assert_passes_opcheck(OP, tokens, t["word"], t["position"], position_ids, *tables, True, 7, 2, case.backend)
+    assert_passes_opcheck(OP, tokens, t["word"], *[None] * 6, *rest, False, None, None, case.backend)
 
 
 def test_autocast_gives_its_dtype():
@@ -200,3 +200,27 @@ TOKENS = torch.tensor([[0, 1, 2]])
 def test_bad_arguments(arguments, error, sentence):
     with pytest.raises(error, match=sentence):
         fastlm.embedding_layer_norm(**({"tokens": TOKENS, "word": torch.zeros(5, 8)} | arguments))
+
+
+@pytest.mark.parametrize("case", cases(OP))
+def test_padding_rows_get_no_gradient(case):
+    """Compares with torch's embeddings, whose padding rows keep a zero gradient; a negative row counts from the end."""
+    tokens, _ = ids(case, 3, 40)
+    parameters = tensors(case, 64)
+    given = {name: p.clone().requires_grad_() for name, p in parameters.items() if name in ("word", "position")}
+    y = fastlm.embedding_layer_norm(tokens, **given, padding_idx=7, position_padding_idx=-1, backend=case.backend)
+    y.sum().backward()
+    counts = torch.bincount(tokens.flatten(), minlength=50)
+    counts[7] = 0
+    assert torch.equal(given["word"].grad, counts[:, None].to(y.dtype).expand(50, 64))
+    assert torch.equal(given["position"].grad[:, 0].float(), torch.tensor([3.0] * 39 + [0.0], device=y.device))
+
+
+def test_padding_rows_of_no_table_are_refused():
+    tokens, word = torch.zeros(2, 3, dtype=torch.int64), torch.zeros(5, 16)
+    with pytest.raises(ValueError, match="padding_idx must be a row of its table, which has 5, got 5"):
+        fastlm.embedding_layer_norm(tokens, word, padding_idx=5)
+    with pytest.raises(ValueError, match="position_padding_idx must be a row of its table, which has 0, got 1"):
+        fastlm.embedding_layer_norm(tokens, word, position_padding_idx=1)
+    with pytest.raises(TypeError, match="padding_idx must be an integer"):
+        fastlm.embedding_layer_norm(tokens, word, padding_idx=0.5)

@@ -99,6 +99,8 @@ def embedding_layer_norm(
     position_ids: Tensor | None = None,
     segment: Tensor | None = None,
     segments: Tensor | None = None,
+    padding_idx: int | None = None,
+    position_padding_idx: int | None = None,
     gamma: Tensor | None = None,
     beta: Tensor | None = None,
     dropout_p: float = 0.0,
@@ -115,6 +117,8 @@ def embedding_layer_norm(
             are float32.
         position: (C, E), added at `position_ids` (int64, the shape of tokens), by default 0 ... S - 1.
         segment: (T, E), added at `segments` (int64, the shape of tokens).
+        padding_idx, position_padding_idx: a row of `word`, or of `position`, that gets no gradient, as in
+            `torch.nn.Embedding`.
         gamma, beta: (E,), of the layer norm. Without gamma there is no layer norm (GPT-1).
         dropout_p, seed, first_row: as in `add_layer_norm`.
         backend: "auto", "reference", "cpu", "triton" or "cuda".
@@ -137,6 +141,8 @@ def embedding_layer_norm(
     _checks.check_integers(SPEC.op, "segments", segments, word, tokens.shape, torch.int64)
     if segment is not None:
         _checks.check_range(SPEC.op, "segments", segments, 0, segment.shape[0])
+    padding_idx = _checked_padding("padding_idx", padding_idx, word)
+    position_padding_idx = _checked_padding("position_padding_idx", position_padding_idx, position)
     eps = _checks.checked_eps(SPEC.op, eps)
     seed = _checks.checked_seed(SPEC.op, seed, keep, word)
     first_row = _checks.checked_first(SPEC.op, "first_row", first_row, keep, word)
@@ -144,7 +150,7 @@ def embedding_layer_norm(
     backend = backends.choose(SPEC, backend, backends.call_of(word, dtype=dtype, width=word.shape[1]))
     save_sum = gamma is not None and wants_gradient(word, position, segment, gamma, beta)
     tables = (tokens, word, position, position_ids, segment, segments, gamma, beta, seed, first_row)
-    return _call(*tables, keep, eps, dtype, save_sum, backend)[0]
+    return _call(*tables, keep, eps, dtype, save_sum, padding_idx, position_padding_idx, backend)[0]
 
 
 def _check_tables(
@@ -161,6 +167,16 @@ def _check_tables(
         _checks.check_parameter(SPEC.op, name, p, word, word.shape[1])
     if beta is not None and gamma is None:
         raise ValueError(f"{SPEC.op}: beta needs gamma; without gamma there is no layer norm")
+
+
+def _checked_padding(name: str, row: int | None, table: Tensor | None) -> int | None:
+    """Returns a table's row without a gradient, counted from its start. Raises ValueError if there is no such row."""
+    if row is None:
+        return None
+    row, rows = _checks.as_integer(SPEC.op, name, row), 0 if table is None else table.shape[0]
+    if not -rows <= row < rows:
+        raise ValueError(f"{SPEC.op}: {name} must be a row of its table, which has {rows}, got {row}")
+    return row % rows
 
 
 def _check_positions(tokens: Tensor, position: Tensor | None, position_ids: Tensor | None) -> None:
@@ -192,8 +208,11 @@ def _forward(
     eps: float,
     dtype: torch.dtype,
     save_sum: bool,
+    padding_idx: int | None,
+    position_padding_idx: int | None,
     backend: str,
 ) -> Outputs:
+    """Computes the outputs. The padding rows concern the backward alone."""
     compute = backends.implementation(SPEC, backend, "embedding_layer_norm_forward", _launch_forward)
     flat, positions, segments = (None if t is None else t.view(-1) for t in (tokens, position_ids, segments))
     tables = (flat, word, position, positions, segment, segments, gamma, beta, seed, first_row)
@@ -247,6 +266,8 @@ def _backward(
     first_row: Tensor | None,
     keep: int,
     table_rows: list[int],
+    padding_idx: int | None,
+    position_padding_idx: int | None,
     backend: str,
 ) -> Gradients:
     """Computes the gradients. `table_rows`: the number of rows of word, position and segment, 0 for no table."""
@@ -257,6 +278,9 @@ def _backward(
         dposition = _position_gradient(ds, tokens, position_rows)
     else:
         dposition = _table_gradient(ds, position_ids, position_rows, backend)
+    for gradient, row in ((dword, padding_idx), (dposition, position_padding_idx)):
+        if row is not None:
+            gradient[row].zero_()
     return Gradients(dword, dposition, _table_gradient(ds, segments, segment_rows, backend), dgamma, dbeta)
 
 
