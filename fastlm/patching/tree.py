@@ -37,7 +37,13 @@ def patch(model: nn.Module, options: PatchOptions | None = None, **switches: boo
         raise TypeError(f"patch: a torch.nn.Module expected, got a {type(model).__name__}")
     if options is not None and switches:
         raise TypeError(f"patch: give options or {', '.join(switches)}, not both")
-    options = PatchOptions(**switches) if options is None else options
+    return patch_tree(model, PatchOptions(**switches) if options is None else options)
+
+
+def patch_tree(model: nn.Module, options: PatchOptions, *, own_config: bool = True) -> Report:
+    """Replaces modules as `patch` does. `own_config`: whether a model whose attention is replaced gets a copy of its
+    configuration, so that other models with the same one stay as they are.
+    """
     report, implementation = Report(type(model).__name__), tables.implementation()
     in_models = implementation.modules_of_models(model) if implementation else frozenset()
     table = torch_modules.REPLACEMENTS | tables.replacements()
@@ -55,7 +61,7 @@ def patch(model: nn.Module, options: PatchOptions | None = None, **switches: boo
         else:
             report.left.append(Left(path, kind, mixin.switch, reason))
     if implementation:
-        implementation.switch_on(model)
+        implementation.switch_on(model, own_config=own_config)
     return report
 
 

@@ -111,6 +111,7 @@ class PreTraining(MaskedLM):
         )
 
 
+BASE = albert.AlbertPreTrainedModel
 REPLACEMENTS = {
     albert.AlbertAttention: Attention,
     albert.AlbertEmbeddings: Embeddings,

@@ -45,6 +45,7 @@ class PreTraining(BertLoss, MaskedLoss):
         )
 
 
+BASE = bert.BertPreTrainedModel
 REPLACEMENTS = {
     bert.BertSelfAttention: SelfAttention,
     bert.BertCrossAttention: SelfAttention,

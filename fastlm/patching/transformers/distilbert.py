@@ -66,8 +66,9 @@ class MaskedLM(MaskedLoss):
 
     @classmethod
     def reason_against(cls, module: nn.Module, options: PatchOptions) -> str | None:
-        if type(module.mlm_loss_fct) is not nn.CrossEntropyLoss:
-            return f"its loss is a {type(module.mlm_loss_fct).__name__}"
+        loss = getattr(module, "mlm_loss_fct", None)  # set at the end of the constructor
+        if loss is not None and type(loss) is not nn.CrossEntropyLoss:
+            return f"its loss is a {type(loss).__name__}"
         return super().reason_against(module, options)
 
     def features(self, hidden: Tensor) -> Tensor:
@@ -77,6 +78,7 @@ class MaskedLM(MaskedLoss):
         return transform(self, linear, self.activation, norm, hidden)
 
 
+BASE = distilbert.DistilBertPreTrainedModel
 REPLACEMENTS = {
     distilbert.DistilBertSelfAttention: SelfAttention,
     distilbert.Embeddings: Embeddings,

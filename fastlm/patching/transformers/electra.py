@@ -33,6 +33,7 @@ class CausalLM(ElectraLoss, CausalLoss):
     """Computes ElectraForCausalLM's loss."""
 
 
+BASE = electra.ElectraPreTrainedModel
 REPLACEMENTS = {
     electra.ElectraSelfAttention: SelfAttention,
     electra.ElectraCrossAttention: SelfAttention,

@@ -67,6 +67,7 @@ class LMHeadModel(CausalLoss):
     trunk, decoder = "transformer", "lm_head"
 
 
+BASE = gpt2.GPT2PreTrainedModel
 REPLACEMENTS = {
     gpt2.GPT2Attention: SelfAttention,
     gpt2.GPT2MLP: MLP,

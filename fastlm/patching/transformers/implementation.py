@@ -17,10 +17,10 @@ def modules_of_models(tree: nn.Module) -> frozenset[int]:
     return frozenset(id(module) for model in _models(tree) for module in model.modules())
 
 
-def switch_on(tree: nn.Module) -> None:
+def switch_on(tree: nn.Module, *, own_config: bool) -> None:
     """Switches every model that has a replaced attention module.
 
-    The model gets a configuration of its own, since other models may share the one that it has.
+    With `own_config` the model gets a copy of its configuration, since other models may share it.
     """
     copies: dict[int, object] = {}
     for model in _models(tree):
@@ -29,7 +29,7 @@ def switch_on(tree: nn.Module) -> None:
         config, before = model.config, model.config._attn_implementation
         if before == NAME:
             continue
-        own = copies.setdefault(id(config), copy.copy(config))
+        own = copies.setdefault(id(config), copy.copy(config) if own_config else config)
         own._attn_implementation_internal = NAME
         for module in model.modules():
             if vars(module).get("config") is config:

@@ -115,6 +115,7 @@ class LMHeadModel(CausalLoss):
     trunk, decoder, result = "transformer", "lm_head", openai.CausalLMOutput
 
 
+BASE = openai.OpenAIGPTPreTrainedModel
 REPLACEMENTS = {
     openai.Attention: Attention,
     openai.MLP: MLP,

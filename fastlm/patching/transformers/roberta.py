@@ -59,6 +59,7 @@ class CausalLM(RobertaLoss, CausalLoss):
     """Computes RobertaForCausalLM's loss."""
 
 
+BASE = roberta.RobertaPreTrainedModel
 REPLACEMENTS = {
     roberta.RobertaSelfAttention: SelfAttention,
     roberta.RobertaCrossAttention: SelfAttention,
