@@ -18,14 +18,18 @@ def lengths_of(module: str, mask: Tensor, x: Tensor, batch_first: bool) -> Tenso
     if tuple(mask.shape) != expected:
         raise ValueError(f"{module}: the key padding mask must have shape {expected}, got {tuple(mask.shape)}")
     mask = mask if mask.ndim == 2 else mask[None]
-    lengths = (~mask).sum(-1, dtype=torch.int32)
-    at_the_right = (mask[:, :-1] <= mask[:, 1:]).all()
+    lengths, at_the_right = right_padding(mask)
     if mask.device.type == "cpu" and not torch.compiler.is_compiling():
         return lengths if at_the_right else None
     if mask.device.type != "meta":
         message = f"{module}: the key padding mask must have its padding at the right; give other masks as floats"
         torch._assert_async(at_the_right, message)
     return lengths
+
+
+def right_padding(mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns the lengths (B,) int32 of a mask (B, S), True at padding, and whether all padding is at the right."""
+    return (~mask).sum(-1, dtype=torch.int32), (mask[:, :-1] <= mask[:, 1:]).all()
 
 
 def is_causal_mask(mask: Tensor, length: int) -> bool:

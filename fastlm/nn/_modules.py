@@ -1,4 +1,4 @@
-"""What the modules share: checks of arguments, dropout's arguments, and the way back to torch's own computation."""
+"""Helpers that the modules share: checks of arguments, dropout's arguments, and the way back to torch's computation."""
 
 from __future__ import annotations
 

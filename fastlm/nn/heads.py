@@ -14,13 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastlm.nn.layer_norm import GELULayerNorm
-from fastlm.nn.loss import LinearCrossEntropy
+from fastlm.nn.loss import IGNORED, LinearCrossEntropy
 from fastlm.ops import _checks
 
 if TYPE_CHECKING:
     from fastlm.models.base import Model
-
-IGNORED = -100  # the target of a position that is not predicted
 
 
 class Head(nn.Module):

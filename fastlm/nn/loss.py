@@ -16,7 +16,7 @@ from fastlm.ops import _checks
 from fastlm.ops._register import wide_dtype
 from fastlm.ops.linear_cross_entropy import checked_options
 
-IGNORED = -100  # the target of a row that is ignored, as in torch
+IGNORED = -100  # the target of a row that is not predicted, as in torch and transformers
 
 
 class LinearCrossEntropy(nn.Module):

@@ -6,8 +6,6 @@ from dataclasses import dataclass, fields
 
 from fastlm.backends import checked_name
 
-SWITCHES = ("attention", "layer_norm", "gelu", "embeddings", "loss")
-
 
 @dataclass(frozen=True)
 class PatchOptions:

@@ -1,21 +1,23 @@
-"""What the replacements share: dropout of a module, a linear layer without its bias, the form of a GELU."""
+"""Helpers that the replacements share: what keeps a module from being replaced, and transformers' own classes.
+
+For torch's classes they call the helpers of `fastlm.nn`.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastlm.dropout import draw_seeds, keep_count
+from fastlm.dropout import keep_count
+from fastlm.nn import _modules
+from fastlm.nn._modules import dropout_options, is_plain, split_bias
 
 
 def dropout_arguments(dropout: nn.Dropout, device: torch.device) -> dict[str, Any]:
     """Returns an op's arguments for a dropout layer: none outside training, else its probability and a fresh seed."""
-    if dropout.p == 0.0 or not dropout.training:
-        return {}
-    return {"dropout_p": dropout.p, "seed": draw_seeds(1, device)}
+    return dropout_options(dropout, dropout.p, None, device)
 
 
 def reason_against_dropout(dropout: nn.Module) -> str | None:
@@ -43,11 +45,9 @@ def reason_against_norm(norm: nn.Module) -> str | None:
 
 def gelu_form(activation: Any) -> str | None:
     """Returns "tanh" or "none" (erf) for a GELU, a function or a module, and None for another activation."""
-    if isinstance(activation, nn.GELU):
+    if isinstance(activation, nn.GELU):  # with hooks, too: a replaced GELU is one of these
         return activation.approximate
-    if activation is F.gelu:
-        return "none"
-    return _FORMS.get(type(activation).__name__)
+    return _modules.gelu_form(activation) or _FORMS.get(type(activation).__name__)
 
 
 # transformers' classes. FastGELU has the tanh form with a rounded constant, equal to 8 digits.
@@ -61,19 +61,8 @@ def reason_against_gelu(activation: Any) -> str | None:
     return None if gelu_form(activation) else f"its activation is {name}, not a GELU with a tanh or erf form"
 
 
-def is_plain(module: nn.Module, cls: type[nn.Module]) -> bool:
-    """Returns whether a module is exactly of a class and without hooks, so that its parameters may be used directly.
-
-    Adapters, quantized layers and parametrizations have classes of their own. Sharding libraries use hooks.
-    """
-    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-    return type(module) is cls and not any(hooks) and "forward" not in vars(module)
-
-
 def project(linear: nn.Module, x: Tensor) -> tuple[Tensor, Tensor | None]:
     """Returns linear(x) without the bias, and the bias; if the layer is not a plain one, its output, and None."""
-    if is_plain(linear, nn.Linear):
-        return F.linear(x, linear.weight), linear.bias
     if type(linear).__name__ == "Conv1D" and is_plain(linear, type(linear)):  # transformers' layer, weight (in, out)
         return x @ linear.weight, linear.bias
-    return linear(x), None
+    return split_bias(linear, x)

@@ -1,4 +1,4 @@
-"""What `fastlm.patch` did: the modules that it replaced, and those that it left, with reasons."""
+"""The report of `fastlm.patch`: the modules that it replaced, and those that it left, with reasons."""
 
 from __future__ import annotations
 
@@ -33,7 +33,6 @@ class Report:
     left: list[Left] = field(default_factory=list)
     already: int = 0  # modules that an earlier call had replaced
     restored: int = 0  # modules that `unpatch` put back
-    notes: list[str] = field(default_factory=list)
 
     def count(self, switch: str) -> int:
         """Returns how many modules were replaced for a switch."""
@@ -47,7 +46,7 @@ class Report:
             lines.append("left as it was:")
             reasons = Counter((entry.switch, entry.kind, entry.reason) for entry in self.left)
             lines += [f"  {s:<11} {count:>4}  {kind}: {why}" for (s, kind, why), count in sorted(reasons.items())]
-        return "\n".join([*lines, *self.notes])
+        return "\n".join(lines)
 
     def _summary(self) -> str:
         if self.restored:

@@ -19,7 +19,7 @@ _OPTIONS = "fastlm_options"  # the attribute of a replaced module that holds its
 
 
 class Swapped:
-    """Is the base of all replacements: mixins that define `forward`, and stand before the module's own class.
+    """Is the base of all replacements: mixins that stand before the module's own class, most with another `forward`.
 
     switch: the option that turns the replacement on.
     in_model: whether the module is replaced only inside a model of transformers, which makes its masks.
@@ -39,6 +39,10 @@ class Swapped:
     def reason_against(cls, module: nn.Module, options: PatchOptions) -> str | None:
         """Returns why a module must stay as it is, or None if it can be replaced."""
         return None
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Calls the module's own `forward`, for a replacement that changes something else."""
+        return super().forward(*args, **kwargs)
 
     def __reduce_ex__(self, protocol: int) -> tuple[Any, ...]:
         mixin = type(self).__mro__[1]

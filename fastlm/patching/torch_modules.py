@@ -24,7 +24,7 @@ class LayerNorm(Swapped):
 
 
 class GELU(Swapped):
-    """Computes torch.nn.GELU, and transformers' modules for it."""
+    """Computes torch.nn.GELU."""
 
     switch = "gelu"
 

@@ -13,7 +13,7 @@ from fastlm.patching import parts
 from fastlm.patching.options import PatchOptions
 from fastlm.patching.swap import Swapped
 from fastlm.patching.transformers.attention import NAME, SelfAttention, attention_forward
-from fastlm.patching.transformers.layers import Embeddings, add_norm, linear_gelu, transform
+from fastlm.patching.transformers.layers import Embeddings, Transform, add_norm, linear_gelu
 from fastlm.patching.transformers.losses import MaskedLoss
 
 
@@ -69,18 +69,13 @@ class Layer(Swapped):
         return self.activation(self.ffn(x))
 
 
-class MLMHead(Swapped):
+class MLMHead(Transform):
     """Computes AlbertMLMHead: the transform, then the logits."""
 
-    switch = "gelu"
-    absorbs = ("LayerNorm",)
-
-    @classmethod
-    def reason_against(cls, module: nn.Module, options: PatchOptions) -> str | None:
-        return parts.reason_against_gelu(module.activation) or parts.reason_against_norm(module.LayerNorm)
+    act = "activation"
 
     def transform(self, hidden_states: Tensor) -> Tensor:
-        return transform(self, self.dense, self.activation, self.LayerNorm, hidden_states)
+        return super().forward(hidden_states)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         return self.decoder(self.transform(hidden_states))

@@ -21,12 +21,14 @@ from transformers.masking_utils import bidirectional_mask_function, causal_mask_
 
 from fastlm import ops
 from fastlm.dropout import draw_seeds
+from fastlm.nn._masks import causal_mask, padding_mask, right_padding
+from fastlm.ops.attention import SPEC
 from fastlm.patching import parts
 from fastlm.patching.options import PatchOptions
 from fastlm.patching.swap import Swapped
 
 NAME = "fastlm"
-MAX_HEAD_DIM = 128  # of the kernels
+MAX_HEAD_DIM = SPEC.limits["triton"].max_width  # CUDA's is the same
 NOT_AT_END = "fastlm: an attention mask has masked positions before valid ones"
 
 
@@ -37,9 +39,9 @@ class SelfAttention(Swapped):
 
     @classmethod
     def reason_against(cls, module: nn.Module, options: PatchOptions) -> str | None:
-        size = module.head_dim if hasattr(module, "head_dim") else module.attention_head_size
-        if reason_against_head_dim(size):
-            return reason_against_head_dim(size)
+        reason = reason_against_head_dim(module.head_dim if hasattr(module, "head_dim") else module.attention_head_size)
+        if reason:
+            return reason
         position = getattr(module.config, "position_embedding_type", "absolute")
         if position != "absolute":
             return f"its position_embedding_type is {position!r}, which adds to the scores"
@@ -47,9 +49,6 @@ class SelfAttention(Swapped):
             if hasattr(module, name):
                 return parts.reason_against_dropout(getattr(module, name))
         return None
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return super().forward(*args, **kwargs)
 
 
 def reason_against_head_dim(size: int) -> str | None:
@@ -109,14 +108,13 @@ def lengths_of(mask: Tensor) -> Tensor | None:
     Returns None, and warns, if a masked position comes before a valid one. This waits for the device, once per forward
     as SDPA's mask does. Compiled code cannot wait: such a mask is an error of the device there.
     """
-    valid = mask.to(torch.bool)
-    at_end = (valid[:, 1:] <= valid[:, :-1]).all()
+    lengths, at_end = right_padding(~mask.to(torch.bool))
     if torch.compiler.is_compiling():
         torch._assert_async(at_end, f"{NOT_AT_END}; compiled code takes padding at the end only")
     elif not at_end:
         warnings.warn(f"{NOT_AT_END}; attention is computed by SDPA there", stacklevel=2)
         return None
-    return valid.sum(1, keepdim=True, dtype=torch.int32)
+    return lengths[:, None]
 
 
 def attention_forward(
@@ -155,9 +153,8 @@ def attention_forward(
 
 def full_mask(lengths: Tensor, length: int, causal: bool) -> Tensor:
     """Returns the mask (B, 1, S, S), True where a query sees a key, of lengths (B, 1) for S = length."""
-    position = torch.arange(length, device=lengths.device)
-    mask = (position < lengths)[:, None, None, :].expand(-1, 1, length, length)
-    return mask & (position <= position[:, None]) if causal else mask
+    mask = ~padding_mask(lengths[:, 0], length)[:, None, None, :].expand(-1, 1, length, length)
+    return mask & ~causal_mask(length, lengths.device) if causal else mask
 
 
 def _eager(

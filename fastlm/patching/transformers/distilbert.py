@@ -27,9 +27,6 @@ class FeedForward(Swapped):
     def ff_chunk(self, input: Tensor) -> Tensor:
         return self.dropout(self.lin2(linear_gelu(self, self.lin1, self.activation, input)))
 
-    def forward(self, input: Tensor) -> Tensor:
-        return super().forward(input)
-
 
 class Block(Swapped):
     """Computes TransformerBlock, each layer norm with the sum before it."""

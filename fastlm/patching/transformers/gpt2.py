@@ -12,21 +12,8 @@ from fastlm.patching import parts
 from fastlm.patching.options import PatchOptions
 from fastlm.patching.swap import Swapped
 from fastlm.patching.transformers.attention import SelfAttention
-from fastlm.patching.transformers.layers import linear_gelu
+from fastlm.patching.transformers.layers import MLP
 from fastlm.patching.transformers.losses import CausalLoss
-
-
-class MLP(Swapped):
-    """Computes GPT2MLP: dropout(c_proj(GELU(c_fc(x))))."""
-
-    switch = "gelu"
-
-    @classmethod
-    def reason_against(cls, module: nn.Module, options: PatchOptions) -> str | None:
-        return parts.reason_against_gelu(module.act)
-
-    def forward(self, hidden_states: Tensor) -> Tensor:
-        return self.dropout(self.c_proj(linear_gelu(self, self.c_fc, self.act, hidden_states)))
 
 
 class Block(Swapped):

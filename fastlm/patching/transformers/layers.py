@@ -66,6 +66,23 @@ def linear_gelu(module: Swapped, linear: nn.Module, activation: Any, x: Tensor) 
     return ops.bias_gelu(y, bias, approximate=parts.gelu_form(activation), backend=module.fastlm_options.backend)
 
 
+class MLP(Swapped):
+    """Computes dropout(c_proj(GELU(c_fc(x)))): GPT-1's and GPT-2's MLP."""
+
+    switch = "gelu"
+
+    @classmethod
+    def reason_against(cls, module: nn.Module, options: PatchOptions) -> str | None:
+        return parts.reason_against_gelu(module.act)
+
+    def up(self, x: Tensor) -> Tensor:
+        """Returns GELU(c_fc(x))."""
+        return linear_gelu(self, self.c_fc, self.act, x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.dropout(self.c_proj(self.up(x)))
+
+
 class Transform(Swapped):
     """Computes LayerNorm(GELU(dense(x))), the masked-LM transform: BertPredictionHeadTransform.
 

@@ -15,11 +15,10 @@ from transformers.modeling_outputs import CausalLMOutputWithCrossAttentions, Mas
 from transformers.utils import ModelOutput
 
 from fastlm import ops
+from fastlm.nn.loss import IGNORED
 from fastlm.patching import parts
 from fastlm.patching.options import PatchOptions
 from fastlm.patching.swap import Swapped
-
-IGNORED = -100  # transformers' label of a position that is not predicted
 
 
 class VocabularyLoss(Swapped):

@@ -15,7 +15,7 @@ from fastlm.patching import parts
 from fastlm.patching.options import PatchOptions
 from fastlm.patching.swap import Swapped
 from fastlm.patching.transformers.attention import lengths_of, reason_against_head_dim
-from fastlm.patching.transformers.layers import add_norm, linear_gelu
+from fastlm.patching.transformers.layers import MLP, add_norm
 from fastlm.patching.transformers.losses import CausalLoss
 
 _LENGTHS = "_fastlm_lengths"  # an attribute of a mask, which all blocks get: its lengths, computed once
@@ -62,23 +62,6 @@ def find_lengths(mask: Tensor | None) -> tuple[bool, Tensor | None]:
         setattr(mask, _LENGTHS, None if lengths is None else lengths[:, 0])
     lengths = getattr(mask, _LENGTHS)
     return lengths is not None, lengths
-
-
-class MLP(Swapped):
-    """Computes MLP: dropout(c_proj(GELU(c_fc(x))))."""
-
-    switch = "gelu"
-
-    @classmethod
-    def reason_against(cls, module: nn.Module, options: PatchOptions) -> str | None:
-        return parts.reason_against_gelu(module.act)
-
-    def up(self, x: Tensor) -> Tensor:
-        """Returns GELU(c_fc(x))."""
-        return linear_gelu(self, self.c_fc, self.act, x)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.dropout(self.c_proj(self.up(x)))
 
 
 class Block(Swapped):

@@ -35,8 +35,11 @@ class LMHead(Swapped):
     def reason_against(cls, module: nn.Module, options: PatchOptions) -> str | None:
         return parts.reason_against_norm(module.layer_norm)
 
+    def transform(self, features: Tensor) -> Tensor:
+        return transform(self, self.dense, gelu, self.layer_norm, features)
+
     def forward(self, features: Tensor, **kwargs: Any) -> Tensor:
-        return self.decoder(transform(self, self.dense, gelu, self.layer_norm, features))
+        return self.decoder(self.transform(features))
 
 
 class RobertaLoss:
@@ -47,7 +50,7 @@ class RobertaLoss:
     def features(self, hidden: Tensor) -> Tensor:
         head = self.lm_head
         if isinstance(head, LMHead):
-            return transform(head, head.dense, gelu, head.layer_norm, hidden)
+            return head.transform(hidden)
         return head.layer_norm(gelu(head.dense(hidden)))
 
 

@@ -10,6 +10,8 @@ import importlib
 import sys
 from types import ModuleType
 
+_MODELS = "transformers.models"
+
 # Our file: the package in transformers.models, whose modeling file has the same name.
 ARCHITECTURES = {
     "albert": "albert",
@@ -38,6 +40,3 @@ def implementation() -> ModuleType | None:
     if "transformers.modeling_utils" not in sys.modules:
         return None
     return importlib.import_module("fastlm.patching.transformers.implementation")
-
-
-_MODELS = "transformers.models"
