@@ -287,6 +287,10 @@ def test_switches_options_and_patching_twice():
     assert again.already and again.count("gelu") == 3 and again.count("loss") == 1
     assert fastlm.patch(model).replaced == []
     assert "replaced before" in str(fastlm.patch(model))
+    assert model.config._attn_implementation == "fastlm"
+    fastlm.patch(model, attention=False)
+    assert model.config._attn_implementation == model.bert.config._attn_implementation == "sdpa"
+    assert fastlm.patch(model).count("attention") == 2 and model.config._attn_implementation == "fastlm"
     with pytest.raises(TypeError, match="gelu must be True or False, got 1"):
         fastlm.patch(model, gelu=1)
     with pytest.raises(ValueError, match="backend must be one of"):
@@ -360,6 +364,24 @@ def test_any_tree_of_torch_modules():
     torch.testing.assert_close(model(x), expected)
     fastlm.unpatch(model)
     assert type(model[2]) is nn.LayerNorm and torch.equal(model(x), expected)
+
+
+def test_trainer_takes_the_same_steps(tmp_path):
+    """Trains for five updates. Trainer passes num_items_in_batch, here the number of the batch's labels."""
+    batch = make_batch("BertForMaskedLM")
+    rows = [{name: x[i] for name, x in batch.items()} for i in range(3)]
+    losses = []
+    for patched in (False, True):
+        model = make("BertForMaskedLM")
+        if patched:
+            fastlm.patch(model)
+        options = {"max_steps": 5, "per_device_train_batch_size": 3, "logging_steps": 1, "save_strategy": "no"}
+        arguments = transformers.TrainingArguments(tmp_path, **options, report_to="none", use_cpu=True, seed=3)
+        trainer = transformers.Trainer(model, arguments, train_dataset=rows)
+        trainer.train()
+        losses.append([entry["loss"] for entry in trainer.state.log_history if "loss" in entry])
+    assert len(losses[0]) == 5 and losses[0][-1] < losses[0][0]
+    torch.testing.assert_close(*map(torch.tensor, losses), rtol=0, atol=2e-4)
 
 
 def test_compiled_as_one_graph():

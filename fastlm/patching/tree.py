@@ -61,7 +61,7 @@ def patch_tree(model: nn.Module, options: PatchOptions, *, own_config: bool = Tr
         else:
             report.left.append(Left(path, kind, mixin.switch, reason))
     if implementation:
-        implementation.switch_on(model, own_config=own_config)
+        implementation.update(model, own_config=own_config)
     return report
 
 
@@ -78,7 +78,7 @@ def unpatch(model: nn.Module) -> Report:
             restore(module)
             report.restored += 1
     if implementation:
-        implementation.switch_off(model)
+        implementation.update(model)
     return report
 
 

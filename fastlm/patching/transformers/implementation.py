@@ -17,33 +17,31 @@ def modules_of_models(tree: nn.Module) -> frozenset[int]:
     return frozenset(id(module) for model in _models(tree) for module in model.modules())
 
 
-def switch_on(tree: nn.Module, *, own_config: bool) -> None:
-    """Switches every model that has a replaced attention module.
+def update(tree: nn.Module, *, own_config: bool = True) -> None:
+    """Switches every model that has a replaced attention module, and switches those back that have none any more.
 
-    With `own_config` the model gets a copy of its configuration, since other models may share it.
+    With `own_config` a model gets a copy of its configuration, since other models may share it.
     """
     copies: dict[int, object] = {}
     for model in _models(tree):
+        config = model.config
         if not any(isinstance(module, SelfAttention) for module in model.modules()):
-            continue
-        config, before = model.config, model.config._attn_implementation
-        if before == NAME:
-            continue
-        own = copies.setdefault(id(config), copy.copy(config) if own_config else config)
-        own._attn_implementation_internal = NAME
-        for module in model.modules():
-            if vars(module).get("config") is config:
-                module.config = own
-                if isinstance(module, PreTrainedModel):
-                    setattr(module, _BEFORE, before)
+            if hasattr(model, _BEFORE):
+                config._attn_implementation_internal = getattr(model, _BEFORE)
+                delattr(model, _BEFORE)
+        elif config._attn_implementation != NAME:
+            _switch(model, copies.setdefault(id(config), copy.copy(config) if own_config else config))
 
 
-def switch_off(tree: nn.Module) -> None:
-    """Gives every switched model its former implementation back."""
-    for model in _models(tree):
-        if hasattr(model, _BEFORE):
-            model.config._attn_implementation_internal = getattr(model, _BEFORE)
-            delattr(model, _BEFORE)
+def _switch(model: PreTrainedModel, own: object) -> None:
+    """Switches a model, and the models inside it with the same configuration, to the configuration `own`."""
+    config, before = model.config, model.config._attn_implementation
+    own._attn_implementation_internal = NAME
+    for module in model.modules():
+        if vars(module).get("config") is config:
+            module.config = own
+            if isinstance(module, PreTrainedModel):
+                setattr(module, _BEFORE, before)
 
 
 def _models(tree: nn.Module) -> list[PreTrainedModel]:
