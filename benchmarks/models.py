@@ -1,10 +1,11 @@
 """Compares one training step (forward, backward, clipping, optimizer) of fastlm's GPT-1 and BERT with other packages'.
 
-fastlm's step is the trainer's `update`, which also loads its batch. The step of the other packages is written here.
+fastlm's step is the trainer's `update`, which also loads its batch. The step of the other packages is written here, and
+so is that of "patched": transformers' model after `fastlm.patch`.
 
 Before a candidate is timed, its loss and every gradient are compared with those of fastlm's reference backend in
-float32, on two sequences with the same weights. fastlm's step is compared with dropout, because the masks are the same,
-the others without.
+float32, on two sequences with the same weights. Those of fastlm's models are compared with dropout, because the masks
+are the same, the others without.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+import fastlm
 from benchmarks import machine
 from benchmarks.case import Unavailable, package
 from benchmarks.check import Refused
@@ -116,13 +118,15 @@ class Candidate:
     """Holds an implementation of the models.
 
     `build` makes the model of a configuration, with the weights of fastlm's model. `gradients` returns its gradients by
-    the names of fastlm's parameters.
+    the names of fastlm's parameters. With `by_trainer` the model is fastlm's, which takes dropout's seeds, and its step
+    the trainer's.
     """
 
     name: str
     build: Callable[[Any, nn.Module], nn.Module]
     loss: Loss
     ours: bool = False
+    by_trainer: bool = False
     compiled: bool = False
     gradients: Callable[[nn.Module, Any], dict[str, Tensor]] | None = None
 
@@ -133,11 +137,20 @@ def candidates(case: ModelCase, on_gpu: bool) -> list[Candidate]:
         model.load_state_dict(source.state_dict())
         return model
 
-    ours = Candidate("auto" if on_gpu else "cpu", build_ours, _our_loss, ours=True)
-    others = [Candidate("transformers", _transformers, _their_loss, gradients=_their_gradients)]
-    others += [Candidate("plain", _plain, lambda model, batch: model(**batch))]
+    ours = Candidate("auto" if on_gpu else "cpu", build_ours, _our_loss, ours=True, by_trainer=True)
+    theirs = Candidate("transformers", _transformers, _their_loss, gradients=_their_gradients)
+    patched = replace(theirs, name="patched", build=_patched, ours=True)
+    others = [patched, theirs, Candidate("plain", _plain, lambda model, batch: model(**batch))]
     compiled = [replace(c, name=f"{c.name}-compiled", compiled=True) for c in ([ours] if on_gpu else []) + others]
     return [ours, *others, *compiled]
+
+
+def check_candidates(names: list[str] | None, cases: list[ModelCase], on_gpu: bool) -> None:
+    """Raises ValueError if no case has a candidate of one of the names."""
+    known = dict.fromkeys(c.name for case in cases for c in candidates(case, on_gpu))
+    unknown = sorted(set(names or ()) - set(known))
+    if unknown:
+        raise ValueError(f"--candidate takes {', '.join(known)} here, not {', '.join(unknown)}")
 
 
 def _our_loss(model: nn.Module, batch: Batch, seeds: Tensor | None = None) -> Tensor:
@@ -165,6 +178,12 @@ def _transformers(config: Any, source: nn.Module) -> nn.Module:
     missing, unexpected = model.load_state_dict(hf.export_weights(source), strict=False)
     if unexpected or any("tokens_embed" in name or "word_embeddings" in name for name in missing):
         raise Unavailable(f"its weights have other names in this version: {unexpected or missing}")
+    return model
+
+
+def _patched(config: Any, source: nn.Module) -> nn.Module:
+    model = _transformers(config, source)
+    fastlm.patch(model)
     return model
 
 
@@ -234,16 +253,16 @@ class ModelCheck:
 
     def __call__(self, candidate: Candidate) -> float:
         """Returns the relative difference of the gradients; raises Refused if it, or that of the loss, is too large."""
-        config = self.case.config if candidate.ours else _with_dropout(self.case.config, 0.0)
+        config = self.case.config if candidate.by_trainer else _with_dropout(self.case.config, 0.0)
         model = candidate.build(config, self.source).to(self.bench.device).train()
         loss = self._loss(candidate, model)
         named = {name: p.grad for name, p in model.named_parameters()}
         gradients = named if candidate.gradients is None else candidate.gradients(model, config)
-        return self._checked_error(loss, gradients, *self._reference(candidate.ours))
+        return self._checked_error(loss, gradients, *self._reference(candidate.by_trainer))
 
     def _loss(self, candidate: Candidate, model: nn.Module) -> Tensor:
         with autocast(self.bench):
-            seeds = {"seeds": self.seeds} if candidate.ours else {}
+            seeds = {"seeds": self.seeds} if candidate.by_trainer else {}
             loss = candidate.loss(model, self.batch, **seeds)
         loss.backward()
         return loss.detach()
@@ -282,7 +301,7 @@ def autocast(bench: Bench) -> torch.autocast:
 
 def training_step(case: ModelCase, candidate: Candidate, source: nn.Module, bench: Bench) -> Callable[[Batch], None]:
     """Returns the step that users of a candidate run: fastlm's trainer, or the model with torch's fused AdamW."""
-    if candidate.ours:
+    if candidate.by_trainer:
         return _trainer_step(case, candidate, source, bench)
     model = candidate.build(case.config, source).to(bench.device).train()
     if candidate.compiled:

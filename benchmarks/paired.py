@@ -1,4 +1,6 @@
-"""Times training steps of fastlm's models and of another package's in turns: ours, theirs, ours, theirs.
+"""Times training steps of fastlm and of another package in turns: ours, theirs, ours, theirs.
+
+Ours is the trainer's update, or with `--candidate patched` a step of transformers' model after `fastlm.patch`.
 
 Other processes slow down two successive steps alike. Therefore the result is the median of the ratios of successive
 steps, ours divided by theirs, for the wall clock and for the process's CPU time, which other processes disturb less.
@@ -26,6 +28,7 @@ from benchmarks.report import aligned
 from benchmarks.run import SEED, SETS, Bench, quiet
 from benchmarks.timing import FULL, Clock
 from fastlm import models
+from fastlm.patching.swap import Swapped
 
 MODELS = ("gpt1_small", "bert_small", "gpt1_tiny", "bert_tiny")
 TOKENS, TOKENS_OF_TINY = 2048, 512  # tokens per batch
@@ -47,6 +50,8 @@ class Pairs:
     ratio: float
     cpu_ratio: float
     products: float  # the share of matrix products in our step
+    candidate: str  # ours
+    replaced: int  # the modules that fastlm.patch replaced
 
 
 def measure(options: argparse.Namespace) -> int:
@@ -56,19 +61,21 @@ def measure(options: argparse.Namespace) -> int:
         print(f"benchmarks: --model takes {', '.join(models.PRESETS)}, not {', '.join(unknown)}", file=sys.stderr)
         return 2
     cases = list(_cases(options.model or MODELS, options.dropout))
-    names = {c.name for c in candidates(cases[0], on_gpu=False) if not c.ours and not c.compiled}
-    if options.beside not in names:
-        print(f"benchmarks: --beside takes {' or '.join(sorted(names))}, not {options.beside!r}", file=sys.stderr)
-        return 2
+    chosen = options.candidate or ["cpu"]
+    for option, given, ours in (("--candidate", " ".join(chosen), True), ("--beside", options.beside, False)):
+        names = {c.name for c in candidates(cases[0], on_gpu=False) if c.ours == ours and not c.compiled}
+        if given not in names:
+            print(f"benchmarks: {option} takes {' or '.join(sorted(names))}, not {given!r}", file=sys.stderr)
+            return 2
     found = []
     for threads in options.threads:
         torch.set_num_threads(threads)
         for case in cases:
             print(f"{case.op} {case.shape}, dropout {case.dropout}, threads {threads}", file=sys.stderr, flush=True)
             with quiet():
-                found.append(_pairs(case, options.beside, threads, options.pairs))
+                found.append(_pairs(case, (chosen[0], options.beside), threads, options.pairs))
     about = {"machine": machine.describe(), "versions": machine.versions(), "commit": machine.commit()}
-    print(f"{about['machine']['name']}, {about['versions']}, commit {about['commit']['sha'][:10]}, ours beside")
+    print(f"{about['machine']['name']}, {about['versions']}, commit {about['commit']['sha'][:10]}, {chosen[0]} beside")
     print(f"{options.beside}; ratios are medians of {options.pairs} pairs of steps")
     print("\n".join(aligned(_table(found))))
     if options.out is not None:
@@ -85,15 +92,16 @@ def _cases(names: list[str], dropouts: list[float]) -> Iterator[ModelCase]:
             yield ModelCase(name, max(1, tokens // length), length, dropout)
 
 
-def _pairs(case: ModelCase, beside: str, threads: int, count: int) -> Pairs:
+def _pairs(case: ModelCase, names: tuple[str, str], threads: int, count: int) -> Pairs:
     bench = Bench(Clock(torch.device("cpu"), FULL), Limits("float32", (), 1.0, 1, None), torch.float32)
     torch.manual_seed(SEED)
     source = models.build(case.config, backend="reference").train()
     generator = torch.Generator().manual_seed(SEED)
     check = ModelCheck(case, source, case.inputs(generator, 2), bench)
     batches = [case.inputs(generator, case.batch) for _ in range(SETS)]
-    chosen = [c for c in candidates(case, on_gpu=False) if not c.compiled and (c.ours or c.name == beside)]
-    steps = [_checked_step(case, candidate, check, bench) for candidate in chosen]
+    found = {candidate.name: candidate for candidate in candidates(case, on_gpu=False)}
+    steps = [_checked_step(case, found[name], check, bench) for name in names]
+    ours_built = found[names[0]].build(case.config, source)
     for step in steps:
         for i in range(WARM_UP):
             step(batches[i % SETS])
@@ -112,6 +120,8 @@ def _pairs(case: ModelCase, beside: str, threads: int, count: int) -> Pairs:
         ratio=round(_median_ratio(ours, theirs), 3),
         cpu_ratio=round(_median_ratio(ours_cpu, theirs_cpu), 3),
         products=round(_products_share(lambda: [steps[0](batches[i % SETS]) for i in range(PROFILED)]), 3),
+        candidate=names[0],
+        replaced=sum(isinstance(module, Swapped) for module in ours_built.modules()),
     )
 
 
@@ -142,10 +152,10 @@ def _products_share(run: Callable[[], object]) -> float:
 
 
 def _table(found: list[Pairs]) -> tuple[list[str], list[list[str]]]:
-    head = ["model", "batch", "dropout", "threads", "ours ms", "theirs ms", "ratio", "CPU time", "products"]
+    head = ["model", "batch", "dropout", "threads", "ours ms", "theirs ms", "ratio", "CPU time", "products", "replaced"]
     rows = [
         [p.model, p.shape, f"{p.dropout:g}", str(p.threads), f"{p.ours_ms:.1f}", f"{p.theirs_ms:.1f}",
-         f"{p.ratio:.2f}", f"{p.cpu_ratio:.2f}", f"{p.products:.0%}"]
+         f"{p.ratio:.2f}", f"{p.cpu_ratio:.2f}", f"{p.products:.0%}", str(p.replaced or "")]
         for p in found
     ]  # fmt: skip
     return head, rows

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from benchmarks.limits import Limits
 from benchmarks.results import Record, Results
@@ -84,7 +84,7 @@ def table(records: Sequence[Record]) -> Table:
 def _model_table(records: Sequence[Record], peers: list[str]) -> Table:
     header = ["shape", "ours", "ms", "±%", "tokens/s", "MFU", "extra MB", *(f"x {p}" for p in peers)]
     rows = []
-    for (shape, _), group in _by_shape(records).items():
+    for shape, group in _by_model(records):
         ours = best(group)
         cells = [shape, "-", "", "", "", "", ""]
         if ours is not None:
@@ -173,6 +173,17 @@ def _by_shape(records: Sequence[Record]) -> dict[tuple[str, str], list[Record]]:
     for record in records:
         groups.setdefault((record.shape, record.pass_), []).append(record)
     return groups
+
+
+def _by_model(records: Sequence[Record]) -> Iterator[tuple[str, list[Record]]]:
+    """Yields, per shape, the peers' records with those of fastlm's model, and with those of the patched one."""
+    for (shape, _), group in _by_shape(records).items():
+        peers = [r for r in group if not r.ours]
+        patched = [r for r in group if r.candidate.startswith("patched")]
+        ours = [r for r in group if r.ours and r not in patched]
+        for part in (ours, patched):
+            if any(r.status == "timed" for r in part) or (part is ours and not patched):
+                yield shape, peers + part
 
 
 def _of(records: Iterable[Record], candidate: str) -> Record | None:

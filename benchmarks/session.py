@@ -82,9 +82,11 @@ def _work(options: argparse.Namespace, device: torch.device) -> list[tuple[Any, 
     if options.what in ("ops", "all") and (options.op or not options.model):
         work += [(case, run_case) for case in cases(size, options.op)]
     if options.what in ("models", "all") and (options.model or not options.op):
-        from benchmarks.models import model_cases, run_model  # needs packages that the ops do not
+        from benchmarks.models import check_candidates, model_cases, run_model  # needs packages that the ops do not
 
-        work += [(case, run_model) for case in model_cases(size, options.model)]
+        found = model_cases(size, options.model)
+        check_candidates(options.candidate, found, device.type == "cuda")
+        work += [(case, run_model) for case in found]
     if options.what == "feeding" or (options.what == "all" and not (options.op or options.model)):
         from benchmarks.feeding import feeding_cases, run_feeding  # needs packages that the ops do not
 

@@ -19,7 +19,7 @@ from benchmarks.cases.layer_norm import AddLayerNorm
 from benchmarks.cases.linear_cross_entropy import LinearCrossEntropy
 from benchmarks.check import OURS, Check, Refused, check_keep_rate
 from benchmarks.grid import Grid
-from benchmarks.models import ModelCase, candidates, model_cases, run_model
+from benchmarks.models import ModelCase, candidates, check_candidates, model_cases, run_model
 from benchmarks.results import Record, Results, ResultsError, quartiles
 from fastlm.ops import SPECS
 
@@ -353,6 +353,8 @@ def test_torch_compile_can_be_timed_in_the_first_case_of_an_op_alone():
 def test_models_are_timed_with_the_candidates_asked_for():
     case = ModelCase("gpt1_tiny", 2, 16)
     assert [r.candidate for r in run_model(case, bench(candidates=["plain", "cpu"]))] == ["cpu", "plain"]
+    with pytest.raises(ValueError, match="--candidate takes cpu, patched, .*, not nobody"):
+        check_candidates(["cpu", "nobody"], [case], False)
 
 
 @pytest.mark.parametrize("name", ["gpt1_tiny", "bert_tiny"])
@@ -360,8 +362,10 @@ def test_every_model_is_held_to_our_reference(name):
     case = ModelCase(name, 2, 16)
     found = {r.candidate: r for r in run_model(case, bench())}
     assert {r.status for c, r in found.items() if "compiled" not in c} == {"timed"}
-    assert found["plain"].error < 1e-4 and found["transformers"].error < 1e-4
+    assert all(found[name].error < 1e-4 for name in ("plain", "transformers", "patched"))
     assert found["cpu"].tokens == 32
+    _, rows = report.table(list(found.values()))
+    assert [row[1] for row in rows] == ["cpu", "patched"]
 
 
 def test_a_wrong_model_is_refused(monkeypatch):
