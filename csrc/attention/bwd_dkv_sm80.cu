@@ -240,6 +240,14 @@ __global__ void __launch_bounds__(S::kThreads, 8 / S::kWarps) dkv_kernel(const B
   const int first_key = coord.tile * S::kBlockN, row_end = min(sequence.rows, first_key + S::kBlockN);
   const auto head = [&](const auto& view) { return view.at(coord.b, coord.h, sequence.start); };
   const int tile_end = (length + kBlockM - 1) / kBlockM;
+  if (problem.starts) {
+    const int padding_end = min(problem.max_seqlen, first_key + S::kBlockN);
+    const auto store = [&](const View<input_t>& to) {
+      store_padding<kThreads>(to.at(coord.b, coord.h, 0), sequence, first_key, padding_end, D);
+    };
+    store(p.dk), store(p.dv);
+    if constexpr (S::kOnePass) store(p.dq);
+  }
   if constexpr (S::kOnePass)
     store_zeros<kThreads>(head(p.dq), min(tile_end * kBlockM, sequence.rows), sequence.rows, D);
   if (first_key >= length) {

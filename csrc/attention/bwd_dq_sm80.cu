@@ -84,6 +84,10 @@ __global__ void __launch_bounds__(kThreads, 2) dq_kernel(const BackwardParams<in
   const int row = warp * kRowTiles * 16, query = first_query + row;  // the warp's first row and query
   const auto head = [&](const auto& view) { return view.at(coord.b, coord.h, sequence.start); };
   const auto dq_to = head(p.dq);
+  if (problem.starts) {
+    store_padding<kThreads>(p.dq.at(coord.b, coord.h, 0), sequence, first_query,
+                            min(problem.max_seqlen, first_query + kBlockM), D);
+  }
   if (first_query >= length)
     return store_zeros<kThreads>(dq_to, first_query, min(sequence.rows, first_query + kBlockM), D);
 

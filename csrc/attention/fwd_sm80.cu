@@ -180,6 +180,19 @@ __device__ __forceinline__ void store_empty_rows(const ForwardParams<input_t>& p
   for (int i = item.first_query + threadIdx.x; i < end; i += kThreads) store_global(lse_to[i], INFINITY);
 }
 
+// Stores the results of the padding around a sequence, as store_empty_rows does, for the rows [item.first_query,
+// item.first_query + kBlockM) of the padded batch. Each row is padding or has a query, so it is written once.
+template <int kBlockM, typename input_t>
+__device__ __forceinline__ void store_padding(const ForwardParams<input_t>& p, const WorkItem& item) {
+  const int first = item.first_query, end = min(p.problem.max_seqlen, first + kBlockM);
+  const TileCoord& coord = item.coord;
+  const auto lse_to = p.lse.at(coord.b, coord.h, 0);
+  store_padding<kThreads>(p.o.at(coord.b, coord.h, 0), item.sequence, first, end, p.problem.D);
+  for (int i = first + threadIdx.x; i < end; i += kThreads) {
+    if (i < item.sequence.start || i >= item.sequence.start + item.sequence.length) store_global(lse_to[i], INFINITY);
+  }
+}
+
 // Stores a warp's rows of o and their lse. o goes through the warp's own rows of the Q tile, which no other warp reads.
 template <typename input_t, int kD>
 __device__ __forceinline__ void store_output(const ForwardParams<input_t>& p, const WorkItem& item, int row,
@@ -240,6 +253,7 @@ __global__ void __launch_bounds__(kThreads, kCtasPerSm)
   for (unsigned index = blockIdx.x; index < num_items; index += gridDim.x) {
     const unsigned next = index + gridDim.x;
     const WorkItem item = work_item(index);
+    if (problem.starts) store_padding<kBlockM>(p, item);
     if (item.num_kv_tiles == 0) {
       store_empty_rows<kBlockM>(p, item);
       load_q_async(work_item(next));

@@ -10,8 +10,8 @@ constexpr float kLog2E = 1.4426950408889634f;
 constexpr int kVecSize = 8;       // elements in one vector of 16 bytes
 constexpr int kMaxHeadDim = 128;  // D is a multiple of kVecSize up to this
 
-// A tensor (B, S, H, D), or (T, H, D) with a batch stride of 0; strides are in elements. Sequence b starts at packed
-// row `start`, which is 0 in a padded batch. Its row i of head h begins at
+// A tensor (B, S, H, D), or (T, H, D) with a batch stride of 0; strides are in elements. Sequence b starts at row
+// `start`: a packed row, or one of its own S rows in a padded batch. Its row i of head h begins at
 //   data + b * batch_stride + (start + i) * row_stride + h * head_stride.
 template <typename T>
 struct View {
@@ -29,6 +29,7 @@ struct View {
 
 struct Problem {
   const int* lengths;     // (B,), or null
+  const int* starts;      // (B,) beside lengths for a batch with padding on the left, or null
   const int* cu_seqlens;  // (B + 1,) for packed rows, or null
   int max_seqlen;         // S, or the length of the longest packed sequence
   int total_rows;         // T, for packed rows
@@ -40,9 +41,10 @@ struct Problem {
   uint32_t keep;                  // the keep probability times 256
 };
 
-// One sequence: the packed row where it starts, its length, and its number of rows in the outputs. `lengths` and
-// `cu_seqlens` are in device memory, so the host cannot check them: values out of range are clamped, so that no access
-// is outside the arrays. Packed rows that belong to no sequence are not written.
+// One sequence: the row where it starts, its length, and its number of rows in the outputs, with padding after it.
+// Padding on both sides is not part of the sequence: store_padding() writes it. `lengths`, `starts` and `cu_seqlens`
+// are in device memory, so the host cannot check them: values out of range are clamped, so that no access is outside
+// the arrays. Packed rows that belong to no sequence are not written.
 struct Sequence {
   int start, length, rows;
 
@@ -53,6 +55,10 @@ struct Sequence {
       rows = length = clamp(end - start, p.max_seqlen);
     } else if (p.lengths) {
       length = clamp(load_global<Use::kRepeated>(p.lengths + b), p.max_seqlen);
+      if (p.starts) {
+        start = clamp(load_global<Use::kRepeated>(p.starts + b), p.max_seqlen);
+        rows = length = min(length, p.max_seqlen - start);
+      }
     }
   }
   __device__ __forceinline__ static int clamp(int x, int high) { return max(0, min(x, high)); }

@@ -213,6 +213,14 @@ __device__ __forceinline__ void store_zeros(const View<T>& to, int first, int en
   }
 }
 
+// Writes zeros to the padding around a sequence, as far as it lies in rows [first, end) of `to`, which begins at the
+// padded row 0.
+template <int kThreads, typename T>
+__device__ __forceinline__ void store_padding(const View<T>& to, const Sequence& sequence, int first, int end, int D) {
+  store_zeros<kThreads>(to, first, min(end, sequence.start), D);
+  store_zeros<kThreads>(to, max(first, sequence.start + sequence.length), end, D);
+}
+
 // A tile of rows of one head. Neighbouring CTAs have tiles of the same head, so that they find its k and v in the L2.
 struct TileCoord {
   int tile, head, b, h;
