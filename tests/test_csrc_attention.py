@@ -159,8 +159,8 @@ def test_launchers_check_what_kernels_assume():
 
     def launch(**changes):
         arguments = {
-            "q": x, "k": x, "v": x, "lengths": None, "cu_seqlens": None, "max_seqlen": 5, "seed": None,
-            "first_sequence": None,
+            "q": x, "k": x, "v": x, "lengths": None, "starts": None, "cu_seqlens": None, "max_seqlen": 5,
+            "seed": None, "first_sequence": None,
             "o": x.clone(), "lse": lse, "causal": False, "scale": 0.25, "keep": 256, "stream": 0,
         }  # fmt: skip
         return attention_forward(*(arguments | changes).values())
@@ -179,6 +179,8 @@ def test_launchers_check_what_kernels_assume():
         ({"lse": lse[:, :2]}, r"lse must have shape \(2, 3, 5\)"),
         ({"max_seqlen": 4}, "max_seqlen must be S = 5, got 4"),
         ({"lengths": starts}, r"lengths must have shape \(2,\), got \(3,\)"),
+        ({"starts": starts[:2]}, "starts need lengths"),
+        ({"lengths": starts[:2], "starts": starts}, r"starts must have shape \(2,\), got \(3,\)"),
         ({"scale": 0.0}, "scale must be above 0, got 0"),
         ({"keep": 200}, "there must be a seed where keep is less than 256"),
     ]:

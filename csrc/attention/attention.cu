@@ -41,7 +41,6 @@ struct Call {
     check_dropout(seed, "first_sequence", first_sequence, keep);
     check(scale > 0.0f, "scale must be above 0, got ", scale);
     problem = {.lengths = lengths.as<int>(),
-               .starts = starts.as<int>(),
                .cu_seqlens = cu_seqlens.as<int>(),
                .max_seqlen = max_seqlen,
                .total_rows = static_cast<int>(q.shape[0]),
@@ -51,7 +50,8 @@ struct Call {
                .scale = scale,
                .seed = seed.as<int64_t>(),
                .first_sequence = first_sequence.as<int64_t>(),
-               .keep = static_cast<uint32_t>(keep)};
+               .keep = static_cast<uint32_t>(keep),
+               .starts = starts.as<int>()};
   }
 
   template <typename T>

@@ -229,6 +229,14 @@ struct TileCoord {
       : tile(index % tiles), head(index / tiles), b(head / H), h(head % H) {}
 };
 
+// Calls function(dropout, starts) with std::bool_constants that say whether the problem has them.
+template <typename Function>
+void with_options(const Problem& problem, Function&& function) {
+  with_bool(problem.seed != nullptr, [&](auto dropout) {
+    with_bool(problem.starts != nullptr, [&](auto starts) { function(dropout, starts); });
+  });
+}
+
 // Calls function(std::integral_constant<int, kD>{}) for the smallest compiled kD that is at least D. Kernels fill the
 // columns from D to kD with zeros.
 template <typename Function>
