@@ -295,8 +295,8 @@ TILES = {
 
 # wgmma reads its operands from shared memory, which leaves registers for all gradients of a sequence of up to
 # SINGLE_BLOCK_SEQLEN rows in one program. This was the fastest of six tiles with 128 queries at S = 128 on the
-# H200: 216 us; with 64 keys and eight warps it took 236.
-SINGLE_BLOCK_SEQLEN, SINGLE_BLOCK_TILE = 128, (128, 32, 4)
+# H200: 216 us; with 64 keys and eight warps it took 236. With `starts` four warps would spill 8 to 56 bytes per thread.
+SINGLE_BLOCK_SEQLEN, SINGLE_BLOCK_TILE, SINGLE_BLOCK_TILE_WITH_STARTS = 128, (128, 32, 4), (128, 32, 8)
 
 
 def _matrix_unit(q: Tensor) -> int:
@@ -374,10 +374,11 @@ def attention_backward(
     """Writes dq, dk and dv in q's shape; they share strides, and so do `do` and o. scratch: (2, *lse.shape) fp32."""
     common = dict(keep=keep, causal=causal, scale=scale)
     single_block = _is_single_block(q, max_seqlen)
+    tile = SINGLE_BLOCK_TILE if starts is None else SINGLE_BLOCK_TILE_WITH_STARTS
     _launch(
         _backward_dq, "BLOCK_M", q, cu_seqlens, max_seqlen,
         (do, q, k, v, o, lse, lengths, starts, cu_seqlens, seed, first_sequence, dq, dk, dv, *scratch),
-        (q, k, v, o, dq), SINGLE_BLOCK=single_block, **common,
+        (q, k, v, o, dq), tile=tile if single_block else None, SINGLE_BLOCK=single_block, **common,
     )  # fmt: skip
     if not single_block:
         _launch(
@@ -387,8 +388,13 @@ def attention_backward(
         )  # fmt: skip
 
 
-def _launch(kernel, block, q, cu_seqlens, max_seqlen, tensors, strided, keep, causal, scale, **constants) -> None:
-    """Launches one program per head, sequence and block of rows. `block` names its size: "BLOCK_M" or "BLOCK_N"."""
+def _launch(
+    kernel, block, q, cu_seqlens, max_seqlen, tensors, strided, keep, causal, scale, tile=None, **constants
+) -> None:
+    """Launches one program per head, sequence and block of rows. `block` names its size: "BLOCK_M" or "BLOCK_N".
+
+    `tile` is the default tile, if it is not that of TILES.
+    """
     *_, heads, dim = q.shape
     sequences = q.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
     if 0 in (heads, max_seqlen, sequences):
@@ -398,16 +404,16 @@ def _launch(kernel, block, q, cu_seqlens, max_seqlen, tensors, strided, keep, ca
     tf32 = torch.backends.cuda.matmul.fp32_precision == "tf32"
     strides = [_strides(x, cu_seqlens is not None) for x in strided]
 
-    def run(tile):
-        kernel[heads, triton.cdiv(max_seqlen, tile[block]), sequences](
+    def run(chosen):
+        kernel[heads, triton.cdiv(max_seqlen, chosen[block]), sequences](
             *tensors, *strides, max_seqlen, q.shape[0], scale,
             KEEP=keep, IS_CAUSAL=causal, PRECISION="tf32" if tf32 else "ieee",
-            D=dim, BLOCK_D=max(16, triton.next_power_of_2(dim)), **constants, **tile,
+            D=dim, BLOCK_D=max(16, triton.next_power_of_2(dim)), **constants, **chosen,
         )  # fmt: skip
 
     name, unit = kernel.fn.__name__, _matrix_unit(q)
     single_block = constants.get("SINGLE_BLOCK", False)
-    default = SINGLE_BLOCK_TILE if single_block else TILES[name, 64 if dim <= 64 else 128][unit]
+    default = tile or TILES[name, 64 if dim <= 64 else 128][unit]
 
     def search_space():
         absent = tuple(x is None for x in tensors)

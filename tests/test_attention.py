@@ -435,7 +435,8 @@ def test_opcheck(case):
     t = [x.requires_grad_() for x in tensors(case, 2, 9, 2, 32).values()]
     seed = torch.tensor([7], device=case.device)
     lengths = torch.tensor([9, 4], dtype=torch.int32, device=case.device)
-    assert_passes_opcheck("attention", *t, lengths, None, None, 9, seed, None, False, 0.125, 230, case.backend)
+    starts = torch.tensor([0, 5], dtype=torch.int32, device=case.device)
+    assert_passes_opcheck("attention", *t, lengths, starts, None, 9, seed, None, False, 0.125, 230, case.backend)
     qkv = torch.stack([x.detach() for x in t], 2).requires_grad_()
     assert_passes_opcheck("attention_packed", qkv, lengths, None, None, 9, seed, seed, True, 0.125, 230, case.backend)
     packed = qkv.detach().flatten(0, 1).requires_grad_()
