@@ -34,6 +34,7 @@ def self_attention_forward(
     k: Tensor,
     v: Tensor,
     lengths: Tensor | None,
+    starts: Tensor | None,
     cu_seqlens: Tensor | None,
     max_seqlen: int,
     seed: Tensor | None,
@@ -44,9 +45,9 @@ def self_attention_forward(
 ) -> tuple[Tensor, Tensor]:
     """Returns o = dropout(softmax(scale * q k^T + mask)) v (B, S, H, D) and lse (B, H, S); packed (T, H, D) and (T, H).
 
-    Queries past a sequence's length get o = 0 and lse = +inf.
+    Queries outside a sequence's rows get o = 0 and lse = +inf.
     """
-    groups = _Groups(q, lengths, cu_seqlens, seed, first_sequence, keep, last_use=False)
+    groups = _Groups(q, lengths, starts, cu_seqlens, seed, first_sequence, keep, last_use=False)
     if groups.whole and keep == LEVELS and q.numel():
         o, lse = _flash_forward(*(_heads_first(x) for x in (q, k, v)), causal, scale)
         return o.transpose(1, 2).to(q.dtype), lse.contiguous()
@@ -90,6 +91,7 @@ def _attention_gradients(
     o: Tensor,
     lse: Tensor,
     lengths: Tensor | None,
+    starts: Tensor | None,
     cu_seqlens: Tensor | None,
     max_seqlen: int,
     seed: Tensor | None,
@@ -98,9 +100,9 @@ def _attention_gradients(
     scale: float,
     keep: int,
 ) -> None:
-    """Writes dq, dk and dv, except the rows past a sequence's length."""
+    """Writes dq, dk and dv, except the rows outside a sequence."""
     lse = lse if cu_seqlens is not None else lse.transpose(1, 2)
-    for rows, mask in _Groups(q, lengths, cu_seqlens, seed, first_sequence, keep, last_use=True):
+    for rows, mask in _Groups(q, lengths, starts, cu_seqlens, seed, first_sequence, keep, last_use=True):
         do_, q_, k_, v_ = (_heads_first(rows(x)) for x in (do, q, k, v))
         if mask is None:
             o_, lse_ = _heads_first(rows(o)), rows(lse).transpose(1, 2)
@@ -125,6 +127,7 @@ class _Groups:
         self,
         q: Tensor,
         lengths: Tensor | None,
+        starts: Tensor | None,
         cu_seqlens: Tensor | None,
         seed: Tensor | None,
         first_sequence: Tensor | None,
@@ -135,15 +138,19 @@ class _Groups:
         self.heads, self.seed, self.keep, self.last_use = q.shape[-2], seed, keep, last_use
         self.first_sequence = 0 if first_sequence is None else first_sequence.item()
         # Under torch.compile the values are not checked, so those out of range are clamped.
-        self.starts = None if cu_seqlens is None else cu_seqlens.clamp(0, q.shape[0]).tolist()
-        if self.starts is not None:
+        self.packed = cu_seqlens is not None
+        self.starts = None if starts is None else starts.clamp(0, q.shape[1]).tolist()
+        if cu_seqlens is not None:
+            self.starts = cu_seqlens.clamp(0, q.shape[0]).tolist()
             self.lengths = [max(0, b - a) for a, b in itertools.pairwise(self.starts)]
         elif lengths is not None:
             self.lengths = lengths.clamp(0, q.shape[1]).tolist()
+            if self.starts is not None:
+                self.lengths = [min(n, q.shape[1] - a) for a, n in zip(self.starts, self.lengths, strict=True)]
         else:
             self.lengths = [q.shape[1]] * q.shape[0]
         self.longest = max(self.lengths, default=0)
-        self.whole = self.starts is None and all(n == q.shape[1] for n in self.lengths)
+        self.whole = not self.packed and all(n == q.shape[1] for n in self.lengths)
         scores = self.heads * self.longest**2
         self.together = 1
         if self.whole:
@@ -171,9 +178,10 @@ class _Groups:
                 yield functools.partial(self._rows, first, end), mask
 
     def _rows(self, first: int, end: int, x: Tensor) -> Tensor:
-        if self.starts is None:
-            return x[first:end, : self.lengths[first]]
-        return x[None, self.starts[first] : self.starts[end]]
+        if self.packed:
+            return x[None, self.starts[first] : self.starts[end]]
+        start = 0 if self.starts is None else self.starts[first]
+        return x[first:end, start : start + self.lengths[first]]
 
 
 def _heads_first(x: Tensor) -> Tensor:

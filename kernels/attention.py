@@ -49,88 +49,24 @@ import triton.language as tl
 from torch import Tensor
 
 from fastlm.kernels import autotune
+from fastlm.kernels.attention_rows import (
+    head_pointer,
+    is_padding,
+    load_row_stats,
+    load_rows,
+    row_stat_pointers,
+    store_padding,
+    store_row_stats,
+    store_rows,
+    work_item,
+)
 from fastlm.kernels.philox import attention_key, attention_mask
 
 LOG2E, LN2 = tl.constexpr(1 / math.log(2.0)), tl.constexpr(math.log(2.0))
 
 # No load through these pointers is 16 bytes wide. Their alignment changes with the number of tokens, so specializing on
 # it would compile the same kernel again.
-UNALIGNED = ["LENGTHS", "CU_SEQLENS", "SEED", "FIRST_SEQUENCE", "LSE", "LSE2", "DELTA"]
-
-
-@triton.jit
-def _clamp(x, upper):
-    return tl.maximum(0, tl.minimum(x, upper))
-
-
-@triton.jit
-def _work_item(S, T, LENGTHS, CU_SEQLENS):
-    """Returns a program's head h, block of rows and sequence b, with seq_start, length and num_rows of the sequence.
-
-    seq_start is the packed row where the sequence starts, length the number of valid rows, num_rows the number of rows
-    including padding. The host does not check lengths and offsets on a GPU, so they are clamped to the valid range.
-    """
-    h, block, b = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    seq_start, length, num_rows = 0, S, S
-    if CU_SEQLENS is not None:
-        seq_start = _clamp(tl.load(CU_SEQLENS + b), T)
-        length = _clamp(_clamp(tl.load(CU_SEQLENS + b + 1), T) - seq_start, S)
-        num_rows = length
-    if LENGTHS is not None:
-        length = _clamp(tl.load(LENGTHS + b), S)
-    return h, block, b, seq_start, length, num_rows
-
-
-@triton.jit
-def _head_pointer(X, strides, b, h, seq_start):
-    """Returns the pointer to the first row of a sequence and head. strides: batch (0 for packed rows), row, head."""
-    X += tl.cast(b, tl.int64) * strides[0] + tl.cast(seq_start, tl.int64) * strides[1]
-    return X + tl.cast(h, tl.int64) * strides[2]
-
-
-@triton.jit
-def _row_stat_pointers(X, first, b, h, seq_start, S, CU_SEQLENS, ROWS: tl.constexpr):
-    """Returns pointers to one value per row of a head, from row `first` on. X is (B, H, S), or packed (T, H)."""
-    H = tl.num_programs(0)
-    row = tl.arange(0, ROWS)
-    if CU_SEQLENS is None:
-        return X + (tl.cast(b, tl.int64) * H + h) * S + first + row
-    else:
-        return X + (tl.cast(seq_start, tl.int64) + first) * H + h + row * H
-
-
-@triton.jit
-def _load_row_stats(X, first, end, b, h, seq_start, S, CU_SEQLENS, ROWS: tl.constexpr):
-    at = _row_stat_pointers(X, first, b, h, seq_start, S, CU_SEQLENS, ROWS)
-    return tl.load(at, mask=tl.arange(0, ROWS) < end - first, other=0.0)
-
-
-@triton.jit
-def _store_row_stats(X, x, first, end, b, h, seq_start, S, CU_SEQLENS):
-    at = _row_stat_pointers(X, first, b, h, seq_start, S, CU_SEQLENS, x.shape[0])
-    tl.store(at, x, mask=tl.arange(0, x.shape[0]) < end - first)
-
-
-@triton.jit
-def _row_indices(ROWS: tl.constexpr, STRIDE: tl.constexpr):
-    """Returns row indices (ROWS, 1): int32, or int64 if index * STRIDE can reach 2^31, as with rows of (S, B, H, D)."""
-    row = tl.arange(0, ROWS)[:, None]
-    return row.to(tl.int64) if ROWS * STRIDE >= 2**31 else row
-
-
-@triton.jit
-def _load_rows(X, first, end, strides, ROWS: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr):
-    """Loads rows [first, first + ROWS) of a head: (ROWS, BLOCK_D), zeros from row `end` on and from column D on."""
-    row, d = _row_indices(ROWS, strides[1]), tl.arange(0, BLOCK_D)[None, :]
-    at = X + tl.cast(first, tl.int64) * strides[1] + (row * strides[1] + d)
-    return tl.load(at, mask=(row < end - first) & (d < D), other=0.0)
-
-
-@triton.jit
-def _store_rows(X, x, first, end, strides, D: tl.constexpr):
-    row, d = _row_indices(x.shape[0], strides[1]), tl.arange(0, x.shape[1])[None, :]
-    at = X + tl.cast(first, tl.int64) * strides[1] + (row * strides[1] + d)
-    tl.store(at, x.to(X.dtype.element_ty), mask=(row < end - first) & (d < D))
+UNALIGNED = ["LENGTHS", "STARTS", "CU_SEQLENS", "SEED", "FIRST_SEQUENCE", "LSE", "LSE2", "DELTA"]
 
 
 @triton.jit
@@ -158,23 +94,28 @@ def _dropout_factor(
 
 @triton.jit(do_not_specialize=["S", "T"], do_not_specialize_on_alignment=UNALIGNED)
 def _forward(
-    Q, K, V, LENGTHS, CU_SEQLENS, SEED, FIRST_SEQUENCE, OUT, LSE, q_strides, k_strides, v_strides, o_strides, S, T,
-    scale,
+    Q, K, V, LENGTHS, STARTS, CU_SEQLENS, SEED, FIRST_SEQUENCE, OUT, LSE, q_strides, k_strides, v_strides, o_strides,
+    S, T, scale,
     KEEP: tl.constexpr, IS_CAUSAL: tl.constexpr, PRECISION: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, MASK_ALL: tl.constexpr,
 ):  # fmt: skip
-    h, block, b, seq_start, length, num_rows = _work_item(S, T, LENGTHS, CU_SEQLENS)
+    h, block, b, seq_start, length, num_rows = work_item(S, T, LENGTHS, STARTS, CU_SEQLENS)
     start_m = (tl.num_programs(1) - 1 - block if IS_CAUSAL else block) * BLOCK_M  # causal: longest blocks first
-    K, V = _head_pointer(K, k_strides, b, h, seq_start), _head_pointer(V, v_strides, b, h, seq_start)
+    K, V = head_pointer(K, k_strides, b, h, seq_start), head_pointer(V, v_strides, b, h, seq_start)
     offs_m, offs_n = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N)
+    if STARTS is not None:
+        zeros = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
+        store_padding(OUT, o_strides, b, h, start_m, seq_start, length, S, zeros, D)
+        lse_at = row_stat_pointers(LSE, start_m, b, h, 0, S, CU_SEQLENS, BLOCK_M)
+        tl.store(lse_at, float("inf"), mask=is_padding(start_m + offs_m, seq_start, length, S))
     if start_m >= length:
         zeros = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
-        _store_rows(_head_pointer(OUT, o_strides, b, h, seq_start), zeros, start_m, num_rows, o_strides, D)
-        _store_row_stats(
+        store_rows(head_pointer(OUT, o_strides, b, h, seq_start), zeros, start_m, num_rows, o_strides, D)
+        store_row_stats(
             LSE, tl.full((BLOCK_M,), float("inf"), tl.float32), start_m, num_rows, b, h, seq_start, S, CU_SEQLENS
         )
         return
-    q = _load_rows(_head_pointer(Q, q_strides, b, h, seq_start), start_m, length, q_strides, BLOCK_M, D, BLOCK_D)
+    q = load_rows(head_pointer(Q, q_strides, b, h, seq_start), start_m, length, q_strides, BLOCK_M, D, BLOCK_D)
     key, head = None, None
     if KEEP < 256:
         key, head = attention_key(SEED, FIRST_SEQUENCE, b, h, tl.num_programs(0))
@@ -187,8 +128,8 @@ def _forward(
     row_sum = tl.zeros((BLOCK_M,), tl.float32)
     o = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
     for start_n in tl.range(0, end, BLOCK_N, num_stages=2):
-        k = _load_rows(K, start_n, length, k_strides, BLOCK_N, D, BLOCK_D)
-        v = _load_rows(V, start_n, length, v_strides, BLOCK_N, D, BLOCK_D)
+        k = load_rows(K, start_n, length, k_strides, BLOCK_N, D, BLOCK_D)
+        v = load_rows(V, start_n, length, v_strides, BLOCK_N, D, BLOCK_D)
         s = tl.dot(q, k.T, input_precision=PRECISION)
         if MASK_ALL or start_n >= unmasked_end:
             s = tl.where(
@@ -204,15 +145,15 @@ def _forward(
 
     valid = start_m + offs_m < length
     o = tl.where(valid[:, None], o / row_sum[:, None], 0.0)
-    _store_rows(_head_pointer(OUT, o_strides, b, h, seq_start), o, start_m, num_rows, o_strides, D)
+    store_rows(head_pointer(OUT, o_strides, b, h, seq_start), o, start_m, num_rows, o_strides, D)
     lse = tl.where(valid, (row_max + tl.log2(row_sum)) * LN2, float("inf"))
-    _store_row_stats(LSE, lse, start_m, num_rows, b, h, seq_start, S, CU_SEQLENS)
+    store_row_stats(LSE, lse, start_m, num_rows, b, h, seq_start, S, CU_SEQLENS)
 
 
 @triton.jit(do_not_specialize=["S", "T"], do_not_specialize_on_alignment=UNALIGNED)
 def _backward_dq(
-    DO, Q, K, V, OUT, LSE, LENGTHS, CU_SEQLENS, SEED, FIRST_SEQUENCE, DQ, DK, DV, LSE2, DELTA, q_strides, k_strides,
-    v_strides, o_strides, dq_strides, S, T, scale,
+    DO, Q, K, V, OUT, LSE, LENGTHS, STARTS, CU_SEQLENS, SEED, FIRST_SEQUENCE, DQ, DK, DV, LSE2, DELTA, q_strides,
+    k_strides, v_strides, o_strides, dq_strides, S, T, scale,
     KEEP: tl.constexpr, IS_CAUSAL: tl.constexpr, PRECISION: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, MASK_ALL: tl.constexpr,
     SINGLE_BLOCK: tl.constexpr,
@@ -222,23 +163,29 @@ def _backward_dq(
     SINGLE_BLOCK: the block is the whole sequence, and the kernel computes its dk and dv too. Otherwise it stores
     LSE2 = lse * log2(e) and DELTA = rowsum(do * o) for _backward_dkv.
     """
-    h, block, b, seq_start, length, num_rows = _work_item(S, T, LENGTHS, CU_SEQLENS)
+    h, block, b, seq_start, length, num_rows = work_item(S, T, LENGTHS, STARTS, CU_SEQLENS)
     start_m = (tl.num_programs(1) - 1 - block if IS_CAUSAL else block) * BLOCK_M
     offs_m, offs_n = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N)
-    K, V = _head_pointer(K, k_strides, b, h, seq_start), _head_pointer(V, v_strides, b, h, seq_start)
+    K, V = head_pointer(K, k_strides, b, h, seq_start), head_pointer(V, v_strides, b, h, seq_start)
+    if STARTS is not None:
+        zeros = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
+        store_padding(DQ, dq_strides, b, h, start_m, seq_start, length, S, zeros, D)
+        if SINGLE_BLOCK:
+            store_padding(DK, dq_strides, b, h, start_m, seq_start, length, S, zeros, D)
+            store_padding(DV, dq_strides, b, h, start_m, seq_start, length, S, zeros, D)
     if start_m >= (num_rows if SINGLE_BLOCK else length):
         zeros = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
-        _store_rows(_head_pointer(DQ, dq_strides, b, h, seq_start), zeros, start_m, num_rows, dq_strides, D)
+        store_rows(head_pointer(DQ, dq_strides, b, h, seq_start), zeros, start_m, num_rows, dq_strides, D)
         return
-    DK, DV = _head_pointer(DK, dq_strides, b, h, seq_start), _head_pointer(DV, dq_strides, b, h, seq_start)
-    q = _load_rows(_head_pointer(Q, q_strides, b, h, seq_start), start_m, length, q_strides, BLOCK_M, D, BLOCK_D)
-    do = _load_rows(_head_pointer(DO, o_strides, b, h, seq_start), start_m, length, o_strides, BLOCK_M, D, BLOCK_D)
-    o = _load_rows(_head_pointer(OUT, o_strides, b, h, seq_start), start_m, length, o_strides, BLOCK_M, D, BLOCK_D)
-    lse2 = _load_row_stats(LSE, start_m, length, b, h, seq_start, S, CU_SEQLENS, BLOCK_M) * LOG2E
+    DK, DV = head_pointer(DK, dq_strides, b, h, seq_start), head_pointer(DV, dq_strides, b, h, seq_start)
+    q = load_rows(head_pointer(Q, q_strides, b, h, seq_start), start_m, length, q_strides, BLOCK_M, D, BLOCK_D)
+    do = load_rows(head_pointer(DO, o_strides, b, h, seq_start), start_m, length, o_strides, BLOCK_M, D, BLOCK_D)
+    o = load_rows(head_pointer(OUT, o_strides, b, h, seq_start), start_m, length, o_strides, BLOCK_M, D, BLOCK_D)
+    lse2 = load_row_stats(LSE, start_m, length, b, h, seq_start, S, CU_SEQLENS, BLOCK_M) * LOG2E
     delta = tl.sum(do.to(tl.float32) * o.to(tl.float32), axis=1)
     if not SINGLE_BLOCK:
-        _store_row_stats(LSE2, lse2, start_m, length, b, h, seq_start, S, CU_SEQLENS)
-        _store_row_stats(DELTA, delta, start_m, length, b, h, seq_start, S, CU_SEQLENS)
+        store_row_stats(LSE2, lse2, start_m, length, b, h, seq_start, S, CU_SEQLENS)
+        store_row_stats(DELTA, delta, start_m, length, b, h, seq_start, S, CU_SEQLENS)
     key, head = None, None
     if KEEP < 256:
         key, head = attention_key(SEED, FIRST_SEQUENCE, b, h, tl.num_programs(0))
@@ -250,44 +197,48 @@ def _backward_dq(
     tl.assume(end > 0)
     dq = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
     for start_n in tl.range(0, end, BLOCK_N, num_stages=2):
-        k = _load_rows(K, start_n, length, k_strides, BLOCK_N, D, BLOCK_D)
-        v = _load_rows(V, start_n, length, v_strides, BLOCK_N, D, BLOCK_D)
+        k = load_rows(K, start_n, length, k_strides, BLOCK_N, D, BLOCK_D)
+        v = load_rows(V, start_n, length, v_strides, BLOCK_N, D, BLOCK_D)
         p = tl.exp2(tl.dot(q, k.T, input_precision=PRECISION) * (scale * LOG2E) - lse2[:, None])
         if MASK_ALL or start_n >= unmasked_end:
             p = tl.where(_is_visible(start_m + offs_m[:, None], start_n + offs_n[None, :], length, IS_CAUSAL), p, 0.0)
         z = _dropout_factor(key, head, start_m, start_n, KEEP, BLOCK_M, BLOCK_N, False)
         if SINGLE_BLOCK:
             dv = tl.dot((p * z).to(do.dtype).T, do, input_precision=PRECISION)
-            _store_rows(DV, dv, start_n, num_rows, dq_strides, D)
+            store_rows(DV, dv, start_n, num_rows, dq_strides, D)
         dp = tl.dot(do, v.T, input_precision=PRECISION)
         ds = (p * (dp * z - delta[:, None])).to(k.dtype)
         dq = tl.dot(ds, k, dq, input_precision=PRECISION)
         if SINGLE_BLOCK:
             dk = tl.dot(ds.T, q, input_precision=PRECISION)
-            _store_rows(DK, dk * scale, start_n, num_rows, dq_strides, D)
+            store_rows(DK, dk * scale, start_n, num_rows, dq_strides, D)
 
-    _store_rows(_head_pointer(DQ, dq_strides, b, h, seq_start), dq * scale, start_m, num_rows, dq_strides, D)
+    store_rows(head_pointer(DQ, dq_strides, b, h, seq_start), dq * scale, start_m, num_rows, dq_strides, D)
 
 
 @triton.jit(do_not_specialize=["S", "T"], do_not_specialize_on_alignment=UNALIGNED)
 def _backward_dkv(
-    DO, Q, K, V, LENGTHS, CU_SEQLENS, SEED, FIRST_SEQUENCE, DK, DV, LSE2, DELTA, q_strides, k_strides, v_strides,
-    o_strides, dk_strides, S, T, scale,
+    DO, Q, K, V, LENGTHS, STARTS, CU_SEQLENS, SEED, FIRST_SEQUENCE, DK, DV, LSE2, DELTA, q_strides, k_strides,
+    v_strides, o_strides, dk_strides, S, T, scale,
     KEEP: tl.constexpr, IS_CAUSAL: tl.constexpr, PRECISION: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, MASK_ALL: tl.constexpr,
 ):  # fmt: skip
     """Computes dk and dv of a block of keys from transposed scores, (keys, queries)."""
-    h, block, b, seq_start, length, num_rows = _work_item(S, T, LENGTHS, CU_SEQLENS)
+    h, block, b, seq_start, length, num_rows = work_item(S, T, LENGTHS, STARTS, CU_SEQLENS)
     start_n = block * BLOCK_N
     offs_m, offs_n = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N)
-    Q, DO = _head_pointer(Q, q_strides, b, h, seq_start), _head_pointer(DO, o_strides, b, h, seq_start)
-    DK, DV = _head_pointer(DK, dk_strides, b, h, seq_start), _head_pointer(DV, dk_strides, b, h, seq_start)
+    Q, DO = head_pointer(Q, q_strides, b, h, seq_start), head_pointer(DO, o_strides, b, h, seq_start)
+    if STARTS is not None:
+        zeros = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
+        store_padding(DK, dk_strides, b, h, start_n, seq_start, length, S, zeros, D)
+        store_padding(DV, dk_strides, b, h, start_n, seq_start, length, S, zeros, D)
+    DK, DV = head_pointer(DK, dk_strides, b, h, seq_start), head_pointer(DV, dk_strides, b, h, seq_start)
     if start_n >= length:
-        _store_rows(DK, tl.zeros((BLOCK_N, BLOCK_D), tl.float32), start_n, num_rows, dk_strides, D)
-        _store_rows(DV, tl.zeros((BLOCK_N, BLOCK_D), tl.float32), start_n, num_rows, dk_strides, D)
+        store_rows(DK, tl.zeros((BLOCK_N, BLOCK_D), tl.float32), start_n, num_rows, dk_strides, D)
+        store_rows(DV, tl.zeros((BLOCK_N, BLOCK_D), tl.float32), start_n, num_rows, dk_strides, D)
         return
-    k = _load_rows(_head_pointer(K, k_strides, b, h, seq_start), start_n, length, k_strides, BLOCK_N, D, BLOCK_D)
-    v = _load_rows(_head_pointer(V, v_strides, b, h, seq_start), start_n, length, v_strides, BLOCK_N, D, BLOCK_D)
+    k = load_rows(head_pointer(K, k_strides, b, h, seq_start), start_n, length, k_strides, BLOCK_N, D, BLOCK_D)
+    v = load_rows(head_pointer(V, v_strides, b, h, seq_start), start_n, length, v_strides, BLOCK_N, D, BLOCK_D)
     key, head = None, None
     if KEEP < 256:
         key, head = attention_key(SEED, FIRST_SEQUENCE, b, h, tl.num_programs(0))
@@ -298,10 +249,10 @@ def _backward_dkv(
     tl.assume(begin < length)
     for start_m in tl.range(begin, length, BLOCK_M, num_stages=2):
         # Query rows from `length` on are loaded as zeros, so they add zeros to dk and dv.
-        q = _load_rows(Q, start_m, length, q_strides, BLOCK_M, D, BLOCK_D)
-        do = _load_rows(DO, start_m, length, o_strides, BLOCK_M, D, BLOCK_D)
-        lse2 = _load_row_stats(LSE2, start_m, length, b, h, seq_start, S, CU_SEQLENS, BLOCK_M)
-        delta = _load_row_stats(DELTA, start_m, length, b, h, seq_start, S, CU_SEQLENS, BLOCK_M)
+        q = load_rows(Q, start_m, length, q_strides, BLOCK_M, D, BLOCK_D)
+        do = load_rows(DO, start_m, length, o_strides, BLOCK_M, D, BLOCK_D)
+        lse2 = load_row_stats(LSE2, start_m, length, b, h, seq_start, S, CU_SEQLENS, BLOCK_M)
+        delta = load_row_stats(DELTA, start_m, length, b, h, seq_start, S, CU_SEQLENS, BLOCK_M)
         p = tl.exp2(tl.dot(k, q.T, input_precision=PRECISION) * (scale * LOG2E) - lse2[None, :])
         if IS_CAUSAL and (MASK_ALL or start_m < start_n + BLOCK_N):
             p = tl.where(start_m + offs_m[None, :] >= start_n + offs_n[:, None], p, 0.0)
@@ -312,8 +263,8 @@ def _backward_dkv(
         dk = tl.dot(ds.to(q.dtype), q, dk, input_precision=PRECISION)
 
     valid = start_n + offs_n[:, None] < length
-    _store_rows(DK, tl.where(valid, dk * scale, 0.0), start_n, num_rows, dk_strides, D)
-    _store_rows(DV, tl.where(valid, dv, 0.0), start_n, num_rows, dk_strides, D)
+    store_rows(DK, tl.where(valid, dk * scale, 0.0), start_n, num_rows, dk_strides, D)
+    store_rows(DV, tl.where(valid, dv, 0.0), start_n, num_rows, dk_strides, D)
 
 
 # Matrix units: wgmma (compute capability 9), tcgen05 (10), mma.sync (all others), FMA instructions for float32.
@@ -344,8 +295,8 @@ TILES = {
 
 # wgmma reads its operands from shared memory, which leaves registers for all gradients of a sequence of up to
 # SINGLE_BLOCK_SEQLEN rows in one program. This was the fastest of six tiles with 128 queries at S = 128 on the
-# H200: 216 us; with 64 keys and eight warps it took 236.
-SINGLE_BLOCK_SEQLEN, SINGLE_BLOCK_TILE = 128, (128, 32, 4)
+# H200: 216 us; with 64 keys and eight warps it took 236. With `starts` four warps would spill 8 to 56 bytes per thread.
+SINGLE_BLOCK_SEQLEN, SINGLE_BLOCK_TILE, SINGLE_BLOCK_TILE_WITH_STARTS = 128, (128, 32, 4), (128, 32, 8)
 
 
 def _matrix_unit(q: Tensor) -> int:
@@ -380,6 +331,7 @@ def attention_forward(
     k: Tensor,
     v: Tensor,
     lengths: Tensor | None,
+    starts: Tensor | None,
     cu_seqlens: Tensor | None,
     max_seqlen: int,
     seed: Tensor | None,
@@ -393,7 +345,7 @@ def attention_forward(
     """Writes o (B, S, H, D) = dropout(softmax(scale * q k^T + mask)) v and lse (B, H, S); packed (T, H, D), (T, H)."""
     _launch(
         _forward, "BLOCK_M", q, cu_seqlens, max_seqlen,
-        (q, k, v, lengths, cu_seqlens, seed, first_sequence, o, lse), (q, k, v, o),
+        (q, k, v, lengths, starts, cu_seqlens, seed, first_sequence, o, lse), (q, k, v, o),
         keep=keep, causal=causal, scale=scale,
     )  # fmt: skip
 
@@ -406,6 +358,7 @@ def attention_backward(
     o: Tensor,
     lse: Tensor,
     lengths: Tensor | None,
+    starts: Tensor | None,
     cu_seqlens: Tensor | None,
     max_seqlen: int,
     seed: Tensor | None,
@@ -421,20 +374,27 @@ def attention_backward(
     """Writes dq, dk and dv in q's shape; they share strides, and so do `do` and o. scratch: (2, *lse.shape) fp32."""
     common = dict(keep=keep, causal=causal, scale=scale)
     single_block = _is_single_block(q, max_seqlen)
+    tile = SINGLE_BLOCK_TILE if starts is None else SINGLE_BLOCK_TILE_WITH_STARTS
     _launch(
         _backward_dq, "BLOCK_M", q, cu_seqlens, max_seqlen,
-        (do, q, k, v, o, lse, lengths, cu_seqlens, seed, first_sequence, dq, dk, dv, *scratch), (q, k, v, o, dq),
-        SINGLE_BLOCK=single_block, **common,
+        (do, q, k, v, o, lse, lengths, starts, cu_seqlens, seed, first_sequence, dq, dk, dv, *scratch),
+        (q, k, v, o, dq), tile=tile if single_block else None, SINGLE_BLOCK=single_block, **common,
     )  # fmt: skip
     if not single_block:
         _launch(
             _backward_dkv, "BLOCK_N", q, cu_seqlens, max_seqlen,
-            (do, q, k, v, lengths, cu_seqlens, seed, first_sequence, dk, dv, *scratch), (q, k, v, o, dk), **common,
+            (do, q, k, v, lengths, starts, cu_seqlens, seed, first_sequence, dk, dv, *scratch), (q, k, v, o, dk),
+            **common,
         )  # fmt: skip
 
 
-def _launch(kernel, block, q, cu_seqlens, max_seqlen, tensors, strided, keep, causal, scale, **constants) -> None:
-    """Launches one program per head, sequence and block of rows. `block` names its size: "BLOCK_M" or "BLOCK_N"."""
+def _launch(
+    kernel, block, q, cu_seqlens, max_seqlen, tensors, strided, keep, causal, scale, tile=None, **constants
+) -> None:
+    """Launches one program per head, sequence and block of rows. `block` names its size: "BLOCK_M" or "BLOCK_N".
+
+    `tile` is the default tile, if it is not that of TILES.
+    """
     *_, heads, dim = q.shape
     sequences = q.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
     if 0 in (heads, max_seqlen, sequences):
@@ -444,16 +404,16 @@ def _launch(kernel, block, q, cu_seqlens, max_seqlen, tensors, strided, keep, ca
     tf32 = torch.backends.cuda.matmul.fp32_precision == "tf32"
     strides = [_strides(x, cu_seqlens is not None) for x in strided]
 
-    def run(tile):
-        kernel[heads, triton.cdiv(max_seqlen, tile[block]), sequences](
+    def run(chosen):
+        kernel[heads, triton.cdiv(max_seqlen, chosen[block]), sequences](
             *tensors, *strides, max_seqlen, q.shape[0], scale,
             KEEP=keep, IS_CAUSAL=causal, PRECISION="tf32" if tf32 else "ieee",
-            D=dim, BLOCK_D=max(16, triton.next_power_of_2(dim)), **constants, **tile,
+            D=dim, BLOCK_D=max(16, triton.next_power_of_2(dim)), **constants, **chosen,
         )  # fmt: skip
 
     name, unit = kernel.fn.__name__, _matrix_unit(q)
     single_block = constants.get("SINGLE_BLOCK", False)
-    default = SINGLE_BLOCK_TILE if single_block else TILES[name, 64 if dim <= 64 else 128][unit]
+    default = tile or TILES[name, 64 if dim <= 64 else 128][unit]
 
     def search_space():
         absent = tuple(x is None for x in tensors)

@@ -23,7 +23,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fastlm
-from fastlm import backends, reference
+from fastlm import backends, reference_attention
 from fastlm.dropout import attention_mask, keep_count
 from fastlm.ops import SPECS
 
@@ -280,9 +280,9 @@ def test_log_sum_exp(case, lengths):
     """The op also returns the LSE: natural logarithms, and infinity for padded queries."""
     t = tensors(case, 2, 40, 2, 64)
     lengths = None if lengths is None else torch.tensor(lengths, dtype=torch.int32, device=case.device)
-    arguments = (*t.values(), lengths, None, 40, None, None, True, 0.125, 256)
+    arguments = (*t.values(), lengths, None, None, 40, None, None, True, 0.125, 256)
     _, lse = torch.ops.fastlm.attention(*arguments, case.backend)
-    _, expected = reference.attention_forward(*t.values(), lengths, None, None, True, 0.125, 256)
+    _, expected = reference_attention.attention_forward(*t.values(), lengths, None, None, True, 0.125, 256)
     assert lse.dtype == torch.float32
     assert torch.equal(lse.isinf(), expected.isinf())
     # Scores are under 8, and each is a sum of 64 rounded products.
@@ -300,9 +300,9 @@ def test_packed_projection_is_not_copied(case, monkeypatch):
         seen["inputs"] = [q, k, v]
         launchers.attention_forward(q, k, v, *rest)
 
-    def backward(do, q, k, v, o, lse, lengths, cu_seqlens, max_seqlen, seed, first, dq, dk, dv, *rest):
+    def backward(do, q, k, v, o, lse, lengths, starts, cu_seqlens, max_seqlen, seed, first, dq, dk, dv, *rest):
         seen["again"], seen["gradients"] = [q, k, v], [dq, dk, dv]
-        sequences = (lengths, cu_seqlens, max_seqlen, seed, first)
+        sequences = (lengths, starts, cu_seqlens, max_seqlen, seed, first)
         launchers.attention_backward(do, q, k, v, o, lse, *sequences, dq, dk, dv, *rest)
 
     spy = SimpleNamespace(attention_forward=forward, attention_backward=backward)
@@ -345,7 +345,7 @@ def test_tf32_where_torch_allows_it(monkeypatch):
     try:
         for precision in ("high", "highest"):
             torch.set_float32_matmul_precision(precision)
-            kernels.attention_forward(q, q, q, None, None, 4, None, None, q, q[..., 0], False, 1.0, 256)
+            kernels.attention_forward(q, q, q, None, None, None, 4, None, None, q, q[..., 0], False, 1.0, 256)
     finally:
         torch.set_float32_matmul_precision(before)
     assert seen == ["tf32", "ieee"]
@@ -374,7 +374,18 @@ def test_lengths_and_offsets_out_of_range_are_clamped(case, wrong, right):
         ]
         rows = (2, 6) if cu_seqlens is None else (12,)
         t = inputs(case.device, case.dtype, **dict.fromkeys(("q", "k", "v", "do"), (*rows, 2, 16)))
-        options = (*sequences, 6 if cu_seqlens is None else 10, None, None, False, 0.25, 256, case.backend)
+        options = (
+            sequences[0],
+            None,
+            sequences[1],
+            6 if cu_seqlens is None else 10,
+            None,
+            None,
+            False,
+            0.25,
+            256,
+            case.backend,
+        )
         o, lse = torch.ops.fastlm.attention(t["q"], t["k"], t["v"], *options)
         return o, lse, *torch.ops.fastlm.attention_backward(t["do"], t["q"], t["k"], t["v"], o, lse, *options)
 
@@ -386,7 +397,7 @@ def test_more_sequences_than_a_grid_has():
     q = torch.zeros(65536, 1, 1, 8)
     kernels = backends.launchers("triton", "attention")
     with pytest.raises(ValueError, match="at most 65535 sequences, got 65536"):
-        kernels.attention_forward(q, q, q, None, None, 1, None, None, q, q[..., 0], False, 1.0, 256)
+        kernels.attention_forward(q, q, q, None, None, None, 1, None, None, q, q[..., 0], False, 1.0, 256)
 
 
 @pytest.mark.parametrize("case", cases("attention"))
@@ -424,12 +435,15 @@ def test_opcheck(case):
     t = [x.requires_grad_() for x in tensors(case, 2, 9, 2, 32).values()]
     seed = torch.tensor([7], device=case.device)
     lengths = torch.tensor([9, 4], dtype=torch.int32, device=case.device)
-    assert_passes_opcheck("attention", *t, lengths, None, 9, seed, None, False, 0.125, 230, case.backend)
+    starts = torch.tensor([0, 5], dtype=torch.int32, device=case.device)
+    assert_passes_opcheck("attention", *t, lengths, starts, None, 9, seed, None, False, 0.125, 230, case.backend)
     qkv = torch.stack([x.detach() for x in t], 2).requires_grad_()
-    assert_passes_opcheck("attention_packed", qkv, lengths, None, 9, seed, seed, True, 0.125, 230, case.backend)
+    assert_passes_opcheck("attention_packed", qkv, lengths, None, None, 9, seed, seed, True, 0.125, 230, case.backend)
     packed = qkv.detach().flatten(0, 1).requires_grad_()
     cu_seqlens = torch.tensor([0, 9, 18], dtype=torch.int32, device=case.device)
-    assert_passes_opcheck("attention_packed", packed, None, cu_seqlens, 9, seed, seed, True, 0.125, 230, case.backend)
+    assert_passes_opcheck(
+        "attention_packed", packed, None, None, cu_seqlens, 9, seed, seed, True, 0.125, 230, case.backend
+    )
 
 
 def test_second_derivative_raises():

@@ -6,6 +6,7 @@ import pytest
 import torch
 from checks import Case, inputs
 from test_attention import check
+from test_attention_starts import check_results_of_right_padding
 
 import fastlm
 from fastlm import backends
@@ -65,6 +66,33 @@ def test_packed_rows_in_two_passes(causal):
         assert torch.equal(o_alone[0, : len(rows)], o[rows])
         assert torch.equal(d_alone[0, : len(rows)], dqkv[rows])
         assert not d_alone[0, len(rows) :].any()
+
+
+@pytest.mark.parametrize(
+    ("case", "rows", "sequences", "options"),
+    [
+        (BF16, 200, [(70, 130), (0, 5)], {"causal": True}),  # the backward in one pass, eight warps
+        (FP16, 280, [(9, 271), (200, 33)], {"causal": False}),  # and in two passes
+        (BF16, 140, [(100, 40)], {"causal": True, "dim": 128}),
+    ],
+    ids=str,
+)
+def test_padding_on_the_left(case, rows, sequences, options):
+    check_results_of_right_padding(case, rows, sequences, **options)
+
+
+@pytest.mark.parametrize("sequence", [100, 300])
+def test_each_row_is_written_once_with_padding_on_the_left(sequence):
+    heads, row = 2, 64 * 2
+    sequences = {"starts": [sequence // 2, 3], "lengths": [20, sequence - 3]}
+    options = {name: torch.tensor(values, dtype=torch.int32) for name, values in sequences.items()}
+    qkv = inputs("cpu", torch.bfloat16, qkv=(2, sequence, 3, heads, 64))["qkv"].requires_grad_()
+    traffic()
+    o = fastlm.attention_packed(qkv, **options, backend="cuda")
+    assert traffic()["written"] == 2 * heads * sequence * (row + 4)
+    o.backward(torch.ones_like(o))
+    delta = 0 if sequence == 100 else 4 * sum(sequences["lengths"])  # of the valid rows, in two passes
+    assert traffic()["written"] == heads * (2 * sequence * 3 * row + delta)
 
 
 def traffic() -> dict[str, int]:
@@ -159,8 +187,8 @@ def test_launchers_check_what_kernels_assume():
 
     def launch(**changes):
         arguments = {
-            "q": x, "k": x, "v": x, "lengths": None, "cu_seqlens": None, "max_seqlen": 5, "seed": None,
-            "first_sequence": None,
+            "q": x, "k": x, "v": x, "lengths": None, "starts": None, "cu_seqlens": None, "max_seqlen": 5,
+            "seed": None, "first_sequence": None,
             "o": x.clone(), "lse": lse, "causal": False, "scale": 0.25, "keep": 256, "stream": 0,
         }  # fmt: skip
         return attention_forward(*(arguments | changes).values())
@@ -179,6 +207,8 @@ def test_launchers_check_what_kernels_assume():
         ({"lse": lse[:, :2]}, r"lse must have shape \(2, 3, 5\)"),
         ({"max_seqlen": 4}, "max_seqlen must be S = 5, got 4"),
         ({"lengths": starts}, r"lengths must have shape \(2,\), got \(3,\)"),
+        ({"starts": starts[:2]}, "starts need lengths"),
+        ({"lengths": starts[:2], "starts": starts}, r"starts must have shape \(2,\), got \(3,\)"),
         ({"scale": 0.0}, "scale must be above 0, got 0"),
         ({"keep": 200}, "there must be a seed where keep is less than 256"),
     ]:

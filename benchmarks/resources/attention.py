@@ -17,6 +17,8 @@ TOKENS, WIDTH = 65536, 768
 def cases() -> Iterator[tuple[str, Callable[[], None]]]:
     yield "128 x 64 dropout lengths", partial(_attention, 128, lengths=True)
     yield "512 x 64 dropout lengths", partial(_attention, 512, lengths=True)
+    yield "128 x 64 dropout starts", partial(_attention, 128, lengths=True, starts=True)
+    yield "512 x 64 causal dropout starts", partial(_attention, 512, causal=True, lengths=True, starts=True)
     yield "512 x 64 causal dropout", partial(_attention, 512, causal=True)
     yield "512 x 64 causal", partial(_attention, 512, causal=True, p=0.0)
     yield "512 x 64 dropout cu_seqlens", partial(_attention, 512, packed=True)
@@ -34,6 +36,7 @@ def _attention(
     *,
     causal: bool = False,
     lengths: bool = False,
+    starts: bool = False,
     packed: bool = False,
 ) -> None:
     """Launches the forward and backward. q, k and v are views of a projection (B, S, 3, H, D) or (T, 3, H, D)."""
@@ -45,6 +48,7 @@ def _attention(
     keep = keep_count(p)
     sequences = (
         empty(batch, dtype=torch.int32) if lengths else None,
+        empty(batch, dtype=torch.int32) if starts else None,
         empty(batch + 1, dtype=torch.int32) if packed else None,
         sequence,
         *(empty(1, dtype=torch.int64) if keep < LEVELS else None for _ in ("seed", "first_sequence")),

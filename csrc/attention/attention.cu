@@ -20,8 +20,8 @@ struct Call {
   int64_t B, H;
   Problem problem;
 
-  Call(const Array& q, const Array& lengths, const Array& cu_seqlens, int max_seqlen, const Array& seed,
-       const Array& first_sequence, bool causal, float scale, int keep)
+  Call(const Array& q, const Array& lengths, const Array& starts, const Array& cu_seqlens, int max_seqlen,
+       const Array& seed, const Array& first_sequence, bool causal, float scale, int keep)
       : q(q), packed(bool(cu_seqlens)) {
     check(q.rank == (packed ? 3 : 4), "q must have shape (B, S, H, D), or (T, H, D) with cu_seqlens, got ", q.rank,
           " dimensions");
@@ -32,9 +32,11 @@ struct Call {
           "the head's dimension must be a multiple of 8 up to 128, got ", D);
     check(packed || max_seqlen == q.shape[1], "max_seqlen must be S = ", q.shape[1], ", got ", max_seqlen);
     check(!packed || !lengths, "there can be lengths or cu_seqlens, not both");
+    check(!starts || lengths, "starts need lengths");
     check(!packed || q.shape[0] <= INT32_MAX, "there can be at most 2^31 - 1 packed rows, got ", q.shape[0]);
     check(B * H < 1 << 30, "there can be at most 2^30 sequences times heads, got ", B * H);
     if (lengths) lengths.expect("lengths", DType::kInt32, {B});
+    if (starts) starts.expect("starts", DType::kInt32, {B});
     if (packed) cu_seqlens.expect("cu_seqlens", DType::kInt32, {B + 1});
     check_dropout(seed, "first_sequence", first_sequence, keep);
     check(scale > 0.0f, "scale must be above 0, got ", scale);
@@ -48,7 +50,8 @@ struct Call {
                .scale = scale,
                .seed = seed.as<int64_t>(),
                .first_sequence = first_sequence.as<int64_t>(),
-               .keep = static_cast<uint32_t>(keep)};
+               .keep = static_cast<uint32_t>(keep),
+               .starts = starts.as<int>()};
   }
 
   template <typename T>
@@ -87,10 +90,10 @@ struct Call {
 
 }  // namespace
 
-void attention_forward(const Array& q, const Array& k, const Array& v, const Array& lengths, const Array& cu_seqlens,
-                       int max_seqlen, const Array& seed, const Array& first_sequence, const Array& o, const Array& lse,
-                       bool causal, float scale, int keep, Stream stream) {
-  const Call call(q, lengths, cu_seqlens, max_seqlen, seed, first_sequence, causal, scale, keep);
+void attention_forward(const Array& q, const Array& k, const Array& v, const Array& lengths, const Array& starts,
+                       const Array& cu_seqlens, int max_seqlen, const Array& seed, const Array& first_sequence,
+                       const Array& o, const Array& lse, bool causal, float scale, int keep, Stream stream) {
+  const Call call(q, lengths, starts, cu_seqlens, max_seqlen, seed, first_sequence, causal, scale, keep);
   call.check_lse(lse);
   with_half_type(q.dtype, [&](auto type) {
     using input_t = typename decltype(type)::type;
@@ -105,10 +108,11 @@ void attention_forward(const Array& q, const Array& k, const Array& v, const Arr
 }
 
 void attention_backward(const Array& dout, const Array& q, const Array& k, const Array& v, const Array& o,
-                        const Array& lse, const Array& lengths, const Array& cu_seqlens, int max_seqlen,
-                        const Array& seed, const Array& first_sequence, const Array& dq, const Array& dk,
-                        const Array& dv, const Array& scratch, bool causal, float scale, int keep, Stream stream) {
-  const Call call(q, lengths, cu_seqlens, max_seqlen, seed, first_sequence, causal, scale, keep);
+                        const Array& lse, const Array& lengths, const Array& starts, const Array& cu_seqlens,
+                        int max_seqlen, const Array& seed, const Array& first_sequence, const Array& dq,
+                        const Array& dk, const Array& dv, const Array& scratch, bool causal, float scale, int keep,
+                        Stream stream) {
+  const Call call(q, lengths, starts, cu_seqlens, max_seqlen, seed, first_sequence, causal, scale, keep);
   call.check_lse(lse);
   if (call.packed) {
     scratch.expect("scratch", DType::kFloat32, {2, q.shape[0], call.H});

@@ -229,17 +229,25 @@ __device__ __forceinline__ void compute_dq_tile(const SharedMemory<S, input_t>& 
   store_tile<16, kColumns, S::kD>(to, q_tile, row, column, first + row, rows, D);
 }
 
-template <typename input_t, typename S, bool kDropout>
+template <typename input_t, typename S, bool kDropout, bool kStarts>
 __global__ void __launch_bounds__(S::kThreads, 8 / S::kWarps) dkv_kernel(const BackwardParams<input_t> p, int tiles) {
   constexpr int kRowTiles = S::kRowTiles, kD = S::kD, kThreads = S::kThreads;
   const Problem& problem = p.problem;
   const TileCoord coord(blockIdx.x, tiles, problem.H);
-  const Sequence sequence(problem, coord.b);
+  const Sequence sequence(problem, coord.b, std::bool_constant<kStarts>());
   const bool causal = problem.causal;
   const int length = sequence.length, D = problem.D;
   const int first_key = coord.tile * S::kBlockN, row_end = min(sequence.rows, first_key + S::kBlockN);
   const auto head = [&](const auto& view) { return view.at(coord.b, coord.h, sequence.start); };
   const int tile_end = (length + kBlockM - 1) / kBlockM;
+  if constexpr (kStarts) {
+    const int padding_end = min(problem.max_seqlen, first_key + S::kBlockN);
+    const auto store = [&](const View<input_t>& to) {
+      store_padding<kThreads>(to.at(coord.b, coord.h, 0), sequence, first_key, padding_end, D);
+    };
+    store(p.dk), store(p.dv);
+    if constexpr (S::kOnePass) store(p.dq);
+  }
   if constexpr (S::kOnePass)
     store_zeros<kThreads>(head(p.dq), min(tile_end * kBlockM, sequence.rows), sequence.rows, D);
   if (first_key >= length) {
@@ -330,9 +338,9 @@ __global__ void __launch_bounds__(S::kThreads, 8 / S::kWarps) dkv_kernel(const B
 
 template <typename S, typename input_t>
 void run(const BackwardParams<input_t>& p, int64_t heads, Stream stream) {
-  with_bool(p.problem.seed != nullptr, [&](auto dropout) {
+  with_options(p.problem, [&](auto dropout, auto starts) {
     const unsigned tiles = grid_dim(p.problem.max_seqlen, S::kBlockN);
-    launch(dkv_kernel<input_t, S, dropout>, grid_dim(heads * tiles, 1), S::kThreads, S::kSharedBytes, stream, p,
+    launch(dkv_kernel<input_t, S, dropout, starts>, grid_dim(heads * tiles, 1), S::kThreads, S::kSharedBytes, stream, p,
            static_cast<int>(tiles));
   });
 }

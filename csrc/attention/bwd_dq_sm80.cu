@@ -70,13 +70,13 @@ __device__ __forceinline__ void compute_ds(float (&p)[4][4], const float (&dp)[4
   }
 }
 
-template <typename input_t, int kD, bool kDropout>
+template <typename input_t, int kD, bool kDropout, bool kStarts>
 __global__ void __launch_bounds__(kThreads, 2) dq_kernel(const BackwardParams<input_t> p, int tiles) {
   using S = Shape<kD>;
   constexpr int kRowTiles = S::kRowTiles, kBlockM = S::kBlockM;
   const Problem& problem = p.problem;
   const TileCoord coord(blockIdx.x, tiles, problem.H);
-  const Sequence sequence(problem, coord.b);
+  const Sequence sequence(problem, coord.b, std::bool_constant<kStarts>());
   const bool causal = problem.causal;
   const int length = sequence.length, D = problem.D;
   const int first_query = (causal ? tiles - 1 - coord.tile : coord.tile) * kBlockM;  // causal: longest tiles first
@@ -84,6 +84,10 @@ __global__ void __launch_bounds__(kThreads, 2) dq_kernel(const BackwardParams<in
   const int row = warp * kRowTiles * 16, query = first_query + row;  // the warp's first row and query
   const auto head = [&](const auto& view) { return view.at(coord.b, coord.h, sequence.start); };
   const auto dq_to = head(p.dq);
+  if constexpr (kStarts) {
+    store_padding<kThreads>(p.dq.at(coord.b, coord.h, 0), sequence, first_query,
+                            min(problem.max_seqlen, first_query + kBlockM), D);
+  }
   if (first_query >= length)
     return store_zeros<kThreads>(dq_to, first_query, min(sequence.rows, first_query + kBlockM), D);
 
@@ -202,11 +206,11 @@ __global__ void __launch_bounds__(kThreads, 2) dq_kernel(const BackwardParams<in
 template <typename input_t>
 void backward_dq_sm80(const BackwardParams<input_t>& p, int64_t heads, Stream stream) {
   with_head_dim(p.problem.D, [&](auto head_dim) {
-    with_bool(p.problem.seed != nullptr, [&](auto dropout) {
+    with_options(p.problem, [&](auto dropout, auto starts) {
       using S = Shape<head_dim>;
       const unsigned tiles = grid_dim(p.problem.max_seqlen, S::kBlockM);
-      launch(dq_kernel<input_t, head_dim, dropout>, grid_dim(heads * tiles, 1), kThreads, S::kSharedBytes, stream, p,
-             static_cast<int>(tiles));
+      launch(dq_kernel<input_t, head_dim, dropout, starts>, grid_dim(heads * tiles, 1), kThreads, S::kSharedBytes,
+             stream, p, static_cast<int>(tiles));
     });
   });
 }

@@ -152,13 +152,14 @@ __device__ __forceinline__ void process_kv_tile(float (&o)[Shape<kD>::kRowTiles]
 
 // A tile of queries of one head, and the number of K/V tiles that these queries see: 0 past the sequence's end, and for
 // an index past the last work item.
+template <bool kStarts>
 struct WorkItem {
   TileCoord coord;
   Sequence sequence;
   int first_query, num_kv_tiles;
 
   __device__ __forceinline__ WorkItem(const Problem& p, unsigned index, unsigned num_items, int tiles, int queries)
-      : coord(min(index, num_items - 1), tiles, p.H), sequence(p, coord.b) {
+      : coord(min(index, num_items - 1), tiles, p.H), sequence(p, coord.b, std::bool_constant<kStarts>()) {
     first_query = (p.causal ? tiles - 1 - coord.tile : coord.tile) * queries;  // causal: longest tiles first
     const int key_end = p.causal ? min(sequence.length, first_query + queries) : sequence.length;
     num_kv_tiles = index < num_items && first_query < sequence.length ? (key_end + kBlockN - 1) / kBlockN : 0;
@@ -172,17 +173,30 @@ struct WorkItem {
 
 // Stores the results of queries that see no key: zeros in o, and an lse of +inf, which makes all probabilities zero in
 // the backward.
-template <int kBlockM, typename input_t>
-__device__ __forceinline__ void store_empty_rows(const ForwardParams<input_t>& p, const WorkItem& item) {
+template <int kBlockM, bool kStarts, typename input_t>
+__device__ __forceinline__ void store_empty_rows(const ForwardParams<input_t>& p, const WorkItem<kStarts>& item) {
   const int end = min(item.sequence.rows, item.first_query + kBlockM);
   const auto lse_to = item.view(p.lse);
   store_zeros<kThreads>(item.view(p.o), item.first_query, end, p.problem.D);
   for (int i = item.first_query + threadIdx.x; i < end; i += kThreads) store_global(lse_to[i], INFINITY);
 }
 
+// Stores the results of the padding around a sequence, as store_empty_rows does, for the rows [item.first_query,
+// item.first_query + kBlockM) of the padded batch. Each row is padding or has a query, so it is written once.
+template <int kBlockM, bool kStarts, typename input_t>
+__device__ __forceinline__ void store_padding(const ForwardParams<input_t>& p, const WorkItem<kStarts>& item) {
+  const int first = item.first_query, end = min(p.problem.max_seqlen, first + kBlockM);
+  const TileCoord& coord = item.coord;
+  const auto lse_to = p.lse.at(coord.b, coord.h, 0);
+  store_padding<kThreads>(p.o.at(coord.b, coord.h, 0), item.sequence, first, end, p.problem.D);
+  for (int i = first + threadIdx.x; i < end; i += kThreads) {
+    if (i < item.sequence.start || i >= item.sequence.start + item.sequence.length) store_global(lse_to[i], INFINITY);
+  }
+}
+
 // Stores a warp's rows of o and their lse. o goes through the warp's own rows of the Q tile, which no other warp reads.
-template <typename input_t, int kD>
-__device__ __forceinline__ void store_output(const ForwardParams<input_t>& p, const WorkItem& item, int row,
+template <typename input_t, int kD, bool kStarts>
+__device__ __forceinline__ void store_output(const ForwardParams<input_t>& p, const WorkItem<kStarts>& item, int row,
                                              input_t* q_tile, float (&o)[Shape<kD>::kRowTiles][kD / 8][4],
                                              const OnlineSoftmax<Shape<kD>::kRowTiles>& softmax) {
   constexpr int kRowTiles = Shape<kD>::kRowTiles;
@@ -208,7 +222,7 @@ __device__ __forceinline__ void store_output(const ForwardParams<input_t>& p, co
   store_tile<16 * kRowTiles, kD, kD>(item.view(p.o), q_tile, row, 0, query, item.sequence.rows, problem.D);
 }
 
-template <typename input_t, int kD, bool kDropout>
+template <typename input_t, int kD, bool kDropout, bool kStarts>
 __global__ void __launch_bounds__(kThreads, kCtasPerSm)
     forward_kernel(const ForwardParams<input_t> p, int tiles, unsigned num_items) {
   using S = Shape<kD>;
@@ -220,26 +234,27 @@ __global__ void __launch_bounds__(kThreads, kCtasPerSm)
   input_t* const k_tiles = q_tile + kBlockM * kD;  // [2][kBlockN][kD]
   input_t* const v_tiles = k_tiles + 2 * S::kKvElements;
 
-  const auto load_q_async = [&](const WorkItem& item) {
+  const auto load_q_async = [&](const WorkItem<kStarts>& item) {
     if (item.num_kv_tiles == 0) return;
     copy_tile_async<kBlockM, kD, kThreads>(q_tile, item.view(p.q), item.first_query, item.sequence.length, problem.D);
     cp_async_commit();
   };
-  const auto load_kv_async = [&](const WorkItem& item, int n, int stage, unsigned thread) {
+  const auto load_kv_async = [&](const WorkItem<kStarts>& item, int n, int stage, unsigned thread) {
     if (n >= item.num_kv_tiles) return;
     const int length = item.sequence.length, offset = stage * S::kKvElements;
     copy_tile_async<kBlockN, kD, kThreads>(k_tiles + offset, item.view(p.k), n * kBlockN, length, problem.D, thread);
     copy_tile_async<kBlockN, kD, kThreads>(v_tiles + offset, item.view(p.v), n * kBlockN, length, problem.D, thread);
     cp_async_commit();
   };
-  const auto work_item = [&](unsigned index) { return WorkItem(problem, index, num_items, tiles, kBlockM); };
+  const auto work_item = [&](unsigned index) { return WorkItem<kStarts>(problem, index, num_items, tiles, kBlockM); };
 
   int stage = 0;  // the stage of the next K/V tile to process
   load_q_async(work_item(blockIdx.x));
   load_kv_async(work_item(blockIdx.x), 0, stage, threadIdx.x);
   for (unsigned index = blockIdx.x; index < num_items; index += gridDim.x) {
     const unsigned next = index + gridDim.x;
-    const WorkItem item = work_item(index);
+    const WorkItem<kStarts> item = work_item(index);
+    if constexpr (kStarts) store_padding<kBlockM>(p, item);
     if (item.num_kv_tiles == 0) {
       store_empty_rows<kBlockM>(p, item);
       load_q_async(work_item(next));
@@ -276,16 +291,16 @@ __global__ void __launch_bounds__(kThreads, kCtasPerSm)
 
 template <typename input_t>
 void forward_sm80(const ForwardParams<input_t>& p, int64_t heads, Stream stream) {
-  const auto run = [&](auto head_dim, auto dropout) {
+  const auto run = [&](auto head_dim, auto dropout, auto starts) {
     using S = Shape<head_dim>;
     const unsigned tiles = grid_dim(p.problem.max_seqlen, S::kBlockM), num_items = grid_dim(heads * tiles, 1);
     // The work items of longer sequences differ in length. One CTA per item lets the hardware balance them.
     const unsigned num_ctas = tiles == 1 ? kCtasPerSm * num_sms() : num_items;
-    launch(forward_kernel<input_t, head_dim, dropout>, std::min(num_items, num_ctas), kThreads, S::kSharedBytes, stream,
-           p, static_cast<int>(tiles), num_items);
+    launch(forward_kernel<input_t, head_dim, dropout, starts>, std::min(num_items, num_ctas), kThreads, S::kSharedBytes,
+           stream, p, static_cast<int>(tiles), num_items);
   };
   with_head_dim(p.problem.D, [&](auto head_dim) {
-    with_bool(p.problem.seed != nullptr, [&](auto dropout) { run(head_dim, dropout); });
+    with_options(p.problem, [&](auto dropout, auto starts) { run(head_dim, dropout, starts); });
   });
 }
 

@@ -2,6 +2,8 @@
 // batch has S rows per sequence; a packed batch has T rows in all.
 #pragma once
 
+#include <type_traits>
+
 #include "common/vec.cuh"
 
 namespace fastlm::attention {
@@ -10,8 +12,8 @@ constexpr float kLog2E = 1.4426950408889634f;
 constexpr int kVecSize = 8;       // elements in one vector of 16 bytes
 constexpr int kMaxHeadDim = 128;  // D is a multiple of kVecSize up to this
 
-// A tensor (B, S, H, D), or (T, H, D) with a batch stride of 0; strides are in elements. Sequence b starts at packed
-// row `start`, which is 0 in a padded batch. Its row i of head h begins at
+// A tensor (B, S, H, D), or (T, H, D) with a batch stride of 0; strides are in elements. Sequence b starts at row
+// `start`: a packed row, or one of its own S rows in a padded batch. Its row i of head h begins at
 //   data + b * batch_stride + (start + i) * row_stride + h * head_stride.
 template <typename T>
 struct View {
@@ -38,16 +40,26 @@ struct Problem {
   const int64_t* seed;            // (1,), or null without dropout
   const int64_t* first_sequence;  // (1,), or null for 0
   uint32_t keep;                  // the keep probability times 256
+  // (B,) beside `lengths` if there is padding on the left, or null. Last, because kernels without it take up to 11 more
+  // registers with other offsets of the fields before it (nvcc 13.0, sm_90a).
+  const int* starts;
 };
 
-// One sequence: the packed row where it starts, its length, and its number of rows in the outputs. `lengths` and
-// `cu_seqlens` are in device memory, so the host cannot check them: values out of range are clamped, so that no access
-// is outside the arrays. Packed rows that belong to no sequence are not written.
+// One sequence: the row where it starts, its length, and its number of rows in the outputs. These include the padding,
+// unless there is padding on the left: then store_padding() writes all padding. `lengths`, `starts` and `cu_seqlens`
+// are in device memory, so the host cannot check them: values out of range are clamped, so that no access is outside
+// the arrays. Packed rows that belong to no sequence are not written.
 struct Sequence {
   int start, length, rows;
 
-  __device__ __forceinline__ Sequence(const Problem& p, int b) : start(0), length(p.max_seqlen), rows(p.max_seqlen) {
-    if (p.cu_seqlens) {
+  // kStarts: whether p.starts is not null. Without it the kernels need fewer registers.
+  template <bool kStarts>
+  __device__ __forceinline__ Sequence(const Problem& p, int b, std::bool_constant<kStarts>)
+      : start(0), length(p.max_seqlen), rows(p.max_seqlen) {
+    if constexpr (kStarts) {
+      start = clamp(load_global<Use::kRepeated>(p.starts + b), p.max_seqlen);
+      rows = length = clamp(load_global<Use::kRepeated>(p.lengths + b), p.max_seqlen - start);
+    } else if (p.cu_seqlens) {
       start = clamp(load_global<Use::kRepeated>(p.cu_seqlens + b), p.total_rows);
       const int end = clamp(load_global<Use::kRepeated>(p.cu_seqlens + b + 1), p.total_rows);
       rows = length = clamp(end - start, p.max_seqlen);

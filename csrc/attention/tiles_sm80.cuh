@@ -213,6 +213,14 @@ __device__ __forceinline__ void store_zeros(const View<T>& to, int first, int en
   }
 }
 
+// Writes zeros to the padding around a sequence, as far as it lies in rows [first, end) of `to`, which begins at the
+// padded row 0.
+template <int kThreads, typename T>
+__device__ __forceinline__ void store_padding(const View<T>& to, const Sequence& sequence, int first, int end, int D) {
+  store_zeros<kThreads>(to, first, min(end, sequence.start), D);
+  store_zeros<kThreads>(to, max(first, sequence.start + sequence.length), end, D);
+}
+
 // A tile of rows of one head. Neighbouring CTAs have tiles of the same head, so that they find its k and v in the L2.
 struct TileCoord {
   int tile, head, b, h;
@@ -220,6 +228,14 @@ struct TileCoord {
   __device__ __forceinline__ TileCoord(unsigned index, int tiles, int H)
       : tile(index % tiles), head(index / tiles), b(head / H), h(head % H) {}
 };
+
+// Calls function(dropout, starts) with std::bool_constants that say whether the problem has them.
+template <typename Function>
+void with_options(const Problem& problem, Function&& function) {
+  with_bool(problem.seed != nullptr, [&](auto dropout) {
+    with_bool(problem.starts != nullptr, [&](auto starts) { function(dropout, starts); });
+  });
+}
 
 // Calls function(std::integral_constant<int, kD>{}) for the smallest compiled kD that is at least D. Kernels fill the
 // columns from D to kD with zeros.

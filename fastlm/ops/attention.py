@@ -71,6 +71,7 @@ def attention(
     causal: bool = False,
     scale: float | None = None,
     lengths: Tensor | None = None,
+    starts: Tensor | None = None,
     cu_seqlens: Tensor | None = None,
     max_seqlen: int | None = None,
     dropout_p: float = 0.0,
@@ -88,6 +89,9 @@ def attention(
         causal: whether a query sees only the keys up to its own position.
         scale: above 0, by default 1 / sqrt(D).
         lengths: (B,) int32, the lengths of padded sequences: keys past them are ignored, and queries there give zeros.
+        starts: (B,) int32, for padding on the left: sequence b has rows starts[b] to starts[b] + lengths[b] - 1. Needs
+            lengths; by default 0. Positions are counted from the sequence's first row, so the results are those of the
+            same sequences padded on the right, with the same dropout.
         cu_seqlens: (B + 1,) int32, the first packed row of each sequence, and T at the end.
         max_seqlen: an upper bound of the lengths of the packed sequences; needed with cu_seqlens.
         dropout_p: probability of dropping an attention probability, in steps of 1/256.
@@ -111,11 +115,11 @@ def attention(
         _checks.check_activation(op, name, x, q)
         _check_stride(op, name, x)
     rows, keep, seed, first_sequence = _check_sequences(
-        op, q, lengths, cu_seqlens, max_seqlen, dropout_p, seed, first_sequence
+        op, q, lengths, starts, cu_seqlens, max_seqlen, dropout_p, seed, first_sequence
     )
     scale = _check_scale(op, scale, q)
     backend = backends.choose(SPEC, backend, backends.call_of(q, width=q.shape[-1]))
-    return _call(q, k, v, lengths, cu_seqlens, rows, seed, first_sequence, causal, scale, keep, backend)[0]
+    return _call(q, k, v, lengths, starts, cu_seqlens, rows, seed, first_sequence, causal, scale, keep, backend)[0]
 
 
 def attention_packed(
@@ -124,6 +128,7 @@ def attention_packed(
     causal: bool = False,
     scale: float | None = None,
     lengths: Tensor | None = None,
+    starts: Tensor | None = None,
     cu_seqlens: Tensor | None = None,
     max_seqlen: int | None = None,
     dropout_p: float = 0.0,
@@ -148,11 +153,11 @@ def attention_packed(
     if qkv.shape[-3] != 3:
         raise ValueError(f"{op}: qkv must have 3 (q, k, v) third from the right, got {tuple(qkv.shape)}")
     rows, keep, seed, first_sequence = _check_sequences(
-        op, qkv, lengths, cu_seqlens, max_seqlen, dropout_p, seed, first_sequence
+        op, qkv, lengths, starts, cu_seqlens, max_seqlen, dropout_p, seed, first_sequence
     )
     scale = _check_scale(op, scale, qkv)
     backend = backends.choose(PACKED, backend, backends.call_of(qkv, width=qkv.shape[-1]))
-    return _call_packed(qkv, lengths, cu_seqlens, rows, seed, first_sequence, causal, scale, keep, backend)[0]
+    return _call_packed(qkv, lengths, starts, cu_seqlens, rows, seed, first_sequence, causal, scale, keep, backend)[0]
 
 
 def _check_projection(op: str, name: str, x: Tensor, ndim: int, packed: str, padded: str) -> None:
@@ -185,6 +190,7 @@ def _check_sequences(
     op: str,
     x: Tensor,
     lengths: Tensor | None,
+    starts: Tensor | None,
     cu_seqlens: Tensor | None,
     max_seqlen: int | None,
     dropout_p: float,
@@ -200,9 +206,11 @@ def _check_sequences(
             raise ValueError(f"{op}: max_seqlen goes with cu_seqlens")
         _checks.check_integers(op, "lengths", lengths, x, x.shape[:1], torch.int32)
         _checks.check_range(op, "lengths", lengths, 0, x.shape[1] + 1)
+        if starts is not None:
+            _check_starts(op, x, lengths, starts)
         return x.shape[1], keep, seed, first_sequence
-    if lengths is not None:
-        raise ValueError(f"{op}: give lengths (padded rows) or cu_seqlens (packed rows), not both")
+    if lengths is not None or starts is not None:
+        raise ValueError(f"{op}: give lengths and starts (padded rows) or cu_seqlens (packed rows), not both")
     if max_seqlen is None:
         raise ValueError(f"{op}: cu_seqlens needs max_seqlen, the longest sequence (known on the host)")
     max_seqlen = _checks.as_integer(op, "max_seqlen", max_seqlen)
@@ -210,11 +218,21 @@ def _check_sequences(
     return max_seqlen, keep, seed, first_sequence
 
 
+def _check_starts(op: str, x: Tensor, lengths: Tensor | None, starts: Tensor) -> None:
+    if lengths is None:
+        raise ValueError(f"{op}: starts need lengths: sequence b has rows starts[b] to starts[b] + lengths[b] - 1")
+    _checks.check_integers(op, "starts", starts, x, x.shape[:1], torch.int32)
+    _checks.check_range(op, "starts", starts, 0, x.shape[1] + 1)
+    if starts.device.type == "cpu":
+        _checks.check_range(op, "starts + lengths", starts + lengths, 0, x.shape[1] + 1)
+
+
 def _forward(
     q: Tensor,
     k: Tensor,
     v: Tensor,
     lengths: Tensor | None,
+    starts: Tensor | None,
     cu_seqlens: Tensor | None,
     max_seqlen: int,
     seed: Tensor | None,
@@ -226,12 +244,15 @@ def _forward(
 ) -> Outputs:
     compute = backends.implementation(SPEC, backend, "self_attention_forward", _launch_forward)
     q, k, v = _readable(backend, q, k, v)
-    return Outputs(*compute(q, k, v, lengths, cu_seqlens, max_seqlen, seed, first_sequence, causal, scale, keep))
+    return Outputs(
+        *compute(q, k, v, lengths, starts, cu_seqlens, max_seqlen, seed, first_sequence, causal, scale, keep)
+    )
 
 
 def _packed_forward(
     qkv: Tensor,
     lengths: Tensor | None,
+    starts: Tensor | None,
     cu_seqlens: Tensor | None,
     max_seqlen: int,
     seed: Tensor | None,
@@ -242,7 +263,7 @@ def _packed_forward(
     backend: str,
 ) -> Outputs:
     return _forward(
-        *qkv.unbind(-3), lengths, cu_seqlens, max_seqlen, seed, first_sequence, causal, scale, keep, backend
+        *qkv.unbind(-3), lengths, starts, cu_seqlens, max_seqlen, seed, first_sequence, causal, scale, keep, backend
     )
 
 
@@ -252,6 +273,7 @@ def _launch_forward(
     k: Tensor,
     v: Tensor,
     lengths: Tensor | None,
+    starts: Tensor | None,
     cu_seqlens: Tensor | None,
     max_seqlen: int,
     seed: Tensor | None,
@@ -260,7 +282,9 @@ def _launch_forward(
 ) -> Outputs:
     """Launches the forward; `scalars` are causal, scale and keep."""
     o, lse = outputs = _empty_outputs(q, q.shape)
-    launchers.attention_forward(q, k, v, lengths, cu_seqlens, max_seqlen, seed, first_sequence, o, lse, *scalars)
+    launchers.attention_forward(
+        q, k, v, lengths, starts, cu_seqlens, max_seqlen, seed, first_sequence, o, lse, *scalars
+    )
     return outputs
 
 
@@ -290,6 +314,7 @@ def _backward(
     o: Tensor,
     lse: Tensor,
     lengths: Tensor | None,
+    starts: Tensor | None,
     cu_seqlens: Tensor | None,
     max_seqlen: int,
     seed: Tensor | None,
@@ -302,7 +327,9 @@ def _backward(
     compute = backends.implementation(SPEC, backend, "self_attention_backward", _launch_backward)
     do, q, k, v, o = _readable(backend, do, q, k, v, o)
     return Gradients(
-        *compute(do, q, k, v, o, lse, lengths, cu_seqlens, max_seqlen, seed, first_sequence, causal, scale, keep)
+        *compute(
+            do, q, k, v, o, lse, lengths, starts, cu_seqlens, max_seqlen, seed, first_sequence, causal, scale, keep
+        )
     )
 
 
@@ -312,6 +339,7 @@ def _packed_backward(
     o: Tensor,
     lse: Tensor,
     lengths: Tensor | None,
+    starts: Tensor | None,
     cu_seqlens: Tensor | None,
     max_seqlen: int,
     seed: Tensor | None,
@@ -324,7 +352,7 @@ def _packed_backward(
     compute = backends.implementation(SPEC, backend, "packed_attention_backward", _launch_packed_backward)
     do, qkv, o = _readable(backend, do, qkv, o)
     return PackedGradient(
-        compute(do, qkv, o, lse, lengths, cu_seqlens, max_seqlen, seed, first_sequence, causal, scale, keep)
+        compute(do, qkv, o, lse, lengths, starts, cu_seqlens, max_seqlen, seed, first_sequence, causal, scale, keep)
     )
 
 
@@ -350,6 +378,7 @@ def _launch_backward_into(
     o: Tensor,
     lse: Tensor,
     lengths: Tensor | None,
+    starts: Tensor | None,
     cu_seqlens: Tensor | None,
     max_seqlen: int,
     seed: Tensor | None,
@@ -358,7 +387,7 @@ def _launch_backward_into(
 ) -> tuple[Tensor, ...]:
     """Launches the backward into `gradients`; `scalars` are causal, scale and keep."""
     scratch = lse.new_empty(2, *lse.shape)
-    sequences = (lengths, cu_seqlens, max_seqlen, seed, first_sequence)
+    sequences = (lengths, starts, cu_seqlens, max_seqlen, seed, first_sequence)
     launchers.attention_backward(do, q, k, v, o, lse, *sequences, *gradients, scratch, *scalars)
     return gradients
 
