@@ -17,7 +17,8 @@ from fastlm.nn.arguments import ARGUMENTS, ERROR, FALLBACK
 E, H, S, B = 16, 2, 5, 3
 X = torch.randn(B, S, E, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 LATE = torch.arange(S) >= torch.tensor([5, 3, 1])[:, None]
-EARLY = LATE.flip(1)
+HOLE = torch.arange(S) == torch.tensor([5, 3, 1])[:, None]
+BETWEEN = "bool, padding between valid positions"
 BAND = torch.ones(S, S, dtype=torch.bool).triu(2)
 LOSS = ("LinearCrossEntropyLoss",)
 
@@ -82,7 +83,7 @@ def chunked(lib) -> Tensor:
 
 ROUNDED = "in training, above 0 or at 1, but rounded to 0 or 1"
 KEYS, VALUES = torch.randn(B, S, 4, dtype=torch.float64), torch.randn(B, S, 6, dtype=torch.float64)
-FLOAT = torch.zeros(B, S, dtype=torch.float64).masked_fill(EARLY, -torch.inf)
+FLOAT = torch.zeros(B, S, dtype=torch.float64).masked_fill(HOLE, -torch.inf)
 WEIGHTED = loss(weight=torch.tensor([1.0, 2.0, 3.0, 4.0], dtype=torch.float64), label_smoothing=0.1)
 FALLBACKS: dict[tuple[str, str, str], Call] = {
     ("GELU", "input", "without dimensions, or with a last dimension of 0"): lambda lib: lib.GELU()(X[0, 0, 0]),
@@ -93,7 +94,7 @@ FALLBACKS: dict[tuple[str, str, str], Call] = {
     ("MultiheadAttention", "vdim", "another size"): attention(X, X, VALUES, vdim=6),
     ("MultiheadAttention", "key", "another tensor"): attention(X, X + 1, X),
     ("MultiheadAttention", "value", "another tensor"): attention(X, X, X + 1),
-    ("MultiheadAttention", "key_padding_mask", "bool, padding elsewhere"): attention(call={"key_padding_mask": EARLY}),
+    ("MultiheadAttention", "key_padding_mask", BETWEEN): attention(call={"key_padding_mask": HOLE}),
     ("MultiheadAttention", "key_padding_mask", "float"): attention(call={"key_padding_mask": FLOAT}),
     ("MultiheadAttention", "need_weights", "True"): attention(call={"need_weights": True}),
     ("MultiheadAttention", "attn_mask", "without is_causal=True"): attention(call={"attn_mask": BAND}),
@@ -103,13 +104,13 @@ FALLBACKS: dict[tuple[str, str, str], Call] = {
     ("TransformerEncoderLayer", "dropout", ROUNDED): layer({"dropout": 1.0}),
     ("TransformerEncoderLayer", "activation", "any other"): layer({"activation": "relu"}),
     ("TransformerEncoderLayer", "src_mask", "without is_causal=True"): layer(src_mask=BAND),
-    ("TransformerEncoderLayer", "src_key_padding_mask", "bool, padding elsewhere"): layer(src_key_padding_mask=EARLY),
+    ("TransformerEncoderLayer", "src_key_padding_mask", BETWEEN): layer(src_key_padding_mask=HOLE),
     ("TransformerEncoderLayer", "src_key_padding_mask", "float"): layer(src_key_padding_mask=FLOAT),
     ("TransformerEncoder", "encoder_layer", "torch's"): lambda lib: lib.TransformerEncoder(
         nn.TransformerEncoderLayer(E, H, 32, 0.0, batch_first=True), 2, enable_nested_tensor=False
     )(X),
     ("TransformerEncoder", "mask", "any other"): encoder(mask=BAND),
-    ("TransformerEncoder", "src_key_padding_mask", "bool, padding elsewhere"): encoder(src_key_padding_mask=EARLY),
+    ("TransformerEncoder", "src_key_padding_mask", BETWEEN): encoder(src_key_padding_mask=HOLE),
     ("TransformerEncoder", "src_key_padding_mask", "float"): encoder(src_key_padding_mask=FLOAT),
     (*LOSS, "out_features", "any other"): loss(torch.ones(S, 2, dtype=torch.long), out_features=(2,)),
     (*LOSS, "weight", "with label_smoothing"): WEIGHTED,

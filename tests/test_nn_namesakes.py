@@ -19,6 +19,8 @@ from fastlm import nn as fnn
 E, H, S, B = 32, 4, 9, 3
 LENGTHS = torch.tensor([S, 4, 1])
 PADDING = torch.arange(S) >= LENGTHS[:, None]
+LEFT_TOO = PADDING.clone()
+LEFT_TOO[2] = torch.arange(S) != S // 2  # causal queries in padding at the left see no key, which is NaN in torch
 CAUSAL = torch.ones(S, S, dtype=torch.bool).triu(1)
 
 
@@ -71,7 +73,8 @@ def call(module: nn.Module, x: Tensor, padded: bool = False, causal: bool = Fals
     first = getattr(module, "layers", [module])[0]
     flip = not getattr(getattr(first, "self_attn", first), "batch_first", True)
     x = x.transpose(0, 1) if flip else x
-    mask, padding = CAUSAL if causal else None, PADDING if padded else None
+    padding = (PADDING if causal else LEFT_TOO) if padded else None
+    mask = CAUSAL if causal else None
     if name == "MultiheadAttention":
         y, _ = module(x, x, x, padding, False, mask, is_causal=causal)
     elif name.startswith("Transformer"):
@@ -79,7 +82,7 @@ def call(module: nn.Module, x: Tensor, padded: bool = False, causal: bool = Fals
     else:
         y = module(x)
     y = y.transpose(0, 1) if flip else y
-    return y[~PADDING] if padded else y
+    return y if padding is None else y[~padding]
 
 
 def pair(name: str) -> tuple[nn.Module, nn.Module, dict[str, Tensor]]:

@@ -177,14 +177,38 @@ def test_dropout_keeps_its_rate_repeats_by_seed_and_is_off_in_eval():
     assert loss(3) != loss(4)
 
 
-def test_a_mask_with_holes_or_at_the_left_is_served_by_sdpa_and_said():
+@pytest.mark.parametrize("name", ["BertForMaskedLM", "GPT2LMHeadModel", "OpenAIGPTLMHeadModel"])
+def test_padding_at_the_left_runs_on_the_kernel(name):
+    model, batch = make(name).double(), make_batch(name)
+    mask = torch.arange(LENGTH) >= torch.tensor([[0], [7], [13]])
+    batch |= {"attention_mask": mask.long(), "labels": batch["input_ids"].where(mask, -100)}
+    expected = copy.deepcopy(model)
+    fastlm.patch(model, return_logits=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ours = model.train()(**batch)
+    theirs = expected.train()(**batch)
+    for output in (ours, theirs):
+        logits = logits_of(output)[:, :-1] if name in CAUSAL else logits_of(output)
+        labels = batch["labels"][:, 1:] if name in CAUSAL else batch["labels"]
+        after = mask[:, : logits.shape[1]]  # the last padded position has a label: its logits are of the padding
+        nn.functional.cross_entropy(logits[after], labels[after]).backward()
+    assert_close(logits_of(ours)[mask], logits_of(theirs)[mask], "logits", 1e-13)
+    for (path, p), q in zip(model.named_parameters(), expected.parameters(), strict=True):
+        if q.grad is not None:
+            assert_close(p.grad, q.grad, path, 1e-12)
+    weights = model.eval()(batch["input_ids"], attention_mask=batch["attention_mask"], output_attentions=True)
+    assert_close(weights.logits[mask], model(batch["input_ids"], attention_mask=mask.long()).logits[mask], name, 1e-12)
+
+
+def test_a_mask_with_holes_is_served_by_sdpa_and_said():
     for name in ("BertForMaskedLM", "GPT2LMHeadModel", "OpenAIGPTLMHeadModel"):
         model, batch = make(name).double().eval(), make_batch(name)
         mask = torch.ones(3, LENGTH, dtype=torch.int64)
         mask[0, 3:6], mask[1, :7] = 0, 0
         expected = logits_of(model(batch["input_ids"], attention_mask=mask))
         fastlm.patch(model)
-        with pytest.warns(UserWarning, match="masked positions before valid ones"):
+        with pytest.warns(UserWarning, match="padding between valid positions"):
             found = logits_of(model(batch["input_ids"], attention_mask=mask))
         assert_close(found[mask.bool()], expected[mask.bool()], name, 1e-13)
 

@@ -1,16 +1,29 @@
-"""Masks as torch.nn has them, turned into what the attention op takes: lengths, and whether a query sees the future."""
+"""Masks as torch.nn has them, turned into what the attention op takes.
+
+These are the rows of each sequence, and whether a query sees the future.
+"""
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+HOLES = "padding between valid positions"
 
-def lengths_of(module: str, mask: Tensor, x: Tensor, batch_first: bool) -> Tensor | None:
-    """Returns the lengths (B,) int32 of a bool mask (B, S), or (S,) for x (S, E), that is True at padding.
 
-    All padding must be at the right. Otherwise the result is None for an eager call on a CPU; elsewhere the host does
-    not wait for the values, and the mask is an error of the device (an assertion).
+class Rows(NamedTuple):
+    """Holds the rows of a padded batch's sequences: b has rows starts[b] to starts[b] + lengths[b] - 1. (B,) int32."""
+
+    starts: Tensor
+    lengths: Tensor
+
+
+def rows_of(module: str, mask: Tensor, x: Tensor, batch_first: bool) -> Rows | None:
+    """Returns the rows of a bool mask (B, S), or (S,) for x (S, E), that is True at padding.
+
+    There must be no padding between valid positions, as `checked_rows` has it.
 
     Raises ValueError if the mask does not have the batch and the sequence of x.
     """
@@ -18,18 +31,25 @@ def lengths_of(module: str, mask: Tensor, x: Tensor, batch_first: bool) -> Tenso
     if tuple(mask.shape) != expected:
         raise ValueError(f"{module}: the key padding mask must have shape {expected}, got {tuple(mask.shape)}")
     mask = mask if mask.ndim == 2 else mask[None]
-    lengths, at_the_right = right_padding(mask)
+    return checked_rows(mask, f"{module}: the key padding mask has {HOLES}; give such a mask as floats")
+
+
+def checked_rows(mask: Tensor, message: str) -> Rows | None:
+    """Returns the rows of a bool mask (B, S) that is True at padding.
+
+    With padding between valid positions the result is None for an eager call on a CPU. Elsewhere the host does not wait
+    for the values, and such a mask is an error of the device, an assertion with the message.
+    """
+    valid = ~mask
+    starts = (valid.cumsum(-1, dtype=torch.int32) == 0).sum(-1, dtype=torch.int32)
+    begins = (valid[:, 1:] & mask[:, :-1]).sum(-1) + valid[:, :1].sum(-1)
+    has_no_holes = (begins <= 1).all()
     if mask.device.type == "cpu" and not torch.compiler.is_compiling():
-        return lengths if at_the_right else None
-    if mask.device.type != "meta":
-        message = f"{module}: the key padding mask must have its padding at the right; give other masks as floats"
-        torch._assert_async(at_the_right, message)
-    return lengths
-
-
-def right_padding(mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns the lengths (B,) int32 of a mask (B, S), True at padding, and whether all padding is at the right."""
-    return (~mask).sum(-1, dtype=torch.int32), (mask[:, :-1] <= mask[:, 1:]).all()
+        if not has_no_holes:
+            return None
+    elif mask.device.type != "meta":
+        torch._assert_async(has_no_holes, message)
+    return Rows(starts, valid.sum(-1, dtype=torch.int32))
 
 
 def is_causal_mask(mask: Tensor, length: int) -> bool:
@@ -50,9 +70,12 @@ def causal_mask(length: int, device: torch.device) -> Tensor:
     return torch.ones(length, length, dtype=torch.bool, device=device).triu_(1)
 
 
-def padding_mask(lengths: Tensor, length: int) -> Tensor:
-    """Returns the bool mask (B, length) that is True from each of the lengths (B,) on."""
-    return torch.arange(length, device=lengths.device) >= lengths[:, None]
+def padding_mask(lengths: Tensor, starts: Tensor | None, length: int) -> Tensor:
+    """Returns the bool mask (B, length) that is False in the rows of the sequences, and True in all others."""
+    row = torch.arange(length, device=lengths.device)
+    if starts is None:
+        return row >= lengths[:, None]
+    return (row < starts[:, None]) | (row >= (starts + lengths)[:, None])
 
 
 def batch_and_length(x: Tensor, batch_first: bool) -> tuple[int, int]:

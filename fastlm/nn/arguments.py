@@ -51,8 +51,13 @@ def _mask(name: str) -> tuple[Argument, ...]:
 
 def _padding(name: str) -> tuple[Argument, ...]:
     return (
-        Argument(name, KERNEL, "bool, padding at the right", _PADDING),
-        Argument(name, FALLBACK, "bool, padding elsewhere", "on a GPU and under torch.compile an error of the device"),
+        Argument(name, KERNEL, "bool, padding at the left and the right", _PADDING),
+        Argument(
+            name,
+            FALLBACK,
+            "bool, padding between valid positions",
+            "on a GPU and under torch.compile an error of the device",
+        ),
         Argument(name, FALLBACK, "float"),
         Argument(name, ERROR, "bool of another shape"),
     )

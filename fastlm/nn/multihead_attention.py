@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fastlm import ops
 from fastlm.backends import checked_name
-from fastlm.nn._masks import batch_and_length, causal_mask, lengths_of, padding_mask
+from fastlm.nn._masks import HOLES, batch_and_length, causal_mask, padding_mask, rows_of
 from fastlm.nn._modules import (
     checked_probability,
     dropout_options,
@@ -82,18 +82,20 @@ class MultiheadAttention(nn.MultiheadAttention):
         is_causal: bool = False,
         *,
         lengths: Tensor | None = None,
+        starts: Tensor | None = None,
         seed: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Returns (output, None), or (output, weights) for need_weights=True.
 
         Args:
             query, key, value: (S, B, E), with batch_first (B, S, E), or (S, E).
-            key_padding_mask: bool (B, S), or (S,) for (S, E); True at padding. Padding at the right runs on the kernel.
-                On a GPU, and under torch.compile, other bool masks are an error of the device.
+            key_padding_mask: bool (B, S), or (S,) for (S, E); True at padding. Padding at the left and at the right
+                runs on the kernel. On a GPU, and under torch.compile, a bool mask with padding between valid positions
+                is an error of the device.
             need_weights: None and False ask for no weights.
             attn_mask: is not read if is_causal is True, and otherwise handed to torch.
             is_causal: whether a query sees only the keys up to its own position.
-            lengths: (B,) int32, in place of key_padding_mask.
+            lengths, starts: (B,) int32, in place of key_padding_mask, as in `fastlm.attention`.
             seed: one int64 on the device of query.
 
         Raises:
@@ -102,15 +104,18 @@ class MultiheadAttention(nn.MultiheadAttention):
         """
         reason = self._reason_of_call(query, key, value, key_padding_mask, need_weights, attn_mask, is_causal)
         if reason is None and key_padding_mask is not None:
-            if lengths is not None:
+            if lengths is not None or starts is not None:
                 raise ValueError(f"{type(self).__name__}: give key_padding_mask or lengths, not both")
-            lengths = lengths_of(type(self).__name__, key_padding_mask, query, self.batch_first)
-            reason = None if lengths is not None else "key_padding_mask has padding that is not at the right"
+            rows = rows_of(type(self).__name__, key_padding_mask, query, self.batch_first)
+            if rows is None:
+                reason = f"key_padding_mask has {HOLES}"
+            else:
+                starts, lengths = rows
         if reason is None:
-            return self.out_proj(self._heads(query, lengths, is_causal, seed)), None
+            return self.out_proj(self._heads(query, lengths, starts, is_causal, seed)), None
         fall_back(self, reason)
         if key_padding_mask is None and lengths is not None:
-            key_padding_mask = padding_mask(lengths, batch_and_length(key, self.batch_first)[1])
+            key_padding_mask = padding_mask(lengths, starts, batch_and_length(key, self.batch_first)[1])
         if is_causal and attn_mask is None:
             attn_mask = causal_mask(batch_and_length(query, self.batch_first)[1], query.device)
         return super().forward(
@@ -125,15 +130,23 @@ class MultiheadAttention(nn.MultiheadAttention):
         )
 
     def attend(
-        self, x: Tensor, *, lengths: Tensor | None, is_causal: bool, seed: Tensor | None = None
+        self,
+        x: Tensor,
+        *,
+        lengths: Tensor | None,
+        starts: Tensor | None = None,
+        is_causal: bool,
+        seed: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Computes self-attention of x on the kernel.
 
         Returns the output without a bias, and the bias, or None if the bias is in the output.
         """
-        return split_bias(self.out_proj, self._heads(x, lengths, is_causal, seed))
+        return split_bias(self.out_proj, self._heads(x, lengths, starts, is_causal, seed))
 
-    def _heads(self, x: Tensor, lengths: Tensor | None, is_causal: bool, seed: Tensor | None) -> Tensor:
+    def _heads(
+        self, x: Tensor, lengths: Tensor | None, starts: Tensor | None, is_causal: bool, seed: Tensor | None
+    ) -> Tensor:
         """Returns the outputs of all heads side by side, of the shape of x."""
         qkv = F.linear(x, self.in_proj_weight, self.in_proj_bias).unflatten(-1, (3, self.num_heads, self.head_dim))
         sequence_first = x.ndim == 3 and not self.batch_first
@@ -141,8 +154,8 @@ class MultiheadAttention(nn.MultiheadAttention):
             qkv = qkv[None]
         elif sequence_first:
             qkv = qkv.transpose(0, 1)
-        dropout = dropout_options(self, self.dropout, seed, x.device)
-        o = ops.attention_packed(qkv, causal=is_causal, lengths=lengths, **dropout, backend=self.backend).flatten(-2)
+        options = dropout_options(self, self.dropout, seed, x.device) | {"lengths": lengths, "starts": starts}
+        o = ops.attention_packed(qkv, causal=is_causal, **options, backend=self.backend).flatten(-2)
         if x.ndim == 2:
             return o[0]
         return o.transpose(0, 1) if sequence_first else o

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fastlm import ops
 from fastlm.backends import checked_name
 from fastlm.dropout import draw_seeds
-from fastlm.nn._masks import batch_and_length, is_causal_mask, lengths_of
+from fastlm.nn._masks import batch_and_length, is_causal_mask, rows_of
 from fastlm.nn._modules import (
     become,
     checked_probability,
@@ -92,14 +92,15 @@ class TransformerEncoderLayer(nn.TransformerEncoderLayer):
         is_causal: bool = False,
         *,
         lengths: Tensor | None = None,
+        starts: Tensor | None = None,
         seeds: Sequence[Tensor | None] | None = None,
     ) -> Tensor:
         """Applies the layer.
 
         Args:
             src: (S, B, E), with batch_first (B, S, E), or (S, E).
-            src_mask, src_key_padding_mask, is_causal, lengths: `attn_mask`, `key_padding_mask`, `is_causal` and
-                `lengths` of `MultiheadAttention`.
+            src_mask, src_key_padding_mask, is_causal, lengths, starts: `attn_mask`, `key_padding_mask`, `is_causal`,
+                `lengths` and `starts` of `MultiheadAttention`.
             seeds: one int64 or None for each of attention, dropout1 and dropout2.
 
         Raises:
@@ -109,7 +110,8 @@ class TransformerEncoderLayer(nn.TransformerEncoderLayer):
         check_not_nested(self, src)
         seeds = self._draw_seeds(src.device) if seeds is None else seeds
         x = self.norm1(src) if self.norm_first else src
-        y, bias = self._attention(x, src_mask, src_key_padding_mask, is_causal, lengths, seeds[0])
+        rows = {} if lengths is None and starts is None else {"lengths": lengths, "starts": starts}
+        y, bias = self._attention(x, src_mask, src_key_padding_mask, is_causal, rows, seeds[0])
         if self.norm_first:
             h, total = self._add_norm(y, src, bias, self.dropout1, self.norm2, seeds[1], keep_sum=True)
             y, bias = self._feed_forward(h)
@@ -127,18 +129,21 @@ class TransformerEncoderLayer(nn.TransformerEncoderLayer):
         mask: Tensor | None,
         key_padding_mask: Tensor | None,
         is_causal: bool,
-        lengths: Tensor | None,
+        rows: dict[str, Tensor | None],
         seed: Tensor | None,
     ) -> tuple[Tensor, Tensor | None]:
-        """Returns the output of attention without a bias, and the bias, or None if it is in the output."""
+        """Returns the output of attention without a bias, and the bias, or None if it is in the output.
+
+        `rows` are the lengths and starts that the caller gave.
+        """
         module = self.self_attn
         direct = can_attend(module) and key_padding_mask is None
         if direct and module.reason_against(x, None, mask, is_causal) is None:
-            return module.attend(x, lengths=lengths, is_causal=is_causal, seed=seed)
+            return module.attend(x, **{"lengths": None} | rows, is_causal=is_causal, seed=seed)
         options = {"attn_mask": mask, "key_padding_mask": key_padding_mask, "is_causal": is_causal}
         if isinstance(module, MultiheadAttention):
-            options |= {"lengths": lengths, "seed": seed}
-        elif lengths is not None:
+            options |= rows | {"seed": seed}
+        elif rows:
             raise ValueError(f"{type(self).__name__}: lengths need a self_attn of fastlm, got {type(module).__name__}")
         return module(x, x, x, need_weights=False, **options)[0], None
 
@@ -247,12 +252,12 @@ class TransformerEncoder(nn.TransformerEncoder):
         return src if self.norm is None else self.norm(src)
 
     def _padding(self, src: Tensor, mask: Tensor | None) -> dict[str, Tensor | None]:
-        """Returns the layers' argument for a mask: its lengths, found once for all layers, if they can take them."""
+        """Returns the layers' arguments for a mask: its rows, found once for all layers, if they can take them."""
         ours = all(type(layer) is TransformerEncoderLayer and can_attend(layer.self_attn) for layer in self.layers)
         if ours and mask is not None and mask.dtype == torch.bool:
-            lengths = lengths_of(type(self).__name__, mask, src, self.layers[0].self_attn.batch_first)
-            if lengths is not None:
-                return {"lengths": lengths}
+            rows = rows_of(type(self).__name__, mask, src, self.layers[0].self_attn.batch_first)
+            if rows is not None:
+                return rows._asdict()
         return {"src_key_padding_mask": mask}
 
 

@@ -1,9 +1,9 @@
 """fastlm's attention as one of transformers' attention implementations, "fastlm", with the masks that go with it.
 
-transformers makes a mask once per forward and gives it to every layer. For this implementation the mask of sequences
-that are padded at their end is their lengths, int32 (B, 1): kernels read these instead of a mask of (B, 1, S, S).
-Masks that are not of this kind stay as SDPA takes them, and go to SDPA: those with padding before or between valid
-positions, custom ones, and those of queries and keys of different length (a cache).
+transformers makes a mask once per forward and gives it to every layer. For this implementation the mask of a padded
+batch is the sequences' rows, int32 (2, B): where each starts, and its length. Kernels read these instead of a mask of
+(B, 1, S, S). Masks that are not of this kind stay as SDPA takes them, and go to SDPA: custom ones, those of queries and
+keys of different length (a cache), and on a CPU those with padding between valid positions.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from transformers.masking_utils import bidirectional_mask_function, causal_mask_
 
 from fastlm import ops
 from fastlm.dropout import draw_seeds
-from fastlm.nn._masks import causal_mask, padding_mask, right_padding
+from fastlm.nn._masks import HOLES, causal_mask, checked_rows, padding_mask
 from fastlm.ops.attention import SPEC
 from fastlm.patching import parts
 from fastlm.patching.options import PatchOptions
@@ -29,7 +29,7 @@ from fastlm.patching.swap import Swapped
 
 NAME = "fastlm"
 MAX_HEAD_DIM = SPEC.limits["triton"].max_width  # CUDA's is the same
-NOT_AT_END = "fastlm: an attention mask has masked positions before valid ones"
+HAS_HOLES = f"fastlm: an attention mask has {HOLES}"
 
 
 class SelfAttention(Swapped):
@@ -67,13 +67,13 @@ def make_mask(
     config: Any = None,
     **options: Any,
 ) -> Tensor | None:
-    """Returns the lengths (B, 1) of a 2-D mask, None without a mask, or SDPA's mask for any other call."""
+    """Returns the rows (2, B) of a 2-D mask, None without a mask, or SDPA's mask for any other call."""
     if _is_plain_self_attention(q_length, kv_length, q_offset, mask_function, config):
         if attention_mask is None:
             return None
-        lengths = lengths_of(attention_mask)
-        if lengths is not None:
-            return lengths
+        rows = rows_of(attention_mask)
+        if rows is not None:
+            return rows
     return sdpa_mask(
         batch_size=batch_size,
         q_length=q_length,
@@ -102,19 +102,17 @@ def _is_plain_self_attention(
     return mask_function is causal_mask_function
 
 
-def lengths_of(mask: Tensor) -> Tensor | None:
-    """Returns the lengths, int32 (B, 1), of a mask (B, S) that is nonzero at valid positions.
+def rows_of(mask: Tensor) -> Tensor | None:
+    """Returns the first row and the length of each sequence, int32 (2, B), of a mask (B, S), nonzero where valid.
 
-    Returns None, and warns, if a masked position comes before a valid one. This waits for the device, once per forward
-    as SDPA's mask does. Compiled code cannot wait: such a mask is an error of the device there.
+    With padding between valid positions the result is None on a CPU, and a warning says so. On a GPU, and in compiled
+    code, such a mask is an error of the device, for which the host does not wait.
     """
-    lengths, at_end = right_padding(~mask.to(torch.bool))
-    if torch.compiler.is_compiling():
-        torch._assert_async(at_end, f"{NOT_AT_END}; compiled code takes padding at the end only")
-    elif not at_end:
-        warnings.warn(f"{NOT_AT_END}; attention is computed by SDPA there", stacklevel=2)
+    rows = checked_rows(~mask.to(torch.bool), f"{HAS_HOLES}; fastlm.patch(model, attention=False) serves such masks")
+    if rows is None:
+        warnings.warn(f"{HAS_HOLES}; attention is computed by SDPA there", stacklevel=2)
         return None
-    return lengths[:, None]
+    return torch.stack(rows)
 
 
 def attention_forward(
@@ -133,28 +131,31 @@ def attention_forward(
     Weights are computed by the model's eager attention, and calls that the kernels do not serve by SDPA.
     """
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
-    lengths = attention_mask if attention_mask is not None and attention_mask.ndim == 2 else None
+    rows = attention_mask if attention_mask is not None and attention_mask.ndim == 2 else None
     if _wants_weights(options):
-        mask = attention_mask if lengths is None else full_mask(lengths, query.shape[2], causal)
+        mask = attention_mask if rows is None else full_mask(rows, query.shape[2], causal)
         return _eager(module, query, key, value, mask, causal, dropout, scaling, options)
-    if (attention_mask is not None and lengths is None) or query.shape != key.shape:
+    if (attention_mask is not None and rows is None) or query.shape != key.shape:
         options |= {"dropout": dropout, "scaling": scaling, "is_causal": is_causal}
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+    starts, lengths = (None, None) if rows is None else rows
     o = ops.attention(
         *(x.transpose(1, 2) for x in (query, key, value)),
         causal=causal,
         scale=scaling,
-        lengths=None if lengths is None else lengths[:, 0],
+        lengths=lengths,
+        starts=starts,
         **({"dropout_p": dropout, "seed": draw_seeds(1, query.device)} if dropout else {}),
         backend=module.fastlm_options.backend if isinstance(module, SelfAttention) else "auto",
     )
     return o, None
 
 
-def full_mask(lengths: Tensor, length: int, causal: bool) -> Tensor:
-    """Returns the mask (B, 1, S, S), True where a query sees a key, of lengths (B, 1) for S = length."""
-    mask = ~padding_mask(lengths[:, 0], length)[:, None, None, :].expand(-1, 1, length, length)
-    return mask & ~causal_mask(length, lengths.device) if causal else mask
+def full_mask(rows: Tensor, length: int, causal: bool) -> Tensor:
+    """Returns the mask (B, 1, S, S), True where a query sees a key, of rows (2, B) for S = length."""
+    starts, lengths = rows
+    mask = ~padding_mask(lengths, starts, length)[:, None, None, :].expand(-1, 1, length, length)
+    return mask & ~causal_mask(length, rows.device) if causal else mask
 
 
 def _eager(

@@ -14,15 +14,15 @@ from fastlm import ops
 from fastlm.patching import parts
 from fastlm.patching.options import PatchOptions
 from fastlm.patching.swap import Swapped
-from fastlm.patching.transformers.attention import lengths_of, reason_against_head_dim
+from fastlm.patching.transformers.attention import reason_against_head_dim, rows_of
 from fastlm.patching.transformers.layers import MLP, add_norm
 from fastlm.patching.transformers.losses import CausalLoss
 
-_LENGTHS = "_fastlm_lengths"  # an attribute of a mask, which all blocks get: its lengths, computed once
+_ROWS = "_fastlm_rows"  # an attribute of a mask, which all blocks get: its rows, computed once
 
 
 class Attention(Swapped):
-    """Computes Attention. Wanted weights, and masks with padding before valid positions, take the model's own way."""
+    """Computes Attention. Wanted weights, and masks with holes on a CPU, take the model's own way."""
 
     switch = "attention"
 
@@ -32,36 +32,35 @@ class Attention(Swapped):
             module.attn_dropout
         )
 
-    def heads(self, x: Tensor, lengths: Tensor | None) -> Tensor:
-        """Returns the heads' outputs (B, S, E) for x (B, S, E)."""
+    def heads(self, x: Tensor, rows: Tensor | None) -> Tensor:
+        """Returns the heads' outputs (B, S, E) for x (B, S, E) and the rows (2, B) of the mask."""
         qkv = self.c_attn(x).unflatten(-1, (3, self.n_head, -1))
         return ops.attention_packed(
             qkv,
             causal=True,
             scale=1 / math.sqrt(qkv.shape[-1]) if self.scale else 1.0,
-            lengths=lengths,
+            **({} if rows is None else {"starts": rows[0], "lengths": rows[1]}),
             **parts.dropout_arguments(self.attn_dropout, x.device),
             backend=self.fastlm_options.backend,
         ).flatten(-2)
 
     def forward(self, x: Tensor, attention_mask: Tensor | None = None, output_attentions: bool = False) -> list[Tensor]:
-        served, lengths = find_lengths(attention_mask)
+        served, rows = find_rows(attention_mask)
         if output_attentions or not served:
             return super().forward(x, attention_mask, output_attentions)
-        return [self.resid_dropout(self.c_proj(self.heads(x, lengths)))]
+        return [self.resid_dropout(self.c_proj(self.heads(x, rows)))]
 
 
-def find_lengths(mask: Tensor | None) -> tuple[bool, Tensor | None]:
-    """Returns whether the kernels serve a mask that is added to scores, (B, 1, 1, S), and its lengths (B,)."""
+def find_rows(mask: Tensor | None) -> tuple[bool, Tensor | None]:
+    """Returns whether the kernels serve a mask that is added to scores, (B, 1, 1, S), and its rows (2, B)."""
     if mask is None:
         return True, None
     if mask.ndim != 4 or mask.shape[1:3] != (1, 1):
         return False, None
-    if not hasattr(mask, _LENGTHS):
-        lengths = lengths_of(mask[:, 0, 0] == 0)
-        setattr(mask, _LENGTHS, None if lengths is None else lengths[:, 0])
-    lengths = getattr(mask, _LENGTHS)
-    return lengths is not None, lengths
+    if not hasattr(mask, _ROWS):
+        setattr(mask, _ROWS, rows_of(mask[:, 0, 0] == 0))
+    rows = getattr(mask, _ROWS)
+    return rows is not None, rows
 
 
 class Block(Swapped):
@@ -78,10 +77,10 @@ class Block(Swapped):
 
     def forward(self, x: Tensor, attention_mask: Tensor | None = None, output_attentions: bool = False) -> list[Tensor]:
         attn, mlp = self.attn, self.mlp
-        served, lengths = find_lengths(attention_mask)
+        served, rows = find_rows(attention_mask)
         if served and not output_attentions and isinstance(attn, Attention) and parts.is_plain(attn, type(attn)):
             weights, dropout = [], attn.resid_dropout
-            a, bias = parts.project(attn.c_proj, attn.heads(x, lengths))
+            a, bias = parts.project(attn.c_proj, attn.heads(x, rows))
         else:
             (a, *weights), bias, dropout = attn(x, attention_mask, output_attentions), None, None
         n = add_norm(self, self.ln_1, a, x, bias, dropout)
