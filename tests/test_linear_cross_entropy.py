@@ -321,14 +321,14 @@ def test_logits_of_only_one_chunk_exist(case, monkeypatch):
                 4 * chunk * (padded + columns)
             )  # a CPU has no product of half into float32: both factors are copied
         with TensorMemory(*(x for x in arguments if isinstance(x, torch.Tensor))) as memory:
-            module._over_chunks(*arguments)
+            module._over_all_rows(*arguments)
         peak = memory.peak
         assert memory.largest < rows * vocabulary * size
     else:
-        module._over_chunks(*arguments)  # the first call allocates cuBLAS's workspace
+        module._over_all_rows(*arguments)  # the first call allocates cuBLAS's workspace
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-        module._over_chunks(*arguments)
+        module._over_all_rows(*arguments)
         peak = torch.cuda.max_memory_allocated() - before
         bound += 20 * 512  # allocations are rounded up
     if case.backend != "reference":  # the reference makes several float32 copies of the chunk
@@ -375,7 +375,7 @@ def test_repeats_and_compiles(case):
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 def test_opcheck(case, reduction):
     t = [x.requires_grad_() for x in tensors(case, 5, 8, 11).values()]
-    rest = (targets_of(case, 5, 11), None, None, -100, reduction, 0.1, 0.01, True, True, True, case.backend)
+    rest = (targets_of(case, 5, 11), None, None, -100, reduction, 0.1, 0.01, True, True, True, False, case.backend)
     assert_passes_opcheck(OP, *t, *rest)
 
 

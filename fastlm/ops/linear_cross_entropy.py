@@ -20,7 +20,7 @@ from torch import Tensor
 
 from fastlm import backends
 from fastlm.backends import ALL_DTYPES, KERNEL_DTYPES, SM80, Limits, Spec
-from fastlm.ops import _checks
+from fastlm.ops import _checks, _counted_rows
 from fastlm.ops._cost import Cost
 from fastlm.ops._register import (
     Direction,
@@ -112,6 +112,7 @@ def linear_cross_entropy(
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
     main_grad: Tensor | None = None,
+    skip_ignored: bool = False,
     backend: str = "auto",
 ) -> Tensor:
     """Computes the cross-entropy of softmax(x weight^T + bias) against targets (GPT-1 equations 1-2; BERT section 3.1).
@@ -132,6 +133,9 @@ def linear_cross_entropy(
         label_smoothing: e in [0, 1].
         z_loss: z >= 0.
         main_grad: (V, E) float32, to which the gradient of `weight` is added; `weight.grad` stays unchanged.
+        skip_ignored: whether ignored rows take no products. It pays if most rows are ignored, as in a masked LM. This
+            holds on a CPU, and in bfloat16 on GPUs of compute capability 9; elsewhere all rows are computed. The host
+            does not wait for a GPU.
         backend: "auto", "reference", "cpu", "triton" or "cuda".
 
     Returns:
@@ -164,6 +168,7 @@ def linear_cross_entropy(
         wants_gradient(x),
         wants_gradient(weight),
         wants_gradient(bias),
+        bool(skip_ignored),
         backend,
     )
     return loss.view(targets.shape) if reduction == "none" else loss
@@ -226,12 +231,14 @@ def _forward(
     need_dx: bool,
     need_dw: bool,
     need_dbias: bool,
+    skip_ignored: bool,
     backend: str,
 ) -> Outputs:
     later = reduction == "none"
     need = tuple(n and not later for n in (need_dx, need_dw, need_dbias))
     row = (ignore_index, label_smoothing, z_loss)
-    losses, lse, dx, dw, dbias = _over_chunks(x, weight, bias, targets, row_weights, row, need, backend)
+    compute = _over_counted_rows if skip_ignored else _over_all_rows
+    losses, lse, dx, dw, dbias = compute(x, weight, bias, targets, row_weights, row, need, backend)
     divisor = _divisor(targets, row_weights, ignore_index, reduction, losses)
     loss = losses if later else losses.sum() / divisor
     return Outputs(loss, lse, divisor, dx, dw, dbias)
@@ -246,7 +253,7 @@ def _divisor(targets: Tensor, row_weights: Tensor | None, ignore_index: int, red
     return torch.where(total == 0, torch.inf, total)
 
 
-def _over_chunks(
+def _over_all_rows(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -257,25 +264,83 @@ def _over_chunks(
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Returns losses, lse and the gradients of the losses' sum. Gradients that are not needed are empty."""
+    w, b = _padded_parameters(x, weight, bias, backend)
+    products = _counted_rows.AllRows(w, b, chunk_rows(x.shape[0], weight.shape[0], backend))
+    return _over_chunks(products, x, weight.shape[0], targets, row_weights, row, need, backend)
+
+
+def _over_counted_rows(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    row_weights: Tensor | None,
+    row: tuple[int, float, float],
+    need: tuple[bool, bool, bool],
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Returns what `_over_all_rows` returns, from products of the rows that are not ignored."""
+    grouped = _counted_rows.has_grouped_products(x, backend)
+    if x.device.type != "cpu" and not grouped:
+        return _over_all_rows(x, weight, bias, targets, row_weights, row, need, backend)
+    order = _counted_rows.counted_first(targets, row[0])
+    some, some_targets = x.index_select(0, order), targets.index_select(0, order)
+    weights = None if row_weights is None else row_weights.index_select(0, order)
+    compute = _over_grouped_rows if grouped else _over_all_rows
+    losses, lse, dx, *rest = compute(some, weight, bias, some_targets, weights, row, need, backend)
+    losses, lse = (values.new_zeros(targets.shape).index_copy_(0, order, values) for values in (losses, lse))
+    if need[0]:
+        dx = torch.zeros_like(x).index_copy_(0, order, dx).masked_fill_((targets == row[0])[:, None], 0.0)
+    return losses, lse, dx, *rest
+
+
+def _over_grouped_rows(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    row_weights: Tensor | None,
+    row: tuple[int, float, float],
+    need: tuple[bool, bool, bool],
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Returns what `_over_all_rows` returns, for rows whose ignored ones are at the end; dx is undefined in those."""
+    (rows, columns), vocabulary = x.shape, weight.shape[0]
+    x, w = _counted_rows.with_bias_column(x, *_padded_parameters(x, weight, bias, backend))
+    count = (targets != row[0]).sum(dtype=torch.int32)
+    products = _counted_rows.CountedRows(w, count, rows, chunk_rows(rows, vocabulary, backend))
+    need_dw = need[1] or need[2]  # the bias is a column of w
+    of_rows = _over_chunks(products, x, vocabulary, targets, row_weights, row, (need[0], need_dw, False), backend)
+    losses, lse, dx, dw, dbias = of_rows
+    dx = dx[:, :columns] if need[0] else dx
+    if need[2]:
+        dbias = dw[:, columns].contiguous()
+    return losses, lse, dx, dw[:, :columns].contiguous() if need[1] else dbias.new_empty(0), dbias
+
+
+def _over_chunks(
+    products: _counted_rows.AllRows | _counted_rows.CountedRows,
+    x: Tensor,
+    vocabulary: int,
+    targets: Tensor,
+    row_weights: Tensor | None,
+    row: tuple[int, float, float],
+    need: tuple[bool, bool, bool],
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Returns losses, lse and the gradients of the losses' sum. Gradients that are not needed are empty."""
     need_dx, need_dw, need_dbias = need
-    rows, vocabulary = x.shape[0], weight.shape[0]
-    multiple = 1 if backend == "cpu" else PADDING
-    w, b = _padded(weight, x.dtype, multiple), None if bias is None else _padded(bias, x.dtype, multiple)
+    rows, padded = x.shape[0], products.w.shape
     losses, lse = (x.new_empty(rows, dtype=wide_dtype(x)) for _ in range(2))
     dx = torch.empty_like(x) if need_dx else x.new_empty(0)
-    dw = losses.new_zeros(w.shape) if need_dw else losses.new_empty(0)
-    dbias = losses.new_zeros(w.shape[0]) if need_dbias else losses.new_empty(0)
+    dw = losses.new_zeros(padded) if need_dw else losses.new_empty(0)
+    dbias = losses.new_zeros(padded[0]) if need_dbias else losses.new_empty(0)
     launch = backends.implementation(SPEC, backend, "cross_entropy_rows", _launch_rows)
     size = chunk_rows(rows, vocabulary, backend)
-    room = x.new_empty(min(size, rows), w.shape[0])
     for start in range(0, rows, size):
         chunk = slice(start, min(start + size, rows))
-        logits = room[: chunk.stop - start]
-        x_chunk = _counted_rows(x[chunk], targets[chunk] == row[0], backend)
-        if b is None:
-            torch.mm(x_chunk, w.t(), out=logits)
-        else:
-            torch.addmm(b, x_chunk, w.t(), out=logits)
+        x_chunk = _zeroed(x[chunk], targets[chunk] == row[0], backend)
+        logits = products.logits(x_chunk, start)
         launch(
             logits,
             targets[chunk],
@@ -287,19 +352,27 @@ def _over_chunks(
             any(need),
         )
         if need_dx:
-            torch.mm(logits, w, out=dx[chunk])
+            products.store_dx(dx[chunk], logits, start)
         if need_dw:
-            _add_product(dw, logits.t(), x_chunk)
+            products.add_dw(dw, logits, x_chunk, start)
         if need_dbias:
             dbias += logits.sum(0, dtype=dbias.dtype)
+        del logits  # grouped products have no `out`: the next chunk's logits take its place
     return losses, lse, dx, dw[:vocabulary], dbias[:vocabulary]
 
 
-def _counted_rows(x: Tensor, ignored: Tensor, backend: str) -> Tensor:
+def _zeroed(x: Tensor, ignored: Tensor, backend: str) -> Tensor:
     """Returns x (n, E) with zeros in the ignored rows: a gradient of 0 times a NaN there would be NaN in dw."""
     if backend == "cpu" and not ignored.any():
         return x
     return x.masked_fill(ignored[:, None], 0.0)
+
+
+def _padded_parameters(x: Tensor, weight: Tensor, bias: Tensor | None, backend: str) -> tuple[Tensor, Tensor | None]:
+    """Returns W and the bias in the dtype of x, with the rows that the backend adds."""
+    multiple = 1 if backend == "cpu" else PADDING
+    w = _padded(weight, x.dtype, multiple)
+    return w, None if bias is None else _padded(bias, x.dtype, multiple)
 
 
 def _padded(parameter: Tensor, dtype: torch.dtype, multiple: int) -> Tensor:
@@ -316,14 +389,6 @@ def _padded(parameter: Tensor, dtype: torch.dtype, multiple: int) -> Tensor:
 def _launch_rows(launchers: Any, *arguments: Any) -> None:
     """Launches the row kernel. Its arguments are those of `reference.cross_entropy_rows`."""
     launchers.cross_entropy_rows(*arguments)
-
-
-def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
-    """Adds the product a b to `total`, computed in the dtype of `total`; a and b may be in half precision."""
-    if total.device.type == "cuda" and a.dtype != total.dtype:
-        torch.addmm(total, a, b, out_dtype=total.dtype, out=total)
-    else:  # the CPU has no product of mixed dtypes
-        total.addmm_(a.to(total.dtype), b.to(total.dtype))
 
 
 def _empty_outputs(a: Any) -> Outputs:
@@ -355,17 +420,19 @@ def _backward(
     need_dx: bool,
     need_dw: bool,
     need_dbias: bool,
+    skip_ignored: bool,
     backend: str,
 ) -> Gradients:
     need, row = (need_dx, need_dw, need_dbias), (ignore_index, label_smoothing, z_loss)
     # A row's incoming gradient acts as its weight does: it multiplies the row's loss.
     weights = dlosses if row_weights is None else dlosses * row_weights
-    return Gradients(*_over_chunks(x, weight, bias, targets, weights, row, need, backend)[2:])
+    compute = _over_counted_rows if skip_ignored else _over_all_rows
+    return Gradients(*compute(x, weight, bias, targets, weights, row, need, backend)[2:])
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     x, weight, bias, targets, row_weights, main_grad, ignore_index, reduction, *rest = inputs
-    label_smoothing, z_loss, *need, ctx.backend = rest
+    label_smoothing, z_loss, *need, ctx.skip_ignored, ctx.backend = rest
     ctx.row, ctx.need, ctx.recompute = (ignore_index, label_smoothing, z_loss), need, reduction == "none"
     ctx.dtypes = weight.dtype, weight.dtype if bias is None else bias.dtype
     if ctx.recompute:
@@ -378,7 +445,9 @@ def _autograd(ctx: Any, dloss: Tensor, *_: Tensor | None) -> tuple[Any, ...]:
     main_grad, *saved = ctx.saved_tensors
     if ctx.recompute:
         factor = dloss.new_ones(())
-        gradients = call("linear_cross_entropy_backward", dloss, *saved, *ctx.row, *ctx.need, ctx.backend)
+        gradients = call(
+            "linear_cross_entropy_backward", dloss, *saved, *ctx.row, *ctx.need, ctx.skip_ignored, ctx.backend
+        )
     else:
         divisor, *gradients = saved
         factor = dloss / divisor
@@ -388,7 +457,7 @@ def _autograd(ctx: Any, dloss: Tensor, *_: Tensor | None) -> tuple[Any, ...]:
         torch.ops.fastlm.linear_cross_entropy_accumulate(main_grad, dw, factor)
         need_dw, dw = False, dw.new_empty(0)
     dx, dw, dbias = call("linear_cross_entropy_scale", factor, dx, dw, dbias, *ctx.dtypes)
-    return dx if need_dx else None, dw if need_dw else None, dbias if need_dbias else None, *[None] * 11
+    return dx if need_dx else None, dw if need_dw else None, dbias if need_dbias else None, *[None] * 12
 
 
 def _scaled(

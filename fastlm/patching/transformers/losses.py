@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.modeling_outputs import CausalLMOutputWithCrossAttentions, MaskedLMOutput
@@ -25,7 +24,8 @@ class VocabularyLoss(Swapped):
     """Is the base of the models with a loss over the vocabulary.
 
     trunk: the attribute of the model's trunk. decoder: the path of the linear layer that makes the logits.
-    needs: the labels that all must be given. shifted: whether each position predicts the next one.
+    needs: the labels that all must be given. shifted: whether each position predicts the next one. sparse: whether few
+    positions have labels.
     """
 
     switch = "loss"
@@ -33,6 +33,7 @@ class VocabularyLoss(Swapped):
     decoder: ClassVar[str]
     needs: ClassVar[tuple[str, ...]] = ("labels",)
     shifted: ClassVar[bool] = False
+    sparse: ClassVar[bool] = False
 
     @classmethod
     def reason_against(cls, module: nn.Module, options: PatchOptions) -> str | None:
@@ -58,7 +59,8 @@ class VocabularyLoss(Swapped):
             self.get_submodule(self.decoder),
             targets,
             options["num_items_in_batch"],
-            self.fastlm_options.backend,
+            skip_ignored=self.sparse or targets.device.type == "cpu",
+            backend=self.fastlm_options.backend,
         )
         return self.output(loss, hidden, labels)
 
@@ -93,6 +95,8 @@ class VocabularyLoss(Swapped):
 class MaskedLoss(VocabularyLoss):
     """Is the base of masked-LM models."""
 
+    sparse = True
+
     def output(self, loss: Tensor, hidden: ModelOutput, labels: dict[str, Tensor]) -> ModelOutput:
         return MaskedLMOutput(loss=loss, hidden_states=hidden.hidden_states, attentions=hidden.attentions)
 
@@ -109,23 +113,23 @@ class CausalLoss(VocabularyLoss):
 
 
 def vocabulary_loss(
-    features: Tensor, decoder: nn.Linear, targets: Tensor, num_items: Tensor | int | None, backend: str
+    features: Tensor,
+    decoder: nn.Linear,
+    targets: Tensor,
+    num_items: Tensor | int | None,
+    **options: Any,
 ) -> Tensor:
     """Returns the loss of features (B, S, E) and targets (B, S): a mean, or with num_items the sum divided by it.
 
-    On a CPU only rows with a target are computed. If there are none, the loss is 0 (torch's is NaN).
+    `options` are those of `linear_cross_entropy`. Without targets the loss is 0 (torch's is NaN).
     """
-    features, targets = features.flatten(0, -2), targets.reshape(-1).to(features.device)
-    if targets.device.type == "cpu" and not torch.compiler.is_compiling():
-        rows = (targets != IGNORED).nonzero()[:, 0]
-        features, targets = features.index_select(0, rows), targets.index_select(0, rows)
     loss = ops.linear_cross_entropy(
         features,
         decoder.weight,
-        targets,
+        targets.to(features.device),
         bias=decoder.bias,
         reduction="mean" if num_items is None else "sum",
-        backend=backend,
+        **options,
     )
     if num_items is None:
         return loss
