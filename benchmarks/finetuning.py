@@ -55,7 +55,7 @@ class Pair:
 
 
 def measure(options: argparse.Namespace) -> int:
-    """Prints a table and writes it as JSON. Returns the exit status: 0, or 2 for wrong options."""
+    """Prints each model's row and writes all so far as JSON. Returns the exit status: 0, or 2 for wrong options."""
     unknown = sorted(set(options.model or ()) - set(models.PRESETS))
     if unknown:
         print(f"benchmarks: --model takes {', '.join(models.PRESETS)}, not {', '.join(unknown)}", file=sys.stderr)
@@ -65,20 +65,19 @@ def measure(options: argparse.Namespace) -> int:
     except Unavailable as reason:
         print(f"benchmarks: accelerate, which transformers' Trainer needs, {reason}", file=sys.stderr)
         return 2
-    found = []
+    found: list[Pair] = []
+    about = {"machine": machine.describe(), "versions": machine.versions(), "commit": machine.commit()}
+    print(f"{about['machine']['name']}, {about['versions']}, commit {about['commit']['sha'][:10]}")
+    print(f"ours beside transformers' Trainer; {ROUNDS} rounds of {options.updates} updates each", flush=True)
     for name in options.model or MODELS:
         with tempfile.TemporaryDirectory(prefix="fastlm-finetuning-") as scratch:
             print(f"finetuning {name}", file=sys.stderr, flush=True)
             found.append(_measure(name, options.batch, options.updates, Path(scratch)))
-    about = {"machine": machine.describe(), "versions": machine.versions(), "commit": machine.commit()}
-    print(f"{about['machine']['name']}, {about['versions']}, commit {about['commit']['sha'][:10]}")
-    print(f"ours beside transformers' Trainer; {ROUNDS} rounds of {options.updates} updates each")
-    print("\n".join(aligned(_table(found))))
-    if options.out is not None:
-        options.out.mkdir(parents=True, exist_ok=True)
-        (options.out / "finetuning.json").write_text(
-            json.dumps(about | {"pairs": [asdict(p) for p in found]}, indent=1)
-        )
+        print("\n".join(aligned(_table(found[-1:]))), flush=True)
+        if options.out is not None:
+            options.out.mkdir(parents=True, exist_ok=True)
+            pairs = [asdict(pair) for pair in found]
+            (options.out / "finetuning.json").write_text(json.dumps(about | {"pairs": pairs}, indent=1))
     return 0
 
 

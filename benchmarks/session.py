@@ -1,4 +1,4 @@
-"""One whole run: measures the limits, runs all cases, writes the results file after each, prints the tables."""
+"""One whole run: measures the limits, runs all cases, writes the results file after each record, prints the tables."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def measure(options: argparse.Namespace) -> int:
     file = folder / f"{results.created[:19].replace(':', '')}-{results.commit['sha'][:10]}.json"
     print(report.head(results) + "\n", flush=True)
     for case, run in work:
-        _run(case, run, bench, results)
+        _run(case, run, bench, results, file)
         results.write(file)
     if "clocks" in results.machine:
         results.machine["clocks"]["after"] = machine.clocks()
@@ -62,8 +62,11 @@ def measure(options: argparse.Namespace) -> int:
     return _end(results, file, options.plot)
 
 
-def _run(case: Any, run: Callable[[Any, Bench], Iterator[Record]], bench: Bench, results: Results) -> None:
-    """Adds a case's records to the results, or, if it cannot be set up, its name and the reason to `left_out`."""
+def _run(case: Any, run: Callable[[Any, Bench], Iterator[Record]], bench: Bench, results: Results, file: Path) -> None:
+    """Adds a case's records to the results and writes them, one by one, since a model's may take minutes.
+
+    If the case cannot be set up, its name and the reason are added to `left_out`.
+    """
     if bench.late():
         results.left_out.append(f"{case.op} {case.shape}: out of time")
         return
@@ -71,6 +74,7 @@ def _run(case: Any, run: Callable[[Any, Bench], Iterator[Record]], bench: Bench,
     try:
         for record in run(case, bench):
             results.records.append(record)
+            results.write(file)
     except Exception as error:  # the next case may still run
         traceback.print_exc()
         results.left_out.append(f"{case.op} {case.shape}: {explain(error)[1]}")
