@@ -232,7 +232,7 @@ def _guarded(case: ModelCase, bench: Bench, candidate: Candidate, check: ModelCh
             error = check(candidate)
             step = training_step(case, candidate, check.source, bench)
             extra = bench.clock.extra_bytes(lambda: step(batches[0]))
-            samples = bench.clock.samples(step, lambda i: batches[i % len(batches)])
+            samples = bench.clock.steps(step, lambda i: batches[i % len(batches)])
         return _record(case, bench, candidate, status="timed", samples_us=samples, error=error, extra_bytes=extra)
     except Unavailable as reason:
         return _record(case, bench, candidate, status="skipped", reason=str(reason))
@@ -381,7 +381,12 @@ def _record(case: ModelCase, bench: Bench, candidate: Candidate, **outcome: Any)
         pass_="step",
         candidate=candidate.name,
         ours=candidate.ours,
-        parameters={"batch": case.batch, "length": case.length, "dropout_p": case.config.dropout},
+        parameters={
+            "batch": case.batch,
+            "length": case.length,
+            "dropout_p": case.config.dropout,
+            "back_to_back": True,
+        },
         flops=flops,
         lower_bound_us=round(lower_bound, 3),
         bound="matrix",

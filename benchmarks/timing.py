@@ -8,11 +8,15 @@ On a GPU each sample lies between two CUDA events. Before the first event:
   not measured.
 
 On a CPU a sample is a difference of time.perf_counter(), and caches are not flushed.
+
+Steps of training are timed back to back, as they are run: a GPU's sample lies between the ends of two successive steps,
+and includes what the GPU waits for the host.
 """
 
 from __future__ import annotations
 
 import gc
+import itertools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -33,6 +37,7 @@ class Effort:
         return samples >= self.most or (samples >= self.least and time.perf_counter() - started > self.seconds)
 
 
+WARM_UP = 3  # calls
 FULL, QUICK = Effort(), Effort(least=5, most=20, seconds=0.08)
 
 
@@ -49,7 +54,7 @@ class Clock:
 
     def samples(self, call: Callable[[Any], Any], prepare: Callable[[int], Any]) -> tuple[float, ...]:
         """Returns the microseconds of `call(prepare(i))` for i = 0, 1, ..., without those of `prepare`."""
-        for i in range(3):  # warm-up: compiles, tunes, allocates; the last round measures the host's time
+        for i in range(WARM_UP):  # compiles, tunes, allocates; the last round measures the host's time
             state = prepare(i)
             self._wait()
             started = time.perf_counter()
@@ -67,6 +72,24 @@ class Clock:
             if gc_was_on:
                 gc.enable()
         return tuple(round(t, 3) for t in taken)
+
+    def steps(self, step: Callable[[Any], Any], prepare: Callable[[int], Any]) -> tuple[float, ...]:
+        """Returns the microseconds of `step(prepare(i))` for i = 0, 1, ..., run one after the other."""
+        if not self.on_gpu:
+            return self.samples(step, prepare)
+        for i in range(WARM_UP):
+            step(prepare(i))
+        ends, started = [self._event()], time.perf_counter()
+        while not self.effort.enough(len(ends) - 1, started):
+            step(prepare(len(ends)))
+            ends.append(self._event())
+        self._wait()
+        return tuple(round(a.elapsed_time(b) * 1e3, 3) for a, b in itertools.pairwise(ends))
+
+    def _event(self) -> torch.cuda.Event:
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
 
     def _gpu_sample(self, call: Callable[[Any], Any], state: Any, host_us: float) -> float:
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))

@@ -6,6 +6,7 @@ import dataclasses
 import os
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -78,6 +79,36 @@ def test_a_clock_rotates_and_prepares_outside_of_the_samples():
     assert len(samples) == 4 and all(s > 0 for s in samples)
     assert seen == [0, 1, 2, 0, 1, 2, 0]  # three calls to warm up
     assert clock.extra_bytes(lambda: None) is None
+
+
+def test_steps_on_a_gpu_are_timed_from_end_to_end_and_without_a_wait_between():
+    class Event:
+        def __init__(self, ms: int):
+            self.ms = ms
+
+        def elapsed_time(self, later: Event) -> int:
+            return later.ms - self.ms
+
+    calls: list[object] = []
+
+    class Gpu(timing.Clock):
+        def _event(self) -> Event:
+            calls.append("event")
+            return Event(len(calls) ** 2)
+
+        def _wait(self) -> None:
+            calls.append("wait")
+
+    clock = Gpu(torch.device("cpu"), timing.Effort(least=2, most=2))
+    clock.on_gpu = True
+    assert clock.steps(calls.append, lambda i: i) == ((6**2 - 4**2) * 1e3, (8**2 - 6**2) * 1e3)
+    assert calls == [0, 1, 2, "event", 1, "event", 2, "event", "wait"]
+
+
+@pytest.mark.gpu
+def test_steps_on_a_gpu_hold_the_time_that_it_waits_for_the_host():
+    clock = timing.Clock(torch.device("cuda"), timing.Effort(least=4, most=4))
+    assert min(clock.steps(time.sleep, lambda i: 0.02)) > 15_000
 
 
 def test_results_survive_their_file(tmp_path):
