@@ -1,4 +1,4 @@
-"""fastlm convert: between fastlm's files and transformers'."""
+"""fastlm convert: between fastlm's files, transformers' and the original ones."""
 
 from __future__ import annotations
 
@@ -12,13 +12,19 @@ def add_parser(commands: Any) -> None:
     """Adds the command to the parser's commands."""
     parser = commands.add_parser(
         "convert",
-        help="write a model as transformers' files, or transformers' model as fastlm's",
-        description="Writes a run's or a model's folder as a folder of transformers, or a folder of transformers as a "
-        "fastlm model's folder. It says what the other side cannot hold.",
+        help="write a model as transformers' or the original code's files, or such files as fastlm's",
+        description="Writes a run's or a model's folder as a folder of transformers, or a folder of transformers or of "
+        "the original code (OpenAI's params_*.npy, Google's variables as a .npz) as a fastlm model's folder. The "
+        "source's format is found by its files. It says what the other side cannot hold.",
     )
-    parser.add_argument("source", help="run folder, model's folder, or folder of transformers")
+    parser.add_argument("source", help="run folder, model's folder, folder of transformers, or original files")
     parser.add_argument("target", help="folder to write")
     parser.add_argument("--drop", nargs="+", default=[], metavar="NAME", help="heads, tensors or modules to leave out")
+    parser.add_argument(
+        "--to",
+        choices=("fastlm", "transformers", "openai", "google"),
+        help="format to write (default: transformers for a fastlm model, fastlm for others)",
+    )
     parser.set_defaults(command=run)
 
 
@@ -26,5 +32,5 @@ def run(options: argparse.Namespace) -> int:
     import_torch()
     from fastlm.inference.convert import convert
 
-    print("\n".join(convert(options.source, options.target, drop=options.drop)))
+    print("\n".join(convert(options.source, options.target, drop=options.drop, to=options.to)))
     return 0

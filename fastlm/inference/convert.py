@@ -1,59 +1,150 @@
-"""Converts a model between fastlm's files and transformers': `fastlm convert SOURCE TARGET`."""
+"""Converts a model between fastlm's files, transformers' and the original ones: `fastlm convert SOURCE TARGET`."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
+from fastlm.data.labelled.description import Description
+from fastlm.data.tokenizer import Tokenizer
 from fastlm.files import new_folder
 from fastlm.inference.load import is_ours, load_pretrained, read_task
+from fastlm.models import Model
+
+FORMATS = ("fastlm", "transformers", "openai", "google")
 
 
-def convert(source: str | Path, target: str | Path, *, drop: Sequence[str] = ()) -> list[str]:
-    """Writes a run's or a model's folder as a folder of transformers', and a folder of transformers' (or a model of its
-    hub) as a fastlm model's folder with its tokenizer and, for a fine-tuned model, task.json.
+class _Loaded(NamedTuple):
+    """Holds what a source has. notes: sentences on what was left out or is fresh."""
+
+    model: Model
+    tokenizer: Tokenizer | None
+    task: Description | None
+    notes: list[str]
+
+
+def convert(source: str | Path, target: str | Path, *, drop: Sequence[str] = (), to: str | None = None) -> list[str]:
+    """Writes a model and its tokenizer in another format. A fine-tuned model keeps its task.json.
+
+    The source is a run's or a model's folder, a folder of transformers' (or a model of its hub), a folder with OpenAI's
+    params_shapes.json, or Google's variables as a .npz with bert_config.json beside it.
 
     drop: heads of a fastlm model, or tensors or modules of transformers' (such as "cls.species"), to leave out.
+    to: one of FORMATS. None means transformers' format for a model of fastlm, and fastlm's for another one.
 
     Returns what was done, as sentences. Raises ValueError, with a sentence, if `target` is there already, for a model
-    that transformers has no class for, and as `load_pretrained`.
+    that the format cannot hold, and as `load_pretrained`.
     """
     target = Path(target)
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
         raise ValueError(f"target: a new or empty folder expected, got {target}, which holds files")
-    return _to_transformers(source, target, drop) if is_ours(source) else _to_fastlm(source, target, drop)
+    found = find_format(source)
+    to = to or ("transformers" if found == "fastlm" else "fastlm")
+    if to not in FORMATS or to == found:
+        others = ", ".join(name for name in FORMATS if name != found)
+        raise ValueError(f"to: one of {others} expected for {source}, which has {found}'s format, got {to!r}")
+    if drop and found in ("openai", "google"):
+        raise ValueError(f"drop: nothing can be left out of {found}'s format; convert it to fastlm's first")
+    loaded = _READERS[found](source, drop)
+    with new_folder(target) as folder:
+        lines = _WRITERS[to](loaded, folder)
+    return [f"{target}: {lines[0]}", *lines[1:], *loaded.notes]
 
 
-def _to_transformers(source: str | Path, target: Path, drop: Sequence[str]) -> list[str]:
-    from fastlm.integrations.transformers import find_class, save_pretrained
+def find_format(source: str | Path) -> str:
+    """Returns the format of a source, one of FORMATS: by the files that only it has; else transformers'."""
+    from fastlm.integrations.originals import bert, gpt1
 
+    if (Path(source) / gpt1.SHAPES).is_file():
+        return "openai"
+    if bert.find_google(source) is not None:
+        return "google"
+    return "fastlm" if is_ours(source) else "transformers"
+
+
+def _read_fastlm(source: str | Path, drop: Sequence[str]) -> _Loaded:
     model, tokenizer = load_pretrained(source, drop=drop)
     task = read_task(source)
     task = task if task is not None and task.head in model.head_names else None
-    theirs = find_class(model.config, model.heads, task)
-    with new_folder(target) as folder:
-        save_pretrained(model, folder, tokenizer, task=task)
-    lines = [f"{target}: transformers' {theirs.name}, with its tokenizer"]
-    lines += [f"left out: the head {name}" for name in drop]
-    if hasattr(model, "pooler") and not theirs.pooler:
-        lines.append(f"left out: the pooler, which {theirs.name} does not have")
-    return lines
+    return _Loaded(model, tokenizer, task, [f"left out: the head {name}" for name in drop])
 
 
-def _to_fastlm(source: str | Path, target: Path, drop: Sequence[str]) -> list[str]:
+def _read_transformers(source: str | Path, drop: Sequence[str]) -> _Loaded:
     from fastlm.integrations.transformers import from_pretrained
 
-    loaded = from_pretrained(source, drop=drop)
-    with new_folder(target) as folder:
-        loaded.model.save(folder)
-        if loaded.tokenizer is not None:
-            loaded.tokenizer.save(folder / "tokenizer.json")
-    heads = ", ".join(loaded.model.head_names) or "no heads"
-    lines = [f"{target}: a fastlm {type(loaded.model).__name__} with {heads}"]
-    if loaded.tokenizer is None:
-        lines.append("no tokenizer: the source has no tokenizer files")
+    loaded, notes = from_pretrained(source, drop=drop), []
     if loaded.left_out:
-        lines.append(f"left out: {', '.join(loaded.left_out)}")
+        notes.append(f"left out: {', '.join(loaded.left_out)}")
     if loaded.fresh:
-        lines.append(f"freshly initialised, as the source has no such tensors: {', '.join(loaded.fresh)}")
-    return lines
+        notes.append(f"freshly initialised, as the source has no such tensors: {', '.join(loaded.fresh)}")
+    return _Loaded(loaded.model, loaded.tokenizer, loaded.task, notes)
+
+
+def _read_openai(source: str | Path, drop: Sequence[str]) -> _Loaded:
+    from fastlm.integrations import originals
+
+    return _Loaded(originals.read_openai(source), originals.read_openai_tokenizer(source), None, [])
+
+
+def _read_google(source: str | Path, drop: Sequence[str]) -> _Loaded:
+    from fastlm.integrations import originals
+
+    folder = Path(source) if Path(source).is_dir() else Path(source).parent
+    return _Loaded(originals.read_google(source), originals.read_google_tokenizer(folder), None, [])
+
+
+def _write_fastlm(loaded: _Loaded, folder: Path) -> list[str]:
+    loaded.model.save(folder)
+    if loaded.tokenizer is not None:
+        loaded.tokenizer.save(folder / "tokenizer.json")
+    heads = ", ".join(loaded.model.head_names) or "no heads"
+    return [f"a fastlm {type(loaded.model).__name__} with {heads}", *_lacks_tokenizer(loaded)]
+
+
+def _write_transformers(loaded: _Loaded, folder: Path) -> list[str]:
+    from fastlm.integrations.transformers import find_class, save_pretrained
+
+    model = loaded.model
+    theirs = find_class(model.config, model.heads, loaded.task)
+    save_pretrained(model, folder, loaded.tokenizer, task=loaded.task)
+    lines = [f"transformers' {theirs.name}" + (", with its tokenizer" if loaded.tokenizer else "")]
+    if hasattr(model, "pooler") and not theirs.pooler:
+        lines.append(f"left out: the pooler, which {theirs.name} does not have")
+    return [*lines, *_lacks_tokenizer(loaded)]
+
+
+def _write_openai(loaded: _Loaded, folder: Path) -> list[str]:
+    from fastlm.integrations import originals
+
+    originals.write_openai(loaded.model, folder)
+    if loaded.tokenizer is not None:
+        originals.write_openai_tokenizer(loaded.tokenizer, folder)
+    return ["OpenAI's parameters; they do not hold the dropout rates", *_lacks_tokenizer(loaded)]
+
+
+def _write_google(loaded: _Loaded, folder: Path) -> list[str]:
+    from fastlm.integrations import originals
+
+    originals.write_google(loaded.model, folder)
+    if loaded.tokenizer is not None:
+        originals.write_google_tokenizer(loaded.tokenizer, folder)
+    return ["Google's variables as a .npz", *_lacks_tokenizer(loaded)]
+
+
+def _lacks_tokenizer(loaded: _Loaded) -> list[str]:
+    return [] if loaded.tokenizer is not None else ["no tokenizer: the source has no tokenizer files"]
+
+
+_READERS: dict[str, Callable[[str | Path, Sequence[str]], _Loaded]] = {
+    "fastlm": _read_fastlm,
+    "transformers": _read_transformers,
+    "openai": _read_openai,
+    "google": _read_google,
+}
+_WRITERS: dict[str, Callable[[_Loaded, Path], list[str]]] = {
+    "fastlm": _write_fastlm,
+    "transformers": _write_transformers,
+    "openai": _write_openai,
+    "google": _write_google,
+}

@@ -57,11 +57,11 @@ def read_tokenizer(folder: str | Path, model_type: str) -> Tokenizer | None:
         if not source.is_file():
             return None
     if name in _BERT_CLASSES:
-        vocabulary = _read_vocabulary(source) if content is None else _model(content, source)["vocab"]
-        content = _wordpiece(vocabulary, options, _added(content, options))
+        vocabulary = read_vocabulary(source) if content is None else _model(content, source)["vocab"]
+        content = wordpiece_json(vocabulary, options, _added(content, options))
     elif name in _GPT1_CLASSES:
-        model = _read_bpe(source) if content is None else _model(content, source)
-        content = _bpe(model, _added(content, options))
+        model = read_bpe(source) if content is None else _model(content, source)
+        content = bpe_json(model, _added(content, options))
     content |= {"post_processor": None, "truncation": None, "padding": None}  # our Tokenizer uses none of them
     return Tokenizer(json.dumps(content, ensure_ascii=False), str(source))
 
@@ -139,7 +139,8 @@ def _template(tokenizer: Tokenizer, first: str, between: str, last: str) -> dict
     }
 
 
-def _wordpiece(vocabulary: Any, options: dict[str, Any], added: list[dict[str, Any]]) -> dict[str, Any]:
+def wordpiece_json(vocabulary: Any, options: dict[str, Any], added: list[dict[str, Any]]) -> dict[str, Any]:
+    """Returns the content of tokenizer.json for a BertTokenizer with a vocabulary, options and added tokens."""
     return {
         "version": "1.0",
         "added_tokens": _with_specials(added, BERT_SPECIALS, vocabulary),
@@ -162,7 +163,8 @@ def _wordpiece(vocabulary: Any, options: dict[str, Any], added: list[dict[str, A
     }
 
 
-def _bpe(model: dict[str, Any], added: list[dict[str, Any]]) -> dict[str, Any]:
+def bpe_json(model: dict[str, Any], added: list[dict[str, Any]]) -> dict[str, Any]:
+    """Returns the content of tokenizer.json for an OpenAIGPTTokenizer with a vocabulary, merges and added tokens."""
     return {
         "version": "1.0",
         "added_tokens": _with_specials(added, ("<unk>",), model["vocab"]),
@@ -214,19 +216,19 @@ def _model(content: dict[str, Any], source: Path) -> dict[str, Any]:
     return model
 
 
-def _read_vocabulary(path: Path) -> dict[str, int]:
+def read_vocabulary(path: Path) -> dict[str, int]:
     """Reads vocab.txt: an entry per line. Of equal lines the last one counts, as in transformers."""
     with path.open(encoding="utf-8", newline="\n") as lines:
         return {line.rstrip("\n"): number for number, line in enumerate(lines)}
 
 
-def _read_bpe(path: Path) -> dict[str, Any]:
+def read_bpe(path: Path, merges_file: str = "merges.txt") -> dict[str, Any]:
     """Reads vocab.json, and merges.txt beside it: two parts per line, after a line with the version."""
-    vocabulary, path = _read_json(path), path.with_name("merges.txt")
+    name, vocabulary, path = path.name, _read_json(path), path.with_name(merges_file)
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
     except FileNotFoundError:
-        raise DataError(f"{path}: no such file; it goes with vocab.json") from None
+        raise DataError(f"{path}: no such file; it goes with {name}") from None
     merges = [line.split(" ") for line in lines[lines[0].startswith("#version") :] if line]
     for number, merge in enumerate(merges):
         if len(merge) != 2:
