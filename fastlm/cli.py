@@ -29,6 +29,7 @@ from fastlm.run_folder import RunError, RunFolder
 # The extra that installs a package.
 EXTRAS = dict.fromkeys(("tqdm", "matplotlib", "tokenizers", "safetensors", "numpy"), "train")
 EXTRAS |= dict.fromkeys(("sklearn", "scipy", "seqeval"), "finetune") | {"pyarrow": "parquet"}
+EXTRAS |= dict.fromkeys(("ftfy", "spacy"), "original")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -25,6 +25,12 @@ def add_parser(commands: Any) -> None:
         choices=("fastlm", "transformers", "openai", "google"),
         help="format to write (default: transformers for a fastlm model, fastlm for others)",
     )
+    parser.add_argument(
+        "--text-steps",
+        choices=("transformers", "original"),
+        help="of OpenAI's files: whose steps come before the byte-pair encoding, those of transformers' tokenizer or "
+        "of OpenAI's own code, which needs pip install 'fastlm[original]' (default: transformers)",
+    )
     parser.set_defaults(command=run)
 
 
@@ -32,5 +38,6 @@ def run(options: argparse.Namespace) -> int:
     import_torch()
     from fastlm.inference.convert import convert
 
-    print("\n".join(convert(options.source, options.target, drop=options.drop, to=options.to)))
+    given = {"drop": options.drop, "to": options.to, "text_steps": options.text_steps}
+    print("\n".join(convert(options.source, options.target, **given)))
     return 0

@@ -3,7 +3,8 @@
 GPT-1 (Radford et al. 2018, section 4.1): byte-pair encoding of lowercase words, a word's last part marked by "</w>";
 a newline is a token of its own, as in the released vocabulary, so that a model sees paragraphs.
 BERT (Devlin et al. 2019, section 3): uncased WordPiece with [PAD], [UNK], [CLS], [SEP], [MASK].
-Both first split at white space and punctuation.
+Both first split at white space and punctuation. A tokenizer of OpenAI's own vocabulary may take the steps of OpenAI's
+code instead (original_text.py).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from fastlm.data import original_text
 from fastlm.data.corpus import DataError, Documents, unwrap
 from fastlm.files import explain_full_disk, write_bytes
 
@@ -36,9 +38,10 @@ _TOO_LONG = re.compile(rf"(?<![a-zA-Z0-9])[a-zA-Z0-9]{{{MAX_WORD + 1}}}[a-zA-Z0-
 class Tokenizer:
     """Converts text to token ids and back, by a tokenizer.json.
 
-    kind: "bpe" or "wordpiece". vocab_size: entries. specials: the ids of BERT's five special tokens by name, empty for
-    "bpe". hash: SHA-256 of the canonical JSON; shards and runs identify their tokenizer by it. unknown: the id of
-    "<unk>" or "[UNK]", None if a foreign vocabulary has no such entry.
+    kind: "bpe" or "wordpiece". text_steps: "original" if a text takes the steps of OpenAI's code first, else "own",
+    those of the tokenizer.json; its pre_tokenizer says which. vocab_size: entries. specials: the ids of BERT's five
+    special tokens by name, empty for "bpe". hash: SHA-256 of the canonical JSON; shards and runs identify their
+    tokenizer by it. unknown: the id of "<unk>" or "[UNK]", None if a foreign vocabulary has no such entry.
     """
 
     def __init__(self, text: str, source: str = "tokenizer"):
@@ -54,6 +57,8 @@ class Tokenizer:
         if model.get("type") not in _KINDS:
             raise DataError(f"{source}: a BPE or WordPiece tokenizer expected, got {model.get('type')}")
         self.kind = _KINDS[model["type"]]
+        is_original = json.loads(text).get("pre_tokenizer") == original_text.PRE_TOKENIZER
+        self.text_steps = "original" if is_original else "own"
         self.json = _canonical(json.loads(text))
         self.hash = hashlib.sha256(self.json.encode()).hexdigest()
         self.vocab_size = self._tokenizer.get_vocab_size()
@@ -100,15 +105,23 @@ class Tokenizer:
             raise DataError(
                 f"text: valid Unicode expected, got the lone surrogate \\u{found:04x} at character {error.start}{byte}"
             ) from None
-        return self._tokenizer.encode(text, add_special_tokens=False).ids
+        return self._tokenizer.encode(self._prepared(text), add_special_tokens=False).ids
 
     def encode_corpus(self, texts: list[str]) -> list[list[int]]:
         """Returns the ids of each text, using all cores. Here "[MASK]" and the like are ordinary characters."""
         with self._plain_text():
-            return [e.ids for e in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+            prepared = list(map(self._prepared, texts))
+            return [e.ids for e in self._tokenizer.encode_batch_fast(prepared, add_special_tokens=False)]
 
     def encode_with_offsets(self, texts: list[str]) -> list[tuple[list[int], list[tuple[int, int]]]]:
-        """Returns the ids of each text as `encode_corpus` does, and per id its characters [start, end) of the text."""
+        """Returns the ids of each text as `encode_corpus` does, and per id its characters [start, end) of the text.
+
+        Raises DataError for a tokenizer whose text steps move the characters.
+        """
+        if self.text_steps == "original":
+            raise DataError(
+                "tokenizer: OpenAI's text steps move the characters, so that no spans of the text are known"
+            )
         with self._plain_text():
             return [(e.ids, e.offsets) for e in self._tokenizer.encode_batch(texts, add_special_tokens=False)]
 
@@ -120,6 +133,9 @@ class Tokenizer:
         for number, name in enumerate(new, start=self.vocab_size):
             content["added_tokens"].append({"id": number, "content": name, **flags, "special": True})
         return Tokenizer(_canonical(content))
+
+    def _prepared(self, text: str) -> str:
+        return original_text.words_of(text) if self.text_steps == "original" else text
 
     @contextmanager
     def _plain_text(self) -> Iterator[None]:

@@ -24,7 +24,14 @@ class _Loaded(NamedTuple):
     notes: list[str]
 
 
-def convert(source: str | Path, target: str | Path, *, drop: Sequence[str] = (), to: str | None = None) -> list[str]:
+def convert(
+    source: str | Path,
+    target: str | Path,
+    *,
+    drop: Sequence[str] = (),
+    to: str | None = None,
+    text_steps: str | None = None,
+) -> list[str]:
     """Writes a model and its tokenizer in another format. A fine-tuned model keeps its task.json.
 
     The source is a run's or a model's folder, a folder of transformers' (or a model of its hub), a folder with OpenAI's
@@ -32,6 +39,7 @@ def convert(source: str | Path, target: str | Path, *, drop: Sequence[str] = (),
 
     drop: heads of a fastlm model, or tensors or modules of transformers' (such as "cls.species"), to leave out.
     to: one of FORMATS. None means transformers' format for a model of fastlm, and fastlm's for another one.
+    text_steps: for OpenAI's files, whose steps the tokenizer takes: "transformers", which None means, or "original".
 
     Returns what was done, as sentences. Raises ValueError, with a sentence, if `target` is there already, for a model
     that the format cannot hold, and as `load_pretrained`.
@@ -46,7 +54,11 @@ def convert(source: str | Path, target: str | Path, *, drop: Sequence[str] = (),
         raise ValueError(f"to: one of {others} expected for {source}, which has {found}'s format, got {to!r}")
     if drop and found in ("openai", "google"):
         raise ValueError(f"drop: nothing can be left out of {found}'s format; convert it to fastlm's first")
+    if text_steps is not None and (found, to) != ("openai", "fastlm"):
+        raise ValueError(f"text_steps: they are for OpenAI's files as fastlm's, got {found}'s as {to}'s")
     loaded = _READERS[found](source, drop)
+    if text_steps is not None:
+        loaded = loaded._replace(tokenizer=_original_tokenizer(source, text_steps))
     with new_folder(target) as folder:
         lines = _WRITERS[to](loaded, folder)
     return [f"{target}: {lines[0]}", *lines[1:], *loaded.notes]
@@ -87,6 +99,12 @@ def _read_openai(source: str | Path, drop: Sequence[str]) -> _Loaded:
     return _Loaded(originals.read_openai(source), originals.read_openai_tokenizer(source), None, [])
 
 
+def _original_tokenizer(source: str | Path, text_steps: str) -> Tokenizer | None:
+    from fastlm.integrations import originals
+
+    return originals.read_openai_tokenizer(source, text_steps)
+
+
 def _read_google(source: str | Path, drop: Sequence[str]) -> _Loaded:
     from fastlm.integrations import originals
 
@@ -111,6 +129,10 @@ def _write_transformers(loaded: _Loaded, folder: Path) -> list[str]:
     lines = [f"transformers' {theirs.name}" + (", with its tokenizer" if loaded.tokenizer else "")]
     if hasattr(model, "pooler") and not theirs.pooler:
         lines.append(f"left out: the pooler, which {theirs.name} does not have")
+    if loaded.tokenizer is not None and loaded.tokenizer.text_steps == "original":
+        lines.append(
+            "not there: the text steps of OpenAI's code; give that tokenizer the words of original_text.words_of"
+        )
     return [*lines, *_lacks_tokenizer(loaded)]
 
 

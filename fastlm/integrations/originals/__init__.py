@@ -3,6 +3,7 @@
 from fastlm.integrations.originals.bert import read_google, write_google
 from fastlm.integrations.originals.gpt1 import read_openai, write_openai
 from fastlm.integrations.originals.tokenizers import (
+    TEXT_STEPS,
     read_google_tokenizer,
     read_openai_tokenizer,
     write_google_tokenizer,
@@ -10,6 +11,7 @@ from fastlm.integrations.originals.tokenizers import (
 )
 
 __all__ = [
+    "TEXT_STEPS",
     "read_google",
     "read_google_tokenizer",
     "read_openai",

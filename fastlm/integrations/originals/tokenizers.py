@@ -1,8 +1,8 @@
 """The vocabularies beside the original checkpoints, as tokenizers: GPT-1's encoder and merges, BERT's vocab.txt.
 
-GPT-1's ids are those of transformers' OpenAIGPTTokenizer. OpenAI's own code treats text otherwise: see
-tests/test_transformers_tokenizers.py. Google's code keeps the case of a cased vocabulary if it is told so; here a
-vocabulary with the entries "A" to "Z" is cased. It splits words of up to 200 characters.
+GPT-1's ids are those of transformers' OpenAIGPTTokenizer, or with text_steps="original" those of OpenAI's own code: see
+tests/test_transformers_tokenizers.py for how they differ. Google's code keeps the case of a cased vocabulary if it is
+told so; here a vocabulary with the entries "A" to "Z" is cased. It splits words of up to 200 characters.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import json
 import string
 from pathlib import Path
 
+from fastlm.data import original_text
 from fastlm.data.corpus import DataError
 from fastlm.data.tokenizer import MAX_WORD, Tokenizer
 from fastlm.files import write_bytes
@@ -19,12 +20,25 @@ from fastlm.integrations.transformers.tokenizer_files import bpe_json, read_bpe,
 ENCODER, MERGES, VOCABULARY = "encoder_bpe_40000.json", "vocab_40000.bpe", "vocab.txt"
 
 
-def read_openai_tokenizer(folder: str | Path) -> Tokenizer | None:
-    """Returns GPT-1's tokenizer; None for a folder without an encoder. Raises DataError, naming the damaged file."""
+TEXT_STEPS = ("transformers", "original")
+
+
+def read_openai_tokenizer(folder: str | Path, text_steps: str = "transformers") -> Tokenizer | None:
+    """Returns GPT-1's tokenizer; None for a folder without an encoder.
+
+    text_steps: whose steps come before the byte-pair encoding: one of TEXT_STEPS. The saved tokenizer records it.
+
+    Raises ValueError for another name, and DataError, naming the file, for a damaged one.
+    """
+    if text_steps not in TEXT_STEPS:
+        raise ValueError(f"text_steps: one of {', '.join(TEXT_STEPS)} expected, got {text_steps!r}")
     path = Path(folder) / ENCODER
     if not path.is_file():
         return None
-    return _tokenizer(bpe_json(read_bpe(path, MERGES), []), path)
+    content = bpe_json(read_bpe(path, MERGES), [])
+    if text_steps == "original":
+        content |= {"normalizer": original_text.NORMALIZER, "pre_tokenizer": original_text.PRE_TOKENIZER}
+    return _tokenizer(content, path)
 
 
 def read_google_tokenizer(folder: str | Path) -> Tokenizer | None:
