@@ -57,13 +57,18 @@ def dropout_options(
     return {"dropout_p": p, "seed": draw_seeds(1, device) if seed is None else seed, **first}
 
 
+def kind_of(module: nn.Module) -> type:
+    """Returns the type of a module; of one that `fastlm.patch` replaced, the type of fastlm.nn that it computes as."""
+    return getattr(type(module), "namesake", type(module))
+
+
 def is_plain(module: nn.Module, *types: type) -> bool:
     """Returns whether the module is of one of the types itself, and nothing changed what a call of it does.
 
     Only then may its parameters be read without calling it. Adapters and parametrizations have a type of their own.
     """
     return (
-        type(module) in types
+        kind_of(module) in types
         and not module._forward_hooks
         and not module._forward_pre_hooks
         and not module._backward_hooks

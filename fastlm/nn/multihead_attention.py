@@ -160,7 +160,7 @@ class MultiheadAttention(nn.MultiheadAttention):
             return o[0]
         return o.transpose(0, 1) if sequence_first else o
 
-    def reason_against(
+    def reason_against_call(
         self, x: Tensor, key_padding_mask: Tensor | None, attn_mask: Tensor | None, is_causal: bool
     ) -> str | None:
         """Returns why `attend` cannot serve self-attention of x, apart from values of the mask, or None if it can."""

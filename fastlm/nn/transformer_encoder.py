@@ -19,6 +19,7 @@ from fastlm.nn._modules import (
     fall_back,
     gelu_form,
     is_plain,
+    kind_of,
     reason_against_dropout,
     split_bias,
 )
@@ -138,7 +139,7 @@ class TransformerEncoderLayer(nn.TransformerEncoderLayer):
         """
         module = self.self_attn
         direct = can_attend(module) and key_padding_mask is None
-        if direct and module.reason_against(x, None, mask, is_causal) is None:
+        if direct and module.reason_against_call(x, None, mask, is_causal) is None:
             return module.attend(x, **{"lengths": None} | rows, is_causal=is_causal, seed=seed)
         options = {"attn_mask": mask, "key_padding_mask": key_padding_mask, "is_causal": is_causal}
         if isinstance(module, MultiheadAttention):
@@ -253,7 +254,7 @@ class TransformerEncoder(nn.TransformerEncoder):
 
     def _padding(self, src: Tensor, mask: Tensor | None) -> dict[str, Tensor | None]:
         """Returns the layers' arguments for a mask: its rows, found once for all layers, if they can take them."""
-        ours = all(type(layer) is TransformerEncoderLayer and can_attend(layer.self_attn) for layer in self.layers)
+        ours = all(kind_of(layer) is TransformerEncoderLayer and can_attend(layer.self_attn) for layer in self.layers)
         if ours and mask is not None and mask.dtype == torch.bool:
             rows = rows_of(type(self).__name__, mask, src, self.layers[0].self_attn.batch_first)
             if rows is not None:

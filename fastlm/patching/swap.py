@@ -49,6 +49,19 @@ class Swapped:
         return _new_module, (mixin, self.original), self.__getstate__()
 
 
+class Namesake(Swapped):
+    """Is the base of the replacements that compute as a module of fastlm.nn, a subclass of torch's of the same name.
+
+    namesake: that module's class.
+    """
+
+    namesake: ClassVar[type[nn.Module]]
+
+    @property
+    def backend(self) -> str:
+        return self.fastlm_options.backend
+
+
 def find(module: nn.Module, table: Mapping[type, type[Swapped]]) -> type[Swapped] | None:
     """Returns the replacement that a module has, or could have by its class or a base of it; None if there is none."""
     if isinstance(module, Swapped):
@@ -68,6 +81,7 @@ def swap(module: nn.Module, mixin: type[Swapped], options: PatchOptions) -> None
 def restore(module: nn.Module) -> None:
     """Gives a replaced module its own class back."""
     delattr(module, _OPTIONS)
+    vars(module).pop("_said", None)  # the warnings of fastlm.nn
     module.__class__ = module.original
 
 
@@ -76,7 +90,7 @@ def swapped_class(mixin: type[Swapped], original: type[nn.Module]) -> type[nn.Mo
     """Returns the subclass of `mixin` and `original`. Its names and the signature of `forward` are the original's.
 
     Libraries look at both: at the class's name for configurations and for wrapping, at the signature for the columns
-    of a dataset.
+    of a dataset. A namesake's own class comes between them.
     """
 
     @functools.wraps(original.forward)
@@ -86,7 +100,8 @@ def swapped_class(mixin: type[Swapped], original: type[nn.Module]) -> type[nn.Mo
     names = tuple(inspect.signature(original.forward).parameters)[1:]
     members = {name: getattr(original, name) for name in ("__module__", "__qualname__", "__doc__")}
     members |= {"forward": forward, "original": original, "argument_names": names}
-    return type(original)(original.__name__, (mixin, original), members)
+    between = (mixin.namesake,) if issubclass(mixin, Namesake) else ()
+    return type(original)(original.__name__, (mixin, *between, original), members)
 
 
 def _new_module(mixin: type[Swapped], original: type[nn.Module]) -> nn.Module:

@@ -22,13 +22,12 @@ from transformers.masking_utils import bidirectional_mask_function, causal_mask_
 from fastlm import ops
 from fastlm.dropout import draw_seeds
 from fastlm.nn._masks import HOLES, causal_mask, checked_rows, padding_mask
-from fastlm.ops.attention import SPEC
 from fastlm.patching import parts
 from fastlm.patching.options import PatchOptions
 from fastlm.patching.swap import Swapped
+from fastlm.patching.torch_modules import reason_against_head_dim
 
 NAME = "fastlm"
-MAX_HEAD_DIM = SPEC.limits["triton"].max_width  # CUDA's is the same
 HAS_HOLES = f"fastlm: an attention mask has {HOLES}"
 
 
@@ -49,11 +48,6 @@ class SelfAttention(Swapped):
             if hasattr(module, name):
                 return parts.reason_against_dropout(getattr(module, name))
         return None
-
-
-def reason_against_head_dim(size: int) -> str | None:
-    """Returns why the kernels cannot serve a head_dim, or None."""
-    return f"its head_dim is {size}, and the kernels take up to {MAX_HEAD_DIM}" if size > MAX_HEAD_DIM else None
 
 
 def make_mask(

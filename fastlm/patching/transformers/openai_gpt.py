@@ -14,7 +14,8 @@ from fastlm import ops
 from fastlm.patching import parts
 from fastlm.patching.options import PatchOptions
 from fastlm.patching.swap import Swapped
-from fastlm.patching.transformers.attention import reason_against_head_dim, rows_of
+from fastlm.patching.torch_modules import reason_against_head_dim
+from fastlm.patching.transformers.attention import rows_of
 from fastlm.patching.transformers.layers import MLP, add_norm
 from fastlm.patching.transformers.losses import CausalLoss
 
