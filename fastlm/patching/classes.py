@@ -7,6 +7,7 @@ They serve code that makes its model itself, such as `AutoModel.from_pretrained`
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 from typing import Any
 
 from fastlm.patching.options import PatchOptions
@@ -16,6 +17,8 @@ from fastlm.patching.tree import patch_tree
 
 def apply(name: str, options: PatchOptions | None = None, **switches: bool | str) -> None:
     """Makes the constructors of an architecture's models patch them. Applying again changes the options.
+
+    A model that is made with attn_implementation="eager" keeps its attention.
 
     Args:
         name: "albert", "bert", "distilbert", "electra", "gpt2", "openai_gpt" or "roberta".
@@ -28,7 +31,9 @@ def apply(name: str, options: PatchOptions | None = None, **switches: bool | str
 
     def post_init(self: Any) -> None:
         super(base, self).post_init()
-        patch_tree(self, options, own_config=False)  # a trunk inside another model shares its configuration
+        keeps_attention = self._supports_sdpa and self.config._attn_implementation == "eager"  # SDPA is the default
+        chosen = replace(options, attention=False) if keeps_attention else options
+        patch_tree(self, chosen, own_config=False)  # a trunk inside another model shares its configuration
 
     base.post_init = post_init
 
