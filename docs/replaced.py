@@ -69,8 +69,8 @@ def lines() -> Iterator[str]:
         "switch | left if | reason", ((x.switch, x.what.format(**values), x.then.format(**values)) for x in limits.LEFT)
     )
     yield "\n## Dtypes and devices\n"
-    yield '`backend="auto"` takes the first backend that serves the call: CUDA C++ or Triton on a GPU, the faster path for'
-    yield "CPUs on a CPU, and the reference, which is plain PyTorch, for the rest (such as float64 on a GPU).\n"
+    yield '`backend="auto"` takes the first backend that serves the call: CUDA C++ or Triton on a GPU, the faster path'
+    yield "for CPUs on a CPU, and the reference, which is plain PyTorch, for the rest (such as float64 on a GPU).\n"
     yield from table("op | reference | CPU | Triton | CUDA C++", (dtypes(op) for op in SPECS if op in used_ops()))
     yield "\n## fastlm.nn"
     for name, namesake in ARGUMENTS.items():
@@ -92,7 +92,8 @@ def architecture_section(name: str) -> Iterator[str]:
     yield f"\n## {name}: `patching.apply_fastlm_to_{name}()`\n"
     yield from replaced(ours.REPLACEMENTS)
     theirs = import_module(f"transformers.models.{ARCHITECTURES[name]}.modeling_{ARCHITECTURES[name]}")
-    yield "\nThe other modules stay as they are, for no op computes them; layer norms and GELUs inside them are replaced:"
+    yield "\nThese modules stay as they are, because no op stands for them; modules inside them that are in a table above,"
+    yield "such as torch.nn's LayerNorm, are replaced:"
     yield ", ".join(f"`{c.__name__}`" for c in others(theirs, ours.REPLACEMENTS)) + ".\n"
     yield f"Padding: {limits.PADDING}. Other calls of replaced modules:\n"
     calls = (x for x in limits.CALLS if not x.architectures or name in x.architectures)

@@ -34,7 +34,7 @@ PAGE = SCRIPT.DOCUMENT.read_text(encoding="utf-8")
 
 def test_page_is_fresh():
     """If this fails: `python -P docs/replaced.py` writes the page."""
-    assert PAGE == SCRIPT.document()
+    assert SCRIPT.document() == PAGE
 
 
 def test_code_blocks_are_the_files():

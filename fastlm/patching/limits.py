@@ -56,7 +56,12 @@ CALLS = (
     Limit("attention", "a mask with padding between valid positions", HOLES.replace("SDPA", _OWN), ("openai_gpt",)),
     Limit("attention", "a mask that is neither 2-D nor causal", "SDPA", _INTERFACE),
     Limit("attention", "a mask that is not 2-D", _OWN, ("openai_gpt",)),
-    Limit("attention", "a cache: queries and keys of different length", "SDPA", ("bert", "electra", "gpt2", "roberta")),
+    Limit(
+        "attention",
+        "a cache or cross-attention: queries and keys of different length",
+        "SDPA",
+        ("bert", "electra", "gpt2", "roberta"),
+    ),
     Limit("attention", "output_attentions", "the model's eager attention", _INTERFACE),
     Limit("attention", "output_attentions", _OWN, ("openai_gpt",)),
     Limit("layer_norm", "cross-attention (encoder_hidden_states)", _OWN, ("gpt2",)),
