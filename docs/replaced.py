@@ -17,7 +17,7 @@ from fastlm.ops import SPECS
 from fastlm.patching import limits, torch_modules
 from fastlm.patching.swap import Swapped
 from fastlm.patching.transformers import albert, distilbert, gpt2, layers, losses, openai_gpt, roberta
-from fastlm.patching.transformers.attention import MAX_HEAD_DIM, SelfAttention
+from fastlm.patching.transformers.attention import SelfAttention
 from fastlm.patching.transformers.tables import ARCHITECTURES, architecture
 
 DOCUMENT = Path(__file__).with_suffix(".md")
@@ -31,6 +31,9 @@ TITLES = {
 OPS: dict[type[Swapped], tuple[str, ...]] = {
     torch_modules.LayerNorm: ("layer_norm",),
     torch_modules.GELU: ("bias_gelu",),
+    torch_modules.MultiheadAttention: ("attention_packed",),
+    torch_modules.TransformerEncoderLayer: ("add_layer_norm", "bias_gelu"),
+    torch_modules.TransformerEncoder: (),  # its layers call the ops
     albert.Attention: ("attention", "add_layer_norm"),
     albert.Layer: ("bias_gelu", "add_layer_norm"),
     distilbert.FeedForward: ("bias_gelu",),
@@ -60,11 +63,14 @@ def lines() -> Iterator[str]:
     yield "`fastlm.patch` replaces these modules. `print(fastlm.patch(model))` says it of a model at hand.\n"
     yield "## torch.nn's modules in any model\n"
     yield from replaced(torch_modules.REPLACEMENTS)
+    yield "\nThey compute as their namesakes in `fastlm.nn`, whose arguments are listed below."
+    yield "A TransformerEncoder calls no op itself: it gives its layers the rows of a padding mask."
+    yield "A patched MultiheadAttention keeps torch's default need_weights=True, with which torch's own way computes.\n"
     for name in ARCHITECTURES:
         yield from architecture_section(name)
     yield "\n## Modules that are left\n"
     yield "The report names each such module and its reason.\n"
-    values = {"max_head_dim": MAX_HEAD_DIM}
+    values = {"max_head_dim": torch_modules.MAX_HEAD_DIM}
     yield from table(
         "switch | left if | reason", ((x.switch, x.what.format(**values), x.then.format(**values)) for x in limits.LEFT)
     )
@@ -92,8 +98,8 @@ def architecture_section(name: str) -> Iterator[str]:
     yield f"\n## {name}: `patching.apply_fastlm_to_{name}()`\n"
     yield from replaced(ours.REPLACEMENTS)
     theirs = import_module(f"transformers.models.{ARCHITECTURES[name]}.modeling_{ARCHITECTURES[name]}")
-    yield "\nThese modules stay as they are, because no op stands for them; modules inside them that are in a table above,"
-    yield "such as torch.nn's LayerNorm, are replaced:"
+    yield "\nThese modules stay as they are, because no op stands for them; modules inside them that are in a table"
+    yield "above, such as torch.nn's LayerNorm, are replaced:"
     yield ", ".join(f"`{c.__name__}`" for c in others(theirs, ours.REPLACEMENTS)) + ".\n"
     yield f"Padding: {limits.PADDING}. Other calls of replaced modules:\n"
     calls = (x for x in limits.CALLS if not x.architectures or name in x.architectures)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from fastlm.ops import SPECS
-from fastlm.patching import PatchOptions, limits
+from fastlm.patching import PatchOptions, limits, torch_modules
 from fastlm.patching.swap import Swapped
 from fastlm.patching.transformers.tables import ARCHITECTURES, architecture
 
@@ -65,6 +65,13 @@ def test_ops_of_a_replacement_are_those_in_its_code(name):
         source = "".join(Path(sys.modules[file].__file__).read_text(encoding="utf-8") for file in files)
         for op in SCRIPT.ops_of(mixin):
             assert op in SPECS and f"ops.{op}(" in source, (mixin, op)
+
+
+def test_ops_of_torchs_modules_are_those_in_their_namesakes_code():
+    for mixin in torch_modules.REPLACEMENTS.values():
+        source = Path(sys.modules[mixin.namesake.__module__].__file__).read_text(encoding="utf-8")
+        for op in SCRIPT.ops_of(mixin):
+            assert f"ops.{op}(" in source, (mixin, op)
 
 
 def test_limits_name_switches_and_architectures():

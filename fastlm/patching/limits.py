@@ -35,7 +35,19 @@ LEFT = (
     Limit("attention", "position_embedding_type other than absolute", "it adds to the scores"),
     Limit("attention", "an attention module outside its model", "the model around it makes its masks"),
     Limit("layer_norm", "a norm other than torch's LayerNorm", "no kernel computes it"),
-    Limit("layer_norm", "a layer norm without weight, or over several dimensions", "the kernels need one dimension"),
+    Limit(
+        "any",
+        "a fused module of transformers whose layer norm has no weight, or several dimensions",
+        "the fused kernels need a weight, over one dimension; the layer norm alone is replaced",
+    ),
+    Limit(
+        "attention",
+        "a subclass of torch's MultiheadAttention, or one with add_bias_kv, add_zero_attn, kdim or vdim",
+        "no kernel computes it",
+    ),
+    Limit(
+        "any", "a subclass of torch's TransformerEncoder or TransformerEncoderLayer", "it may change several methods"
+    ),
     Limit(
         "any", "dropout of another class, or not 0 or 1 but rounded to it", "kernels apply dropout in steps of 1/256"
     ),
