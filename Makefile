@@ -30,7 +30,7 @@ INSTALLED := $(VENV)/installed
 export PATH := $(abspath $(VENV))/bin:$(PATH)
 endif
 TEST_WEIGHTS := $(INSTALLED)-test-weights
-TRANSFORMERS := $(INSTALLED)-transformers-tests
+MIXIN := $(INSTALLED)-mixin
 
 STYLED := $(shell find csrc tests/native -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.h')
 BUILD_TOOLS := setuptools pybind11 cmake ninja
@@ -55,8 +55,8 @@ train: $(INSTALLED) extension
 test: $(INSTALLED) $(TEST_WEIGHTS) extension emulator nvcc-90a
 	$(PYTEST) $(PYTEST_ARGS)
 
-test-all: $(INSTALLED) $(TEST_WEIGHTS) $(TRANSFORMERS) extension emulator nvcc-90a nvcc-all
-	FASTLM_TRANSFORMERS_TESTS=$${FASTLM_TRANSFORMERS_TESTS:-$(CURDIR)/build/transformers/tests} $(PYTEST) --all $(PYTEST_ARGS)
+test-all: $(INSTALLED) $(TEST_WEIGHTS) $(MIXIN) extension emulator nvcc-90a nvcc-all
+	$(PYTEST) --all $(PYTEST_ARGS)
 
 bench: $(INSTALLED) extension
 	$(firstword $(PY)) -m benchmarks $(BENCH)
@@ -89,7 +89,7 @@ $(INSTALLED): pyproject.toml
 
 $(TEST_WEIGHTS): ;
 
-$(TRANSFORMERS): ;
+$(MIXIN): ;
 else
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "fastlm: Python >= 3.11 is needed: make PYTHON=...")'
@@ -104,12 +104,9 @@ $(TEST_WEIGHTS): $(INSTALLED)
 	touch $@
 
 # transformers' own tests of models, of the version that is installed, for patched models.
-$(TRANSFORMERS): $(INSTALLED)
+$(MIXIN): $(INSTALLED)
 	$(PIP) install --quiet parameterized
-	rm -rf build/transformers && mkdir -p build/transformers
-	version=$$($(PY) -c 'import transformers; print(transformers.__version__)') && \
-	$(PIP) download --quiet --no-deps --no-binary :all: --dest build/transformers transformers==$$version && \
-	tar -xzf build/transformers/transformers-$$version.tar.gz --strip-components=1 -C build/transformers
+	$(PY) tests/mixin.py
 	touch $@
 endif
 

@@ -387,24 +387,6 @@ def test_any_tree_of_torch_modules():
     assert type(model[2]) is nn.LayerNorm and torch.equal(model(x), expected)
 
 
-def test_trainer_takes_the_same_steps(tmp_path):
-    """Trains for five updates. Trainer passes num_items_in_batch, here the number of the batch's labels."""
-    batch = make_batch("BertForMaskedLM")
-    rows = [{name: x[i] for name, x in batch.items()} for i in range(3)]
-    losses = []
-    for patched in (False, True):
-        model = make("BertForMaskedLM")
-        if patched:
-            fastlm.patch(model)
-        options = {"max_steps": 5, "per_device_train_batch_size": 3, "logging_steps": 1, "save_strategy": "no"}
-        arguments = transformers.TrainingArguments(tmp_path, **options, report_to="none", use_cpu=True, seed=3)
-        trainer = transformers.Trainer(model, arguments, train_dataset=rows)
-        trainer.train()
-        losses.append([entry["loss"] for entry in trainer.state.log_history if "loss" in entry])
-    assert len(losses[0]) == 5 and losses[0][-1] < losses[0][0]
-    torch.testing.assert_close(*map(torch.tensor, losses), rtol=0, atol=2e-4)
-
-
 def test_compiled_as_one_graph():
     name = "BertForMaskedLM"
     model, batch = make(name).train(), make_batch(name)
