@@ -80,6 +80,7 @@ def test_round_trips_are_exact_by_the_command(tmp_path, capsys):
     )  # fmt: skip
     for source, target, more in steps:
         assert cli.main(["convert", str(tmp_path / source), str(tmp_path / target), *more]) == 0, capsys.readouterr()
+    assert f"left out: {2 * len(arrays) + 1} variables of the optimizer" in capsys.readouterr().out
     for name in ("back", "again"):
         with np.load(tmp_path / name / "bert_model.npz", allow_pickle=False) as found:
             assert sorted(found.files) == sorted(arrays)
@@ -112,6 +113,18 @@ def test_missing_and_unknown_variables_are_named(tmp_path):
     (tmp_path / "google/bert_config.json").write_text(json.dumps(SIZES | {"hidden_act": "relu"}))
     with pytest.raises(ValueError, match=r"bert_config\.json: hidden_act must be 'gelu', got 'relu'"):
         read_google(tmp_path / "google")
+
+
+def test_a_variable_of_another_shape_is_named_with_both_shapes(tmp_path):
+    _, arrays = written(tmp_path / "google")
+    name = "bert/encoder/layer_1/attention/self/key/kernel"
+    for wrong, got in (
+        (np.zeros((32, 16), np.float32), r"float32 of shape \[32, 16\]"),
+        (np.zeros((32, 32), int), "int64"),
+    ):
+        save(tmp_path / "google", arrays | {name: wrong})
+        with pytest.raises(ValueError, match=rf"model\.npz: {name}: .* shape \[32, 32\] expected, .* got {got}"):
+            read_google(tmp_path / "google")
 
 
 @pytest.mark.parametrize(("field", "value"), [("gelu", "none"), ("eps", 1e-6), ("embedding_dropout", 0.5)])

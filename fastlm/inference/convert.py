@@ -109,7 +109,11 @@ def _read_google(source: str | Path, drop: Sequence[str]) -> _Loaded:
     from fastlm.integrations import originals
 
     folder = Path(source) if Path(source).is_dir() else Path(source).parent
-    return _Loaded(originals.read_google(source), originals.read_google_tokenizer(folder), None, [])
+    model, skipped = originals.read_google(source), originals.bert.left_out(source)
+    notes = (
+        [f"left out: {len(skipped)} variables of the optimizer (*/adam_m, */adam_v, global_step)"] if skipped else []
+    )
+    return _Loaded(model, originals.read_google_tokenizer(folder), None, notes)
 
 
 def _write_fastlm(loaded: _Loaded, folder: Path) -> list[str]:

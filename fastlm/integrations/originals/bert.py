@@ -75,6 +75,7 @@ def read_google(source: str | Path, *, backend: str = "auto") -> BERT:
     problems = list_problems(missing=expected - variables.keys(), unknown=variables.keys() - expected)
     if problems:
         raise ValueError(f"{path}: not the variables of this model: {problems}")
+    _check_shapes(path, config, present, variables)
     weights = {ours: entry.read(variables) for ours, entry in table.items()}
     heads = {n: head for n, head in pretraining_heads(config, backend=backend).items() if n in present}
     return from_weights(config, weights, heads, backend=backend, source=str(path)).eval()
@@ -106,6 +107,31 @@ def write_google(model: BERT, folder: str | Path) -> None:
     with new_file(folder / WEIGHTS) as path, path.open("wb") as file:
         np.savez(file, **arrays)
     write_json(folder / CONFIG, fields | {"hidden_act": "gelu"})
+
+
+def left_out(source: str | Path) -> list[str]:
+    """Returns the names of the optimizer's variables in a source that `read_google` reads, sorted."""
+    with np.load(find_google(source), allow_pickle=False) as arrays:
+        return sorted(filter(_is_optimizers, arrays.files))
+
+
+def _is_optimizers(name: str) -> bool:
+    return name == _STEP or name.endswith(_SLOTS)
+
+
+def _check_shapes(path: Path, config: BERTConfig, heads: set[str], variables: Mapping[str, Tensor]) -> None:
+    """Raises ValueError, naming file and variable, for a variable of another shape or not of floating point."""
+    with torch.device("meta"):
+        fresh = {n: head for n, head in pretraining_heads(config).items() if n in heads}
+        parameters = dict(BERT(config, fresh).named_parameters())
+    for ours, entry in _table(config, heads).items():
+        for name, wanted in entry.write(parameters[ours]).items():
+            given = variables[name]
+            if given.shape != wanted.shape or not given.is_floating_point():
+                raise ValueError(
+                    f"{path}: {name}: floating point of shape {list(wanted.shape)} expected, as {CONFIG} says, "
+                    f"got {str(given.dtype).removeprefix('torch.')} of shape {list(given.shape)}"
+                )
 
 
 def _table(config: BERTConfig, heads: set[str]) -> Table:
@@ -166,7 +192,7 @@ def _read_variables(path: Path) -> dict[str, Tensor]:
     try:
         with np.load(path, allow_pickle=False) as arrays:
             for name in arrays.files:
-                if name != _STEP and not name.endswith(_SLOTS):
+                if not _is_optimizers(name):
                     variables[name] = torch.from_numpy(arrays[name])
     except (ValueError, TypeError, EOFError, OSError, AttributeError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path}: a .npz of numbers expected, or a damaged one ({error})") from error
