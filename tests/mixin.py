@@ -129,10 +129,9 @@ class Inputs:
         return getattr(transformers, self.family.config)(**self.family.options)
 
     def prepare_config_and_inputs_for_common(self) -> tuple[transformers.PreTrainedConfig, dict[str, torch.Tensor]]:
-        config = self.get_config()
         tokens = torch.randint(2, VOCABULARY - 1, (BATCH, LENGTH))
         mask = torch.arange(LENGTH) < torch.tensor([[LENGTH], [4], [LENGTH]])
-        return config, {"input_ids": tokens.where(mask, config.pad_token_id), "attention_mask": mask.long()}
+        return self.get_config(), {"input_ids": tokens, "attention_mask": mask.long()}
 
 
 def sources() -> Path:

@@ -125,20 +125,6 @@ def test_loss_gradients_and_logits_are_the_unpatched_models(name):
         assert_close(h[valid], g[valid], "hidden states", 1e-13)
 
 
-@pytest.mark.parametrize("name", ["BertForMaskedLM", "GPT2LMHeadModel", "OpenAIGPTLMHeadModel"])
-def test_half_precision_is_as_near_to_float64_as_the_unpatched_model(name):
-    """Under autocast our residual stream is bfloat16, theirs float32: the RMS error may be three times theirs."""
-    model, batch = make(name).eval(), make_batch(name)
-    valid = batch["attention_mask"].bool()
-    exact = logits_of(copy.deepcopy(model).double()(**batch))[valid]
-    with torch.autocast("cpu", torch.bfloat16):
-        theirs = logits_of(model(**batch))[valid]
-        fastlm.patch(model)
-        ours = logits_of(model(**batch))[valid]
-    ours, theirs = ((x.double() - exact).square().mean().sqrt() for x in (ours, theirs))
-    assert ours <= 3 * theirs
-
-
 @pytest.mark.parametrize("name", MODELS)
 def test_unpatch_puts_everything_back(name):
     model = make(name)

@@ -51,7 +51,7 @@ def find_google(source: str | Path) -> Path | None:
     source = Path(source)
     if source.suffix == ".npz" and source.is_file():
         return source
-    if not (source / CONFIG).is_file():
+    if not (source / CONFIG).is_file() or (source / "config.json").is_file():  # the latter is transformers'
         return None
     found = sorted(source.glob("*.npz"))
     if len(found) != 1:
