@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 
 import torch
@@ -43,3 +44,19 @@ def test_embeddings_and_the_ranking_of_pairs():
     assert len(one) == PAIRS
     ranks = [(x[one] * x[other]).sum(1).argsort() for x in (found, expected)]
     assert torch.equal(*ranks)
+
+
+def test_a_classifier_of_reactions_gives_the_same_logits_and_gradients():
+    folder = installed("rxnfp", "models/transformers/bert_ft_10k_25s")
+    model = transformers.BertForSequenceClassification.from_pretrained(folder).double().eval()
+    expected = copy.deepcopy(model)
+    assert not fastlm.patch(model).left
+    mask = (torch.arange(24) < torch.tensor([[24], [9]])).long()
+    tokens = torch.randint(20, model.config.vocab_size, mask.shape, generator=torch.Generator().manual_seed(0))
+    batch = {"input_ids": tokens * mask, "attention_mask": mask, "labels": torch.tensor([3, 5])}
+    ours, theirs = model(**batch), expected(**batch)
+    torch.testing.assert_close(ours.logits, theirs.logits, rtol=0, atol=1e-10)
+    for output in (ours, theirs):
+        output.loss.backward()
+    for p, q in zip(model.parameters(), expected.parameters(), strict=True):
+        torch.testing.assert_close(p.grad, q.grad, rtol=1e-8, atol=1e-10)
