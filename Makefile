@@ -95,6 +95,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "fastlm: Python >= 3.11 is needed: make PYTHON=...")'
 	[ -e $(VENV)/bin/python ] || $(PYTHON) -m venv $(VENV)
 	$(PIP) install --quiet -c constraints.txt $(BUILD_TOOLS)
+	$(PIP) install --quiet -c constraints.txt --no-deps seqeval  # by itself: its build needs isolation to know its version
 	$(PIP_EDITABLE) '.[dev]' -c constraints.txt
 	touch $@
 

@@ -85,10 +85,10 @@ def call(module: nn.Module, x: Tensor, padded: bool = False, causal: bool = Fals
     return y if padding is None else y[~padding]
 
 
-def pair(name: str) -> tuple[nn.Module, nn.Module, dict[str, Tensor]]:
+def pair(name: str, seed: int = 1) -> tuple[nn.Module, nn.Module, dict[str, Tensor]]:
     """Returns torch's module, ours, and the values of x and of their parameters, float64."""
     theirs, ours = MAKERS[name](nn), MAKERS[name](fnn)
-    generator = torch.Generator().manual_seed(1)
+    generator = torch.Generator().manual_seed(seed)
     shapes = {"x": (B, S, E)} | {key.replace(".", "__"): p.shape for key, p in theirs.named_parameters()}
     values = {key: torch.randn(shape, generator=generator, dtype=torch.float64) for key, shape in shapes.items()}
     return theirs, ours, {key: v if key == "x" else v * 0.3 for key, v in values.items()}
@@ -134,14 +134,19 @@ def test_float64_values_and_gradients_are_torch_s(name, options, training):
 @pytest.mark.parametrize(("name", "options"), CASES, ids=IDS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16 autocast"])
 def test_errors_are_at_most_twice_torch_s(name, options, dtype):
-    """Asserts the first bound of `checks`. In bfloat16 our parameters stay float32, under autocast; torch's do not."""
-    theirs, ours, tensors = pair(name)
-    wide = tuple(tensors) if dtype == torch.bfloat16 else ()
-    actual = evaluate(function(ours, autocast=bool(wide), **options), tensors, dtype, wide)
-    exact = evaluate(function(theirs, **options), tensors, torch.float64)
-    yardstick = evaluate(function(theirs, **options), tensors, dtype)
-    for key, value in actual.items():
-        _assert_close(key, value, yardstick[key], exact[key], "torch's module")
+    """Asserts the first bound of `checks`. In bfloat16 our parameters stay float32, under autocast; torch's do not.
+
+    The errors are those of eight draws together: a bias of one draw has 32 values, whose largest error varies too much.
+    """
+    draws = []
+    for seed in range(8):
+        theirs, ours, tensors = pair(name, seed)
+        wide = tuple(tensors) if dtype == torch.bfloat16 else ()
+        actual = evaluate(function(ours, autocast=bool(wide), **options), tensors, dtype, wide)
+        yardstick = evaluate(function(theirs, **options), tensors, dtype)
+        draws.append((actual, yardstick, evaluate(function(theirs, **options), tensors, torch.float64)))
+    for key in draws[0][0]:
+        _assert_close(key, *(torch.stack([draw[i][key] for draw in draws]) for i in range(3)), "torch's module")
 
 
 @pytest.mark.parametrize("name", MAKERS)

@@ -116,6 +116,7 @@ class MultiheadAttention(nn.MultiheadAttention):
         fall_back(self, reason)
         if key_padding_mask is None and lengths is not None:
             key_padding_mask = padding_mask(lengths, starts, batch_and_length(key, self.batch_first)[1])
+            key_padding_mask = key_padding_mask[0] if query.ndim == 2 else key_padding_mask
         if is_causal and attn_mask is None:
             attn_mask = causal_mask(batch_and_length(query, self.batch_first)[1], query.device)
         return super().forward(
