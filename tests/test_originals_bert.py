@@ -98,6 +98,13 @@ def test_heads_that_the_file_lacks_are_not_there(start, heads, tmp_path):
     assert read_google(tmp_path / "google").head_names == heads
 
 
+def test_names_with_a_colon_and_zero_are_the_same_variables(tmp_path):
+    arrays = written(tmp_path / "plain")[1]
+    save(tmp_path / "colon", {f"{name}:0": a for name, a in arrays.items()} | {"global_step:0": np.array(7)})
+    plain, colon = (read_google(tmp_path / name).state_dict() for name in ("plain", "colon"))
+    assert plain.keys() == colon.keys() and all(torch.equal(plain[name], colon[name]) for name in plain)
+
+
 def test_missing_and_unknown_variables_are_named(tmp_path):
     _, arrays = written(tmp_path / "google")
     gone = "bert/encoder/layer_1/attention/self/key/kernel"

@@ -15,7 +15,8 @@
     cls/predictions/output_bias                           mlm.bias
     cls/seq_relationship/output_{weights,bias}            nsp                      (2, E), as here
 
-A kernel is (in, out), also where both are equal. Google's GELU is the tanh form, and its epsilon 1e-12.
+A name may end in ":0". A kernel is (in, out), also where both are equal. Google's GELU is the tanh form, and its
+epsilon 1e-12.
 """
 
 from __future__ import annotations
@@ -115,8 +116,13 @@ def left_out(source: str | Path) -> list[str]:
         return sorted(filter(_is_optimizers, arrays.files))
 
 
+def _plain(name: str) -> str:
+    """Returns the name of a variable without TensorFlow's ":0", which its variables have and its checkpoints do not."""
+    return name.removesuffix(":0")
+
+
 def _is_optimizers(name: str) -> bool:
-    return name == _STEP or name.endswith(_SLOTS)
+    return _plain(name) == _STEP or _plain(name).endswith(_SLOTS)
 
 
 def _check_shapes(path: Path, config: BERTConfig, heads: set[str], variables: Mapping[str, Tensor]) -> None:
@@ -193,7 +199,7 @@ def _read_variables(path: Path) -> dict[str, Tensor]:
         with np.load(path, allow_pickle=False) as arrays:
             for name in arrays.files:
                 if not _is_optimizers(name):
-                    variables[name] = torch.from_numpy(arrays[name])
+                    variables[_plain(name)] = torch.from_numpy(arrays[name])
     except (ValueError, TypeError, EOFError, OSError, AttributeError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path}: a .npz of numbers expected, or a damaged one ({error})") from error
     return variables
