@@ -1,4 +1,4 @@
-// Computes loss and log-sum-exp of each row of logits, and replaces the logits by their gradients.
+// Computes loss and log-sum-exp of each row of logits, and their gradients, which may replace the logits.
 //
 // Bytes per row of V logits of b bytes: read once and, with gradients, written once, 2bV. For GPT-1's 32768 x 40478 in
 // bf16 the lower bound on an H100 is 1.77 ms, set by HBM (3.0 TB/s; computed, not measured).
@@ -9,6 +9,9 @@
 // end.
 //
 // A thread reads only logits that it loaded itself, so the row needs no barrier. The only barrier is in the reduction.
+//
+// Rows of linear_cross_entropy are padded, so that each starts at 16 bytes. Those of cross_entropy are the caller's: a row
+// starts anywhere, its vectors at the 16 bytes before, and a vector that is partly outside is accessed by elements.
 #include "common/launch.cuh"
 #include "common/ptx/copy.cuh"
 #include "common/ptx/math.cuh"
@@ -27,7 +30,8 @@ constexpr size_t kStaticSharedBytes = 1 << 10;  // bound on the kernel's static 
 
 template <typename input_t>
 struct Params {
-  input_t* logits;         // (n, padded); the kernel overwrites them with the gradients
+  const input_t* logits;   // (n, padded)
+  input_t* dlogits;        // (n, padded), may be `logits`; or null
   const int64_t* targets;  // (n,)
   Parameter weights;       // (n,), or null
   float* losses;           // (n,)
@@ -35,7 +39,6 @@ struct Params {
   int vocabulary, padded;
   int64_t ignore_index;
   float label_smoothing, z_loss;
-  bool need_gradient;
 };
 
 // Returns exp(x). For logits in half precision it is exp2_approx(x log2(e)): the multiplication's rounding error is far
@@ -96,15 +99,33 @@ __device__ __forceinline__ SoftmaxStats<input_t> reduce_over_cta(const SoftmaxSt
 }
 
 // The row that a CTA processes. Thread v % kThreads loads and processes vector v of kVecSize logits. The loads of the
-// row are divided into kCopyGroups groups.
-template <typename input_t, bool kInShared>
+// row are divided into kCopyGroups groups. If kPadded, the row starts at 16 bytes and holds whole vectors.
+template <typename input_t, bool kInShared, bool kPadded>
 struct Row {
   static constexpr int kVecSize = 16 / sizeof(input_t);
   using Vector = Vec<input_t, kVecSize>;
 
-  input_t* row;       // in global memory
-  uint4* shared_row;  // the row in shared memory, if kInShared
-  int vocabulary, vectors;
+  const input_t* row;  // in global memory
+  input_t* gradient;   // in global memory, aligned as `row`; or null
+  uint4* shared_row;   // the row in shared memory, if kInShared
+  int vocabulary, padded;
+  int before, vectors;  // elements of vector 0 before the row; number of vectors
+
+  __device__ __forceinline__ Row(const Params<input_t>& p, int64_t n)
+      : row(p.logits + n * p.padded),
+        gradient(p.dlogits ? p.dlogits + n * p.padded : nullptr),
+        shared_row(kInShared ? dynamic_shared<uint4>() : nullptr),
+        vocabulary(p.vocabulary),
+        padded(p.padded),
+        before(kPadded ? 0 : static_cast<int>(reinterpret_cast<uintptr_t>(row) % 16 / sizeof(input_t))),
+        vectors((before + p.padded + kVecSize - 1) / kVecSize) {}
+
+  // Returns the column of the first element of vector v, which may be negative.
+  __device__ __forceinline__ int column(int v) const { return v * kVecSize - before; }
+
+  __device__ __forceinline__ bool is_whole(int v) const {
+    return kPadded || (column(v) >= 0 && column(v) + kVecSize <= padded);
+  }
 
   // Returns the index after the last vector of a copy group.
   __device__ __forceinline__ int group_end(int group) const {
@@ -112,30 +133,48 @@ struct Row {
     return min(vectors, (turns * (group + 1) + kCopyGroups - 1) / kCopyGroups * kThreads);
   }
 
+  // Returns vector v, element by element. Those outside the row are zeros.
+  __device__ __forceinline__ Vector load_elements(int v) const {
+    float x[kVecSize];
+#pragma unroll
+    for (int j = 0; j < kVecSize; j++) {
+      const int c = column(v) + j;
+      x[j] = 0 <= c && c < padded ? float(load_global<Use::kOnce>(row + c)) : 0.0f;
+    }
+    return Vector::of(x);
+  }
+
   __device__ __forceinline__ void load_async() const {
     int v = threadIdx.x;
 #pragma unroll
     for (int group = 0; group < kCopyGroups; group++) {
-      for (; v < group_end(group); v += kThreads) cp_async(shared_row + v, row + v * kVecSize, true);
+      for (; v < group_end(group); v += kThreads) {
+        if (is_whole(v)) {
+          cp_async(shared_row + v, row + column(v), true);
+        } else {
+          const Vector part = load_elements(v);
+          shared_row[v] = uint4{part.words[0], part.words[1], part.words[2], part.words[3]};
+        }
+      }
       cp_async_commit();
     }
   }
 
-  // Loads vector v into x. Padding becomes -inf.
+  // Loads vector v into x. Elements outside the vocabulary become -inf.
   __device__ __forceinline__ void load(int v, float (&x)[kVecSize]) const {
     Vector vector;
     if constexpr (kInShared) {
       const uint4 words = shared_row[v];
       vector.words[0] = words.x, vector.words[1] = words.y, vector.words[2] = words.z, vector.words[3] = words.w;
     } else {
-      vector = load_vec<kVecSize, true>(row + v * kVecSize, kVecSize);
+      vector = is_whole(v) ? load_vec<kVecSize, true>(row + column(v), kVecSize) : load_elements(v);
     }
     vector.copy_to(x);
-    const int inside = vocabulary - v * kVecSize;
-    if (inside < kVecSize) {
+    const int outside = -column(v), inside = vocabulary - column(v);
+    if (outside > 0 || inside < kVecSize) {
 #pragma unroll
       for (int j = 0; j < kVecSize; j++) {
-        if (j >= inside) x[j] = -INFINITY;
+        if (j < outside || j >= inside) x[j] = -INFINITY;
       }
     }
   }
@@ -147,7 +186,7 @@ struct Row {
     if (!smoothed) return;
 #pragma unroll
     for (int j = 0; j < kVecSize; j++) {
-      if (v * kVecSize + j < vocabulary) stats.logit_sum += x[j];
+      if (0 <= column(v) + j && column(v) + j < vocabulary) stats.logit_sum += x[j];
     }
   }
 
@@ -170,18 +209,25 @@ struct Row {
   }
 
   __device__ __forceinline__ void store(int v, const float (&values)[kVecSize]) const {
-    store_vec<kVecSize, true>(row + v * kVecSize, Vector::of(values), kVecSize);
+    if (is_whole(v)) {
+      store_vec<kVecSize, true>(gradient + column(v), Vector::of(values), kVecSize);
+      return;
+    }
+#pragma unroll
+    for (int j = 0; j < kVecSize; j++) {
+      const int c = column(v) + j;
+      if (0 <= c && c < padded) store_global(gradient + c, input_t(values[j]));
+    }
   }
 };
 static_assert(kCopyGroups == 4, "Row::stats waits for four groups");
 
-template <typename input_t, bool kInShared>
+template <typename input_t, bool kInShared, bool kPadded>
 __global__ void __launch_bounds__(kThreads, 2) rows_kernel(const Params<input_t> p) {
-  using Row = Row<input_t, kInShared>;
+  using Row = Row<input_t, kInShared, kPadded>;
   __shared__ SoftmaxStats<input_t> scratch[kWarps];
   const int64_t n = blockIdx.x;
-  const Row row{p.logits + n * p.padded, kInShared ? dynamic_shared<uint4>() : nullptr, p.vocabulary,
-                p.padded / Row::kVecSize};
+  const Row row(p, n);
   const int64_t target = load_global<Use::kRepeated>(p.targets + n);
   const bool smoothed = p.label_smoothing > 0.0f;
 
@@ -191,7 +237,7 @@ __global__ void __launch_bounds__(kThreads, 2) rows_kernel(const Params<input_t>
       store_global(p.lse + n, 0.0f);
     }
     const float zeros[Row::kVecSize] = {};
-    for (int v = threadIdx.x; p.need_gradient && v < row.vectors; v += kThreads) row.store(v, zeros);
+    for (int v = threadIdx.x; row.gradient && v < row.vectors; v += kThreads) row.store(v, zeros);
     return;
   }
 
@@ -214,7 +260,7 @@ __global__ void __launch_bounds__(kThreads, 2) rows_kernel(const Params<input_t>
     store_global(p.losses + n, weight * loss);
     store_global(p.lse + n, lse);
   }
-  if (!p.need_gradient) return;
+  if (!row.gradient) return;
 
   // The gradient is w * (softmax * (1 + 2 * z * lse) - (1 - e) * onehot - e / V), and 0 in the padding, with weight w,
   // z_loss z and label_smoothing e.
@@ -227,8 +273,8 @@ __global__ void __launch_bounds__(kThreads, 2) rows_kernel(const Params<input_t>
     row.load(v, x);
 #pragma unroll
     for (int j = 0; j < Row::kVecSize; j++) x[j] = exp_logit<input_t>(x[j] - all.row_max) * factor;
-    const int64_t at = target - v * Row::kVecSize;
-    const int columns = p.vocabulary - v * Row::kVecSize;
+    const int64_t at = target - row.column(v);
+    const int columns = p.vocabulary - row.column(v);
     if (smoothed || (0 <= at && at < Row::kVecSize) || columns < Row::kVecSize) {
 #pragma unroll
       for (int j = 0; j < Row::kVecSize; j++) {
@@ -239,23 +285,35 @@ __global__ void __launch_bounds__(kThreads, 2) rows_kernel(const Params<input_t>
   }
 }
 
+template <typename input_t, bool kPadded>
+void launch_rows(const Params<input_t>& p, int64_t n, Stream stream) {
+  const size_t bytes = p.padded * sizeof(input_t) + (kPadded ? 0 : 2 * sizeof(uint4));  // a part of a vector at each end
+  if (bytes + kStaticSharedBytes <= max_shared_memory()) {
+    launch(rows_kernel<input_t, true, kPadded>, grid_dim(n, 1), kThreads, bytes, stream, p);
+  } else {
+    launch(rows_kernel<input_t, false, kPadded>, grid_dim(n, 1), kThreads, 0, stream, p);
+  }
+}
+
 }  // namespace
 
-void cross_entropy_rows(const Array& logits, const Array& targets, const Array& row_weights, const Array& losses,
-                        const Array& lse, int64_t vocabulary, int64_t ignore_index, float label_smoothing, float z_loss,
-                        bool need_gradient, Stream stream) {
+void cross_entropy_rows(const Array& logits, const Array& dlogits, const Array& targets, const Array& row_weights,
+                        const Array& losses, const Array& lse, int64_t vocabulary, int64_t ignore_index,
+                        float label_smoothing, float z_loss, Stream stream) {
   check(logits.rank == 2, "logits must have shape (n, padded), got ", logits.rank, " dimensions");
   const int64_t n = logits.shape[0], padded = logits.shape[1];
   logits.expect("logits", logits.dtype, {n, padded});
+  if (dlogits) dlogits.expect("dlogits", logits.dtype, {n, padded});
   targets.expect("targets", DType::kInt64, {n});
   losses.expect("losses", DType::kFloat32, {n});
   lse.expect("lse", DType::kFloat32, {n});
   check(0 < vocabulary && vocabulary <= padded, "vocabulary must be from 1 to ", padded, ", got ", vocabulary);
-  check(padded % 64 == 0 && padded < 1 << 30, "logits must have a multiple of 64 columns under 2^30, got ", padded);
-  check(aligned16({logits}), "logits must be aligned to 16 bytes");
+  check(padded < 1 << 30, "logits must have less than 2^30 columns, got ", padded);
+  check(aligned16({logits, dlogits}), "logits and dlogits must be aligned to 16 bytes");
   with_input_type(logits.dtype, [&](auto type) {
     using input_t = typename decltype(type)::type;
     const Params<input_t> p{.logits = logits.as<input_t>(),
+                            .dlogits = dlogits ? dlogits.as<input_t>() : nullptr,
                             .targets = targets.as<int64_t>(),
                             .weights = parameter("row_weights", row_weights, logits.dtype, n),
                             .losses = losses.as<float>(),
@@ -264,14 +322,9 @@ void cross_entropy_rows(const Array& logits, const Array& targets, const Array& 
                             .padded = static_cast<int>(padded),
                             .ignore_index = ignore_index,
                             .label_smoothing = label_smoothing,
-                            .z_loss = z_loss,
-                            .need_gradient = need_gradient};
-    const size_t bytes = padded * sizeof(input_t);
-    if (bytes + kStaticSharedBytes <= max_shared_memory()) {
-      launch(rows_kernel<input_t, true>, grid_dim(n, 1), kThreads, bytes, stream, p);
-    } else {
-      launch(rows_kernel<input_t, false>, grid_dim(n, 1), kThreads, 0, stream, p);
-    }
+                            .z_loss = z_loss};
+    padded * sizeof(input_t) % 16 == 0 ? launch_rows<input_t, true>(p, n, stream)
+                                       : launch_rows<input_t, false>(p, n, stream);
   });
 }
 

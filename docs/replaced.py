@@ -12,7 +12,7 @@ from pathlib import Path
 
 from torch import nn
 
-from fastlm.nn.arguments import ARGUMENTS, NOT_REPLACED
+from fastlm.nn.arguments import ARGUMENTS
 from fastlm.ops import SPECS
 from fastlm.patching import limits, torch_modules
 from fastlm.patching.swap import Swapped
@@ -31,6 +31,7 @@ TITLES = {
 OPS: dict[type[Swapped], tuple[str, ...]] = {
     torch_modules.LayerNorm: ("layer_norm",),
     torch_modules.GELU: ("bias_gelu",),
+    torch_modules.CrossEntropyLoss: ("cross_entropy",),
     torch_modules.MultiheadAttention: ("attention_packed",),
     torch_modules.TransformerEncoderLayer: ("add_layer_norm", "bias_gelu"),
     torch_modules.TransformerEncoder: (),  # its layers call the ops
@@ -84,8 +85,6 @@ def lines() -> Iterator[str]:
         groups = (("constructor", namesake.constructor), ("call", namesake.call))
         rows = ((where, f"`{a.name}`", a.values, a.served, a.note) for where, group in groups for a in group)
         yield from table("of | argument | values | served by | note", rows)
-    yield "\n### Not replaced\n"
-    yield from (f"- `{name}`: {reason}" for name, reason in NOT_REPLACED.items())
     yield "\n## Examples"
     for stem, title in TITLES.items():
         yield f"\n### {title}\n\n`docs/examples/{stem}.py`:\n\n```python"

@@ -256,6 +256,7 @@ def embedding_gradient(ds: Tensor, ids: Tensor, rows: int) -> Tensor:
 
 def cross_entropy_rows(
     logits: Tensor,
+    dlogits: Tensor | None,
     targets: Tensor,
     row_weights: Tensor | None,
     losses: Tensor,
@@ -264,11 +265,10 @@ def cross_entropy_rows(
     ignore_index: int,
     label_smoothing: float,
     z_loss: float,
-    need_gradient: bool,
 ) -> None:
-    """Writes losses (n,) and lse (n,) of logits (n, V). With `need_gradient`, dlogits replace the logits.
+    """Writes losses (n,) and lse (n,) of logits (n, V), and dlogits, which may be the logits, or None.
 
-    The formulas are those of `fastlm.reference`. The softmax is one pass, in place.
+    The formulas are those of `fastlm.reference`. The softmax is one pass, in place if dlogits are.
     """
     counted = targets != ignore_index
     all_count = bool(counted.all())
@@ -277,14 +277,14 @@ def cross_entropy_rows(
     row_max = x.amax(-1)
     x_target = x.gather(1, target)[:, 0] - row_max
     mean = x.mean(-1) - row_max if label_smoothing else 0.0
-    p = torch.softmax(x, -1, out=x)
+    p = torch.softmax(x, -1, out=dlogits if x is logits else x)
     log_row_sum = p.amax(-1).log_().neg_()  # the largest probability of a row is exp(row_max - lse)
     row_lse = row_max + log_row_sum
     loss = log_row_sum - (1 - label_smoothing) * x_target - label_smoothing * mean + z_loss * row_lse.square()
     if row_weights is not None:
         loss *= row_weights
     losses[:], lse[:] = (loss, row_lse) if all_count else (r.where(counted, 0.0) for r in (loss, row_lse))
-    if not need_gradient:
+    if dlogits is None:
         return
     if z_loss:
         p *= (1 + 2 * z_loss * row_lse)[:, None]
@@ -295,8 +295,8 @@ def cross_entropy_rows(
         p *= row_weights[:, None]
     if not all_count:
         p.masked_fill_(~counted[:, None], 0.0)
-    if p is not logits:
-        logits.copy_(p)
+    if p is not dlogits:
+        dlogits.copy_(p)
 
 
 # AdamW ----------------------------------------------------------------------------------------------------------

@@ -251,6 +251,7 @@ def embedding_gradient(ds: Tensor, ids: Tensor, rows: int) -> Tensor:
 
 def cross_entropy_rows(
     logits: Tensor,
+    dlogits: Tensor | None,
     targets: Tensor,
     row_weights: Tensor | None,
     losses: Tensor,
@@ -259,9 +260,8 @@ def cross_entropy_rows(
     ignore_index: int,
     label_smoothing: float,
     z_loss: float,
-    need_gradient: bool,
 ) -> None:
-    """Writes losses (n,) and lse (n,) of logits (n, PADDED). With `need_gradient`, dlogits replace the logits.
+    """Writes losses (n,) and lse (n,) of logits (n, PADDED), and dlogits, which may be the logits, or None.
 
     loss = w * ((1 - e) * (lse - x_t) + e * (lse - mean(x)) + z * lse^2)
     dlogits = w * (softmax * (1 + 2 * z * lse) - (1 - e) * onehot - e / V)
@@ -284,11 +284,11 @@ def cross_entropy_rows(
     row_lse = row_max[:, 0] + log_row_sum
     loss = log_row_sum - (1 - label_smoothing) * x.gather(1, target)[:, 0] - label_smoothing * x.mean(-1)
     loss = weight * (loss + z_loss * row_lse.square())
-    if need_gradient:
+    if dlogits is not None:
         gradient = p / row_sum * (1 + 2 * z_loss * row_lse[:, None])
         gradient -= label_smoothing / x.shape[1]
         gradient.scatter_add_(1, target, gradient.new_full(target.shape, label_smoothing - 1))
-        logits.copy_(gradient * weight[:, None]).masked_fill_(~counted[:, None], 0.0)
+        dlogits[:, :vocabulary].copy_(gradient * weight[:, None]).masked_fill_(~counted[:, None], 0.0)
     losses[:], lse[:] = loss.where(counted, 0.0), row_lse.where(counted, 0.0)
 
 

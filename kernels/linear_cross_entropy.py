@@ -1,4 +1,4 @@
-"""Computes losses and log-sum-exps of rows of logits and overwrites the logits with their gradients.
+"""Computes losses and log-sum-exps of rows of logits, and their gradients, which may replace the logits.
 
 A row of V logits of b bytes is read once and, with gradients, written once: 2bV bytes. Lower bound on an H100 for
 GPT-1's 32768 x 40478 in bf16: 1.77 ms, set by HBM (3.0 TB/s, what a copy reaches; computed, not measured). In that time
@@ -10,6 +10,9 @@ The row is not kept in registers, because a row of 79 KB would fill an SM, which
 Here an SM processes two rows, and one is loaded while the other is written. The rows in progress on all SMs are 21 MB,
 and an H100's L2 holds 50 MB, so the second pass reads from L2. It goes backwards, because the tiles that were read last
 are the most likely to be in L2.
+
+Rows of linear_cross_entropy are padded, so that each starts at 16 bytes. Those of cross_entropy are the caller's; loads
+are then as narrow as V demands, 4 bytes for GPT-1's and BERT's in half precision.
 """
 
 from __future__ import annotations
@@ -82,9 +85,9 @@ def _row_stats(
 
 
 @triton.jit
-def _store_zeros(ROW, V: tl.constexpr, PADDED: tl.constexpr, BLOCK: tl.constexpr, VECTOR: tl.constexpr):
+def _store_zeros(GRADIENTS, V: tl.constexpr, PADDED: tl.constexpr, BLOCK: tl.constexpr, VECTOR: tl.constexpr):
     for tile in tl.static_range((V - 1) // BLOCK + 1):
-        _store(ROW, tl.zeros((BLOCK // VECTOR, VECTOR), tl.float32), tile, PADDED, BLOCK, VECTOR)
+        _store(GRADIENTS, tl.zeros((BLOCK // VECTOR, VECTOR), tl.float32), tile, PADDED, BLOCK, VECTOR)
 
 
 @triton.jit(
@@ -92,19 +95,21 @@ def _store_zeros(ROW, V: tl.constexpr, PADDED: tl.constexpr, BLOCK: tl.constexpr
     do_not_specialize_on_alignment=["TARGETS", "ROW_WEIGHTS", "LOSSES", "LSE"],
 )
 def _cross_entropy(
-    LOGITS, TARGETS, ROW_WEIGHTS, LOSSES, LSE, ignore_index, label_smoothing, z_loss,
+    LOGITS, DLOGITS, TARGETS, ROW_WEIGHTS, LOSSES, LSE, ignore_index, label_smoothing, z_loss,
     V: tl.constexpr, PADDED: tl.constexpr, BLOCK: tl.constexpr, VECTOR: tl.constexpr,
-    SMOOTHED: tl.constexpr, GRADIENT: tl.constexpr,
+    SMOOTHED: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     ROW = LOGITS + row * PADDED
+    if DLOGITS is not None:
+        GRADIENTS = DLOGITS + row * PADDED
     target = tl.load(TARGETS + row)
 
     if target == ignore_index:
         tl.store(LOSSES + row, 0.0)
         tl.store(LSE + row, 0.0)
-        if GRADIENT:
-            _store_zeros(ROW, V, PADDED, BLOCK, VECTOR)
+        if DLOGITS is not None:
+            _store_zeros(GRADIENTS, V, PADDED, BLOCK, VECTOR)
     else:
         # The host does not check targets on a GPU: a target out of range makes the row's loss and gradients NaN.
         is_valid = (target >= 0) & (target < V)
@@ -122,7 +127,7 @@ def _cross_entropy(
         tl.store(LOSSES + row, weight * (loss + z_loss * lse * lse))
         tl.store(LSE + row, lse)
 
-        if GRADIENT:
+        if DLOGITS is not None:
             # gradient = w * (softmax * (1 + 2 * z * lse) - (1 - e) * onehot - e / V), and 0 in the padding
             factor = weight * (1 + 2 * z_loss * lse) / row_sum
             onehot, uniform = weight * (1 - label_smoothing), weight * label_smoothing / V if SMOOTHED else 0.0
@@ -135,11 +140,12 @@ def _cross_entropy(
                     gradient = tl.where(_column_indices(LAST, BLOCK, VECTOR) < V, gradient, 0.0)
                 if i < LAST:  # the next tile is loaded before this one is stored, so that the load does not wait
                     x = _load(ROW, LAST - i - 1, PADDED, BLOCK, VECTOR).to(tl.float32)
-                _store(ROW, gradient, LAST - i, PADDED, BLOCK, VECTOR)
+                _store(GRADIENTS, gradient, LAST - i, PADDED, BLOCK, VECTOR)
 
 
 def cross_entropy_rows(
     logits: Tensor,
+    dlogits: Tensor | None,
     targets: Tensor,
     row_weights: Tensor | None,
     losses: Tensor,
@@ -148,19 +154,18 @@ def cross_entropy_rows(
     ignore_index: int,
     label_smoothing: float,
     z_loss: float,
-    need_gradient: bool,
 ) -> None:
-    """Writes losses (n,) and lse (n,) fp32 of contiguous logits (n, PADDED), and overwrites the logits with gradients.
+    """Writes losses (n,) and lse (n,) fp32 of contiguous logits (n, PADDED), and the gradients into dlogits.
 
-    The gradients are written only if `need_gradient`. Columns from `vocabulary` on are padding: the loss ignores them,
-    and their gradients are 0. PADDED is the least multiple of 64 that holds the vocabulary.
+    dlogits may be the logits; with None no gradients are computed. Columns from `vocabulary` on are padding: the loss
+    ignores them, and their gradients are 0.
     """
     rows, padded = logits.shape
     vector = 16 // logits.element_size()
     warp = 32 * LOADS_IN_FLIGHT * vector
-    block = min(MAX_WARPS * warp, triton.next_power_of_2(padded))
+    block = max(vector, min(MAX_WARPS * warp, triton.next_power_of_2(padded)))
     _cross_entropy[(rows,)](
-        logits, targets, row_weights, losses, lse, ignore_index, label_smoothing, z_loss,
-        V=vocabulary, PADDED=padded, BLOCK=block, VECTOR=vector, SMOOTHED=label_smoothing > 0, GRADIENT=need_gradient,
+        logits, dlogits, targets, row_weights, losses, lse, ignore_index, label_smoothing, z_loss,
+        V=vocabulary, PADDED=padded, BLOCK=block, VECTOR=vector, SMOOTHED=label_smoothing > 0,
         num_warps=max(1, block // warp),
     )  # fmt: skip

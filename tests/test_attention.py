@@ -98,12 +98,13 @@ def test_accuracy_with_lengths(case, causal):
 @pytest.mark.parametrize("dim", [1, 7, 40, 120])
 def test_accuracy_with_other_head_dims(case, dim):
     """head_dims that are not powers of 2. Backends that need a multiple refuse the others."""
-    multiple, heads = SPECS["attention"].limits[case.backend].multiple, 2 if dim > 16 else 16
+    # Small head_dims have more values in return: the largest of few errors depends on the CPU's order of summing.
+    multiple, shape = SPECS["attention"].limits[case.backend].multiple, (2 if dim > 16 else 8, 19, 8, dim)
     if dim % multiple == 0:
-        check(case, (2, 19, heads, dim), causal=True)
+        check(case, shape, causal=True)
     else:
         with pytest.raises(RuntimeError, match=f"a multiple of {multiple}, not {dim}"):
-            check(case, (2, 19, heads, dim), causal=True)
+            check(case, shape, causal=True)
 
 
 @pytest.mark.parametrize("case", cases("attention"))

@@ -20,7 +20,7 @@ LATE = torch.arange(S) >= torch.tensor([5, 3, 1])[:, None]
 HOLE = torch.arange(S) == torch.tensor([5, 3, 1])[:, None]
 BETWEEN = "bool, padding between valid positions"
 BAND = torch.ones(S, S, dtype=torch.bool).triu(2)
-LOSS = ("LinearCrossEntropyLoss",)
+LOSS, PLAIN_LOSS = ("LinearCrossEntropyLoss",), ("CrossEntropyLoss",)
 
 
 @pytest.fixture(autouse=True)
@@ -77,6 +77,11 @@ def loss(target: Tensor | None = None, **options: object) -> Call:
     )
 
 
+def plain_loss(target: Tensor | None = None, **options: object) -> Call:
+    target = torch.tensor([1, 0, 3, 2, 1]) if target is None else target
+    return lambda lib: lib.CrossEntropyLoss(**options)(X[0], target)
+
+
 def chunked(lib) -> Tensor:
     return loss(options=nn.LinearCrossEntropyOptions())(lib)
 
@@ -84,6 +89,8 @@ def chunked(lib) -> Tensor:
 ROUNDED = "in training, above 0 or at 1, but rounded to 0 or 1"
 KEYS, VALUES = torch.randn(B, S, 4, dtype=torch.float64), torch.randn(B, S, 6, dtype=torch.float64)
 FLOAT = torch.zeros(B, S, dtype=torch.float64).masked_fill(HOLE, -torch.inf)
+WEIGHTS = torch.linspace(0.5, 2.0, E, dtype=torch.float64)
+PLAIN_WEIGHTED = plain_loss(weight=WEIGHTS, label_smoothing=0.1)
 WEIGHTED = loss(weight=torch.tensor([1.0, 2.0, 3.0, 4.0], dtype=torch.float64), label_smoothing=0.1)
 FALLBACKS: dict[tuple[str, str, str], Call] = {
     ("GELU", "input", "without dimensions, or with a last dimension of 0"): lambda lib: lib.GELU()(X[0, 0, 0]),
@@ -117,6 +124,9 @@ FALLBACKS: dict[tuple[str, str, str], Call] = {
     (*LOSS, "label_smoothing", "with weight"): WEIGHTED,
     (*LOSS, "options", "given"): chunked,
     (*LOSS, "target", "class probabilities"): loss(torch.full((S, 4), 0.25, dtype=torch.float64)),
+    (*PLAIN_LOSS, "weight", "with label_smoothing"): PLAIN_WEIGHTED,
+    (*PLAIN_LOSS, "label_smoothing", "with weight"): PLAIN_WEIGHTED,
+    (*PLAIN_LOSS, "target", "class probabilities"): plain_loss(torch.full((S, E), 1 / E, dtype=torch.float64)),
 }
 SHORT = torch.zeros(B, S + 1, dtype=torch.bool)
 NESTED = torch.nested.nested_tensor([torch.ones(2, E), torch.ones(3, E)])
@@ -142,6 +152,9 @@ ERRORS: dict[tuple[str, str, str], Call] = {
     (*LOSS, "reduction", 'not "mean", "sum" or "none"'): loss(reduction="max"),
     (*LOSS, "weight", "of another shape"): loss(weight=torch.ones(3)),
     (*LOSS, "label_smoothing", "not in [0, 1]"): loss(label_smoothing=2.0),
+    (*PLAIN_LOSS, "reduction", 'not "mean", "sum" or "none"'): plain_loss(reduction="max"),
+    (*PLAIN_LOSS, "weight", "of another shape"): plain_loss(weight=torch.ones(3)),
+    (*PLAIN_LOSS, "label_smoothing", "not in [0, 1]"): plain_loss(label_smoothing=2.0),
 }
 
 

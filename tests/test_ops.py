@@ -55,6 +55,7 @@ def _tensors(batch: int = B, sequence: int = S) -> Tensors:
         "segment": randn(2, E),
         "weight": randn(V, E),
         "class_bias": randn(V),
+        "logits": randn(batch, sequence, V),
         "targets": torch.randint(V, (batch, sequence), generator=generator),
         "row_weights": torch.rand(batch, sequence, generator=generator),
     }
@@ -127,6 +128,12 @@ CALLS: dict[str, tuple[tuple[str, ...], Callable[..., Tensor]]] = {
         ("x", "weight", "targets", "class_bias", "row_weights"),
         lambda x, weight, targets, bias, row_weights, backend: fastlm.linear_cross_entropy(
             x, weight, targets, bias=bias, row_weights=row_weights, reduction="none", backend=backend
+        ),
+    ),
+    "cross_entropy": (
+        ("logits", "targets", "row_weights"),
+        lambda logits, targets, row_weights, backend: fastlm.cross_entropy(
+            logits, targets, row_weights=row_weights, backend=backend
         ),
     ),
 }  # fmt: skip

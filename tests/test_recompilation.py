@@ -95,6 +95,10 @@ def _linear_cross_entropy(tokens: int) -> Tensor:
     return fastlm.linear_cross_entropy(_rows(tokens), _rows(100), torch.zeros(tokens, dtype=torch.int64))
 
 
+def _cross_entropy(tokens: int) -> Tensor:
+    return fastlm.cross_entropy(_rows(tokens), torch.zeros(tokens, dtype=torch.int64))
+
+
 def _adamw(tokens: int) -> Tensor:
     """Updates one parameter of this size. adamw has no derivative, so this returns a tensor on which `main` can call
     backward()."""
@@ -118,6 +122,7 @@ CALLS: dict[str, Callable[[int], Tensor]] = {
     "bias_gelu": lambda tokens: fastlm.bias_gelu(_rows(tokens), _vector()),
     "embedding_layer_norm": _embedding_layer_norm,
     "linear_cross_entropy": _linear_cross_entropy,
+    "cross_entropy": _cross_entropy,
     "adamw": _adamw,
     "layer_norm of other widths": lambda tokens: fastlm.layer_norm(_rows(4, columns=tokens), _vector(tokens)),
 }

@@ -10,6 +10,7 @@ from benchmarks.cases import (
     adamw,
     attention,
     bias_gelu,
+    cross_entropy,
     embedding_layer_norm,
     gelu_layer_norm,
     layer_norm,
@@ -26,6 +27,7 @@ FILES = (
     embedding_layer_norm,
     attention,
     linear_cross_entropy,
+    cross_entropy,
     adamw,
 )
 

@@ -6,7 +6,7 @@ from fastlm.nn.heads import CausalLMHead, Head, MaskedLMHead, NextSentenceHead
 from fastlm.nn.layer_norm import AddLayerNorm, GELULayerNorm, LayerNorm, LayerNormGELU
 from fastlm.nn.layers import MLP, Dropout, EmbeddingLayerNorm, SelfAttention
 from fastlm.nn.layout import Layout
-from fastlm.nn.loss import LinearCrossEntropy, LinearCrossEntropyLoss
+from fastlm.nn.loss import CrossEntropyLoss, LinearCrossEntropy, LinearCrossEntropyLoss
 from fastlm.nn.multihead_attention import MultiheadAttention
 from fastlm.nn.task_heads import (
     ChoiceHead,
@@ -26,6 +26,7 @@ __all__ = [
     "CausalLMHead",
     "ChoiceHead",
     "ClassificationHead",
+    "CrossEntropyLoss",
     "Dropout",
     "EmbeddingLayerNorm",
     "GELULayerNorm",

@@ -39,6 +39,20 @@ _DROPOUT = (
     Argument("dropout", FALLBACK, "in training, above 0 or at 1, but rounded to 0 or 1"),
     Argument("dropout", ERROR, "not in [0, 1]"),
 )
+_REDUCTION = (
+    Argument("reduction", KERNEL, "", "the mean over no target is 0; torch's is NaN"),
+    Argument("reduction", ERROR, 'not "mean", "sum" or "none"'),
+)
+_CLASS_WEIGHTS = (
+    Argument("weight", KERNEL),
+    Argument("weight", FALLBACK, "with label_smoothing"),
+    Argument("weight", ERROR, "of another shape"),
+)
+_SMOOTHING = (
+    Argument("label_smoothing", KERNEL),
+    Argument("label_smoothing", FALLBACK, "with weight"),
+    Argument("label_smoothing", ERROR, "not in [0, 1]"),
+)
 _PADDING = "the output at padded positions is that of zeros, not torch's"
 
 
@@ -163,15 +177,10 @@ ARGUMENTS: dict[str, Namesake] = {
             Argument("out_features", FALLBACK, "any other"),
             *_kernel("bias"),
             *_FACTORY,
-            Argument("reduction", KERNEL, "", "the mean over no target is 0; torch's is NaN"),
-            Argument("reduction", ERROR, 'not "mean", "sum" or "none"'),
-            Argument("weight", KERNEL),
-            Argument("weight", FALLBACK, "with label_smoothing"),
-            Argument("weight", ERROR, "of another shape"),
+            *_REDUCTION,
+            *_CLASS_WEIGHTS,
             Argument("ignore_index", KERNEL),
-            Argument("label_smoothing", KERNEL),
-            Argument("label_smoothing", FALLBACK, "with weight"),
-            Argument("label_smoothing", ERROR, "not in [0, 1]"),
+            *_SMOOTHING,
             Argument("options", KERNEL, "None", "the kernel has its own chunks"),
             Argument("options", FALLBACK, "given"),
         ),
@@ -181,7 +190,19 @@ ARGUMENTS: dict[str, Namesake] = {
             Argument("target", FALLBACK, "class probabilities"),
         ),
     ),
+    "CrossEntropyLoss": Namesake(
+        (
+            *_CLASS_WEIGHTS,
+            Argument("size_average", KERNEL, "", "deprecated, read as torch does"),
+            Argument("ignore_index", KERNEL),
+            Argument("reduce", KERNEL, "", "deprecated, read as torch does"),
+            *_REDUCTION,
+            *_SMOOTHING,
+        ),
+        (
+            Argument("input", KERNEL, "", "the loss of half precision is float32; torch's is not"),
+            Argument("target", KERNEL, "int64"),
+            Argument("target", FALLBACK, "class probabilities"),
+        ),
+    ),
 }
-
-# The loss of logits that are in memory already has no op: the gain of the two losses here is that no logits are held.
-NOT_REPLACED = {"CrossEntropyLoss": "its logits are already in memory; LinearCrossEntropyLoss never holds them"}

@@ -1,4 +1,4 @@
-"""The cross-entropy of a linear layer: with a weight given per call, and with a linear layer of its own."""
+"""Cross-entropy: of logits, and of a linear layer that is given per call or owned."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from fastlm.ops._register import wide_dtype
 from fastlm.ops.linear_cross_entropy import checked_options
 
 IGNORED = -100  # the target of a row that is not predicted, as in torch and transformers
+PROBABILITIES = "target holds class probabilities"
 
 
 class LinearCrossEntropy(nn.Module):
@@ -76,6 +77,83 @@ class LinearCrossEntropy(nn.Module):
             f"reduction={self.reduction!r}, ignore_index={self.ignore_index}, "
             f"label_smoothing={self.label_smoothing}, z_loss={self.z_loss}"
         )
+
+
+class CrossEntropyLoss(nn.CrossEntropyLoss):
+    """Computes the cross-entropy of logits, as `torch.nn.CrossEntropyLoss`.
+
+    If the logits come from a linear layer, `LinearCrossEntropyLoss` and `LinearCrossEntropy` never hold them.
+    Class weights and targets of probabilities are listed in `fastlm.nn.arguments`.
+
+    Two results differ from torch's. The loss is float32 (float64 for float64), and a mean over no target is 0, not NaN.
+
+    Shapes: input (C,), (N, C) or (N, C, ...); target (), (N,) or (N, ...) int64 -> a scalar, or the shape of the target
+    for reduction "none".
+
+    Raises:
+        TypeError, ValueError: an argument could not be used by any call.
+        RuntimeError: the backend asked for cannot serve the call.
+    """
+
+    backend = "auto"
+
+    def __init__(
+        self,
+        weight: Tensor | None = None,
+        size_average: bool | None = None,
+        ignore_index: int = IGNORED,
+        reduce: bool | None = None,
+        reduction: str = "mean",
+        label_smoothing: float = 0.0,
+        *,
+        backend: str = "auto",
+    ):
+        super().__init__(weight, size_average, ignore_index, reduce, reduction, label_smoothing)
+        checked_options(
+            type(self).__name__,
+            ignore_index=ignore_index,
+            reduction=self.reduction,
+            label_smoothing=label_smoothing,
+            z_loss=0.0,
+        )
+        self.backend = checked_name(backend)
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        reason = _reason_of_weights(self)
+        if reason is None and target.is_floating_point():
+            reason = PROBABILITIES
+        if reason is not None:
+            fall_back(self, reason)
+            return super().forward(input, target)
+        logits = input.movedim(1, -1) if input.ndim > 2 else input
+        if self.weight is not None and self.weight.shape != logits.shape[-1:]:
+            expected = tuple(logits.shape[-1:])
+            raise ValueError(
+                f"{type(self).__name__}: weight must have shape {expected}, got {tuple(self.weight.shape)}"
+            )
+        return ops.cross_entropy(
+            logits,
+            target,
+            row_weights=_row_weights(self, target, logits),
+            ignore_index=self.ignore_index,
+            reduction=self.reduction,
+            label_smoothing=self.label_smoothing,
+            backend=self.backend,
+        )
+
+
+def _reason_of_weights(module: nn.Module) -> str | None:
+    if module.weight is not None and module.label_smoothing:
+        return "weight and label_smoothing together weight each class of a row"
+    return None
+
+
+def _row_weights(module: nn.Module, target: Tensor, of: Tensor) -> Tensor | None:
+    """Returns the class weight of each target, as the weight of its row, in the dtype of the losses of `of`."""
+    if module.weight is None:
+        return None
+    ignored = IGNORED if module.ignore_index is None else module.ignore_index
+    return module.weight[target.where(target != ignored, 0)].to(wide_dtype(of))
 
 
 class _Owning(nn.modules.loss._WeightedLoss):
@@ -180,7 +258,7 @@ class LinearCrossEntropyLoss(getattr(nn, "LinearCrossEntropyLoss", _Owning)):
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         reason = self._reason_of_parameters()
         if reason is None and target.is_floating_point():
-            reason = "target holds class probabilities"
+            reason = PROBABILITIES
         if reason is not None:
             fall_back(self, reason)
             return super().forward(input, target)
@@ -190,7 +268,7 @@ class LinearCrossEntropyLoss(getattr(nn, "LinearCrossEntropyLoss", _Owning)):
             self.linear.weight,
             target,
             bias=self.linear.bias,
-            row_weights=self._row_weights(target, ignored),
+            row_weights=_row_weights(self, target, self.linear.weight),
             ignore_index=ignored,
             reduction=self.reduction,
             label_smoothing=self.label_smoothing,
@@ -203,14 +281,6 @@ class LinearCrossEntropyLoss(getattr(nn, "LinearCrossEntropyLoss", _Owning)):
             return f"out_features={self.out_features} asks for several losses per row"
         if self.options is not None:
             return "options choose torch's own chunks; leave them out for the kernel, which has its own"
-        if self.weight is not None and self.label_smoothing:
-            return "weight and label_smoothing together weight each class of a row"
         if not is_plain(self.linear, nn.Linear):
             return f"linear was replaced by a {type(self.linear).__name__} or has hooks"
-        return None
-
-    def _row_weights(self, target: Tensor, ignored: int) -> Tensor | None:
-        """Returns the class weight of each target, as the weight of its row."""
-        if self.weight is None:
-            return None
-        return self.weight[target.where(target != ignored, 0)].to(wide_dtype(self.linear.weight))
+        return _reason_of_weights(self)

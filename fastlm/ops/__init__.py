@@ -14,6 +14,8 @@ from fastlm.ops.attention import SPEC as _ATTENTION
 from fastlm.ops.attention import attention, attention_packed
 from fastlm.ops.bias_gelu import SPEC as _BIAS_GELU
 from fastlm.ops.bias_gelu import bias_gelu
+from fastlm.ops.cross_entropy import SPEC as _CROSS_ENTROPY
+from fastlm.ops.cross_entropy import cross_entropy
 from fastlm.ops.embedding_layer_norm import SPEC as _EMBEDDING_LAYER_NORM
 from fastlm.ops.embedding_layer_norm import embedding_layer_norm
 from fastlm.ops.gelu_layer_norm import SPEC as _GELU_LAYER_NORM
@@ -32,6 +34,7 @@ __all__ = [
     "attention",
     "attention_packed",
     "bias_gelu",
+    "cross_entropy",
     "embedding_layer_norm",
     "gelu_layer_norm",
     "gradient_squares",
@@ -52,6 +55,7 @@ SPECS: dict[str, Spec] = {
         _BIAS_GELU,
         _EMBEDDING_LAYER_NORM,
         _LINEAR_CROSS_ENTROPY,
+        _CROSS_ENTROPY,
         _ADAMW,
     )
 }

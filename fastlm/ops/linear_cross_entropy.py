@@ -239,12 +239,14 @@ def _forward(
     row = (ignore_index, label_smoothing, z_loss)
     compute = _over_counted_rows if skip_ignored else _over_all_rows
     losses, lse, dx, dw, dbias = compute(x, weight, bias, targets, row_weights, row, need, backend)
-    divisor = _divisor(targets, row_weights, ignore_index, reduction, losses)
+    divisor = divisor_of(targets, row_weights, ignore_index, reduction, losses)
     loss = losses if later else losses.sum() / divisor
     return Outputs(loss, lse, divisor, dx, dw, dbias)
 
 
-def _divisor(targets: Tensor, row_weights: Tensor | None, ignore_index: int, reduction: str, losses: Tensor) -> Tensor:
+def divisor_of(
+    targets: Tensor, row_weights: Tensor | None, ignore_index: int, reduction: str, losses: Tensor
+) -> Tensor:
     """Returns the divisor of the losses' sum and of its gradients."""
     if reduction != "mean":
         return losses.new_ones(())
@@ -335,7 +337,7 @@ def _over_chunks(
     dx = torch.empty_like(x) if need_dx else x.new_empty(0)
     dw = losses.new_zeros(padded) if need_dw else losses.new_empty(0)
     dbias = losses.new_zeros(padded[0]) if need_dbias else losses.new_empty(0)
-    launch = backends.implementation(SPEC, backend, "cross_entropy_rows", _launch_rows)
+    launch = backends.implementation(SPEC, backend, "cross_entropy_rows", launch_rows)
     size = chunk_rows(rows, vocabulary, backend)
     for start in range(0, rows, size):
         chunk = slice(start, min(start + size, rows))
@@ -343,13 +345,13 @@ def _over_chunks(
         logits = products.logits(x_chunk, start)
         launch(
             logits,
+            logits if any(need) else None,
             targets[chunk],
             None if row_weights is None else row_weights[chunk],
             losses[chunk],
             lse[chunk],
             vocabulary,
             *row,
-            any(need),
         )
         if need_dx:
             products.store_dx(dx[chunk], logits, start)
@@ -386,7 +388,7 @@ def _padded(parameter: Tensor, dtype: torch.dtype, multiple: int) -> Tensor:
     return padded
 
 
-def _launch_rows(launchers: Any, *arguments: Any) -> None:
+def launch_rows(launchers: Any, *arguments: Any) -> None:
     """Launches the row kernel. Its arguments are those of `reference.cross_entropy_rows`."""
     launchers.cross_entropy_rows(*arguments)
 

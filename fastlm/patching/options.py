@@ -15,7 +15,7 @@ class PatchOptions:
     layer_norm: layer norms, with the bias, dropout and residual before them where the model has these.
     gelu: GELU with the bias before it, and with the layer norm behind it in the masked-LM transform.
     embeddings: the sum of word, position and segment embeddings, with its layer norm and dropout.
-    loss: the loss over the vocabulary, in training without logits.
+    loss: the loss over the vocabulary, in training without logits, and torch.nn's CrossEntropyLoss modules.
     return_logits: whether training returns the logits too, which then are computed as without `loss`.
     backend: "auto", "reference", "cpu", "triton" or "cuda", for all replaced modules.
 

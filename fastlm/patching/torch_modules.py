@@ -63,6 +63,12 @@ class MultiheadAttention(Whole):
         return super().forward(query, key, value, key_padding_mask, need_weights, *args, **kwargs)
 
 
+class CrossEntropyLoss(Whole):
+    """Computes torch.nn.CrossEntropyLoss."""
+
+    switch, namesake = "loss", ours.CrossEntropyLoss
+
+
 class TransformerEncoderLayer(Whole):
     """Computes torch.nn.TransformerEncoderLayer, each layer norm with the bias, the dropout and the sum before it."""
 
@@ -76,5 +82,5 @@ class TransformerEncoder(Whole):
 
 
 REPLACEMENTS = {mixin.namesake.__mro__[1]: mixin for mixin in (
-    LayerNorm, GELU, MultiheadAttention, TransformerEncoderLayer, TransformerEncoder,
+    LayerNorm, GELU, CrossEntropyLoss, MultiheadAttention, TransformerEncoderLayer, TransformerEncoder,
 )}  # fmt: skip

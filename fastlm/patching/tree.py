@@ -101,7 +101,8 @@ def _candidates(
             continue
         yield path, module, mixin
         if isinstance(module, Swapped):
-            absorbed |= {id(getattr(module, name)) for name in mixin.absorbs}
+            children = (getattr(module, name, None) for name in mixin.absorbs)  # None: a constructor is not at its end
+            absorbed |= {id(child) for child in children if child is not None}
 
 
 def _reason_against(

@@ -53,15 +53,16 @@ void embedding(int64_t N, int64_t E, int64_t V, bool everything) {
 }
 
 template <typename T>
-void cross_entropy(int64_t vocabulary, int64_t padded, bool need_gradient) {
-  HeapArray<T> logits{3, padded};
+void cross_entropy(int64_t vocabulary, int64_t padded, bool need_gradient, bool in_place = true) {
+  HeapArray<T> logits{3, padded}, apart{3, padded};
   HeapArray<int64_t> targets{3};
   HeapArray<float> weights{3}, losses{3}, lse{3};
   logits.fill_normal(1), weights.fill_normal(2);
   targets[0] = 0, targets[1] = -100, targets[2] = vocabulary - 1;
-  cross_entropy_rows(logits, targets, need_gradient ? weights : kNone, losses, lse, vocabulary, -100, 0.1f, 1e-4f,
-                     need_gradient, 0);
-  EXPECT(logits.finite() && losses.finite() && lse.finite());
+  const Array dlogits = !need_gradient ? Array(kNone) : in_place ? Array(logits) : Array(apart);
+  cross_entropy_rows(logits, dlogits, targets, need_gradient ? weights : kNone, losses, lse, vocabulary, -100, 0.1f,
+                     1e-4f, 0);
+  EXPECT((in_place || !need_gradient || apart.finite()) && logits.finite() && losses.finite() && lse.finite());
 }
 
 template <typename T>
@@ -96,6 +97,9 @@ int main() {
     cross_entropy<bf16_t>(700, 704, gradient);
     cross_entropy<half_t>(120000, 120000, gradient);  // a row larger than shared memory
     cross_entropy<float>(5001, 5056, gradient);
+    cross_entropy<bf16_t>(701, 701, gradient, false);  // rows that start anywhere
+    cross_entropy<half_t>(119999, 119999, gradient, false);
+    cross_entropy<float>(5, 5, gradient, false);
   }
   update_parameters<float>(true);
   update_parameters<bf16_t>(false);

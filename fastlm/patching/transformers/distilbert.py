@@ -60,11 +60,12 @@ class MaskedLM(MaskedLoss):
     """Computes DistilBertForMaskedLM's loss. The transform is part of the model itself."""
 
     trunk, decoder = "distilbert", "vocab_projector"
+    absorbs = ("mlm_loss_fct",)
 
     @classmethod
     def reason_against(cls, module: nn.Module, options: PatchOptions) -> str | None:
         loss = getattr(module, "mlm_loss_fct", None)  # set at the end of the constructor
-        if loss is not None and type(loss) is not nn.CrossEntropyLoss:
+        if loss is not None and getattr(loss, "original", type(loss)) is not nn.CrossEntropyLoss:
             return f"its loss is a {type(loss).__name__}"
         return super().reason_against(module, options)
 
