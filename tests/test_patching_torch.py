@@ -94,3 +94,23 @@ def test_switches_leave_parts_as_they_are(x):
         assert report.count(off) == 0
         torch.testing.assert_close(model(x), expected)
         fastlm.unpatch(model)
+
+
+def test_a_loss_of_its_own_is_computed_by_the_op_and_one_with_a_forward_stays(x):
+    class Focal(nn.CrossEntropyLoss):
+        def forward(self, input: Tensor, target: Tensor) -> Tensor:
+            return super().forward(input, target).square()
+
+    target, weight = torch.tensor([[0, 3, -100, 5, 1, 2]]).expand(B, S), torch.rand(E, dtype=torch.float64)
+    model = nn.ModuleDict({"plain": nn.CrossEntropyLoss(weight), "focal": Focal()})
+    logits = x.transpose(1, 2).requires_grad_()
+    expected = {name: loss(logits, target) for name, loss in model.items()}
+    report = fastlm.patch(model)
+    assert [r.path for r in report.replaced] == ["plain"]
+    assert [(part.path, part.reason) for part in report.left] == [("focal", "its class has a forward of its own")]
+    for name, loss in model.items():
+        torch.testing.assert_close(loss(logits, target), expected[name])
+        theirs = torch.autograd.grad(expected[name], logits)
+        torch.testing.assert_close(torch.autograd.grad(loss(logits, target), logits), theirs)
+    fastlm.unpatch(model)
+    assert type(model["plain"]) is nn.CrossEntropyLoss

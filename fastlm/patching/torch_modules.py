@@ -63,7 +63,7 @@ class MultiheadAttention(Whole):
         return super().forward(query, key, value, key_padding_mask, need_weights, *args, **kwargs)
 
 
-class CrossEntropyLoss(Whole):
+class CrossEntropyLoss(Namesake):
     """Computes torch.nn.CrossEntropyLoss."""
 
     switch, namesake = "loss", ours.CrossEntropyLoss
