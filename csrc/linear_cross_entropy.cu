@@ -10,8 +10,8 @@
 //
 // A thread reads only logits that it loaded itself, so the row needs no barrier. The only barrier is in the reduction.
 //
-// Rows of linear_cross_entropy are padded, so that each starts at 16 bytes. Those of cross_entropy are the caller's: a row
-// starts anywhere, its vectors at the 16 bytes before, and a vector that is partly outside is accessed by elements.
+// Rows of linear_cross_entropy are padded, so that each starts at 16 bytes. Those of cross_entropy are the caller's: a
+// row starts anywhere, its vectors at the 16 bytes before, and a vector that is partly outside is accessed by elements.
 #include "common/launch.cuh"
 #include "common/ptx/copy.cuh"
 #include "common/ptx/math.cuh"
@@ -287,7 +287,8 @@ __global__ void __launch_bounds__(kThreads, 2) rows_kernel(const Params<input_t>
 
 template <typename input_t, bool kPadded>
 void launch_rows(const Params<input_t>& p, int64_t n, Stream stream) {
-  const size_t bytes = p.padded * sizeof(input_t) + (kPadded ? 0 : 2 * sizeof(uint4));  // a part of a vector at each end
+  const size_t bytes =
+      p.padded * sizeof(input_t) + (kPadded ? 0 : 2 * sizeof(uint4));  // a part of a vector at each end
   if (bytes + kStaticSharedBytes <= max_shared_memory()) {
     launch(rows_kernel<input_t, true, kPadded>, grid_dim(n, 1), kThreads, bytes, stream, p);
   } else {
