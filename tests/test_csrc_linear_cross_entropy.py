@@ -12,7 +12,13 @@ from fastlm import backends
 @pytest.mark.parametrize("gradient", [False, True])
 @pytest.mark.parametrize(
     ("vocabulary", "padded", "dtype", "reads"),
-    [(40478, 40512, torch.bfloat16, 1), (700, 704, torch.float32, 1), (130000, 130048, torch.float16, 2)],
+    [
+        (40478, 40512, torch.bfloat16, 1),
+        (700, 704, torch.float32, 1),
+        (130000, 130048, torch.float16, 2),
+        (40478, 40478, torch.bfloat16, 1),
+        (130001, 130001, torch.float16, 2),
+    ],
 )
 def test_a_row_is_read_once_where_it_fits(vocabulary, padded, dtype, reads, gradient):
     import _C_emulated
