@@ -268,19 +268,28 @@ def cross_entropy_rows(
 ) -> None:
     """Writes losses (n,) and lse (n,) of logits (n, V), and dlogits, which may be the logits, or None.
 
-    The formulas are those of `fastlm.reference`. The softmax is one pass, in place if dlogits are.
+    The formulas are those of `fastlm.reference`. The log-softmax, or with dlogits the softmax, is one pass; the latter
+    is in place if dlogits are.
     """
     counted = targets != ignore_index
     all_count = bool(counted.all())
     target = (targets if all_count else targets.where(counted, 0))[:, None]
     x = wide(logits)
-    row_max = x.amax(-1)
-    x_target = x.gather(1, target)[:, 0] - row_max
-    mean = x.mean(-1) - row_max if label_smoothing else 0.0
-    p = torch.softmax(x, -1, out=dlogits if x is logits else x)
-    log_row_sum = p.amax(-1).log_().neg_()  # the largest probability of a row is exp(row_max - lse)
-    row_lse = row_max + log_row_sum
-    loss = log_row_sum - (1 - label_smoothing) * x_target - label_smoothing * mean + z_loss * row_lse.square()
+    if dlogits is None:
+        log_p = torch.log_softmax(x, -1)
+        log_p_target = log_p.gather(1, target)[:, 0]
+        loss = -(1 - label_smoothing) * log_p_target
+        loss -= label_smoothing * log_p.mean(-1) if label_smoothing else 0.0
+        row_lse = x.gather(1, target)[:, 0] - log_p_target
+    else:
+        row_max = x.amax(-1)
+        x_target = x.gather(1, target)[:, 0] - row_max
+        mean = x.mean(-1) - row_max if label_smoothing else 0.0
+        p = torch.softmax(x, -1, out=dlogits if x is logits else x)
+        log_row_sum = p.amax(-1).log_().neg_()  # the largest probability of a row is exp(row_max - lse)
+        row_lse = row_max + log_row_sum
+        loss = log_row_sum - (1 - label_smoothing) * x_target - label_smoothing * mean
+    loss += z_loss * row_lse.square()
     if row_weights is not None:
         loss *= row_weights
     losses[:], lse[:] = (loss, row_lse) if all_count else (r.where(counted, 0.0) for r in (loss, row_lse))
