@@ -24,19 +24,19 @@ from benchmarks.predict.walk import Walk
 
 
 class Blocks:
-    """Traces of a launch's blocks, each kind kept once."""
+    """Holds the traces of a launch's CTAs, each kind once."""
 
     def __init__(self, kernel: Kernel, launch: Launch, chip: Chip, decide=None, conflicts: bool = True):
         self.kernel, self.launch, self.chip, self.decide, self.conflicts = kernel, launch, chip, decide, conflicts
         self.table, self.lines = Instances(), KnownLines()
-        # Warps that differ in nothing but guards of arithmetic, as divisions' corrections have them, count as the same.
+        # Warps that differ only in guards of arithmetic, such as corrections of divisions, count as the same.
         moves = (MEMORY, BAR, BARRIER_INIT, BARRIER_ARRIVE, BARRIER_WAIT, COPY_ARRIVE, BULK_LOAD, BULK_STORE)
         self.matters = np.isin(operations(kernel, chip)["kind"], moves)
         self.traces: dict[int, BlockTrace] = {}
         self.kinds: dict[tuple, list[Trace]] = {}
         self.same: dict[bytes, Trace] = {}
         self.walks: list[Walk] = []
-        if launch.blocks > 1:  # what a block far away reads too is in the L1, such as parameters of all rows
+        if launch.blocks > 1:  # what a CTA far away reads too is in the L1, such as a vector that all rows share
             self.trace_block(launch.blocks - 1)
             self.lines.next_block()
             self.traces.clear()
@@ -54,6 +54,10 @@ class Blocks:
             self.traces[number] = trace
         return self.traces[number]
 
+    def length(self, number: int) -> int:
+        """Returns how many instructions the warps of a CTA issue."""
+        return sum(len(w.positions) for w in self.trace_block(number).warps)
+
     @staticmethod
     def kind(trace: BlockTrace) -> tuple:
         return tuple(id(w) for w in trace.warps)
@@ -63,9 +67,10 @@ class Blocks:
         return self.kind(self.trace_block(place[0] + x * (place[1] + y * place[2])))
 
     def axis(self, axis: int, most: int = 64) -> list[int]:
-        """Which place along an axis of the grid stands for each: the middle where it makes no difference.
+        """Returns, for each place along an axis of the grid, the place that stands for it.
 
-        What only the first block does, such as to store a seed, is no difference.
+        It is the middle if the place makes no difference. What only the first CTA does, such as to store a seed, counts
+        as no difference.
         """
         grid = self.launch.grid
         extent, middle = grid[axis], [g // 2 for g in grid]
@@ -73,7 +78,8 @@ class Blocks:
         far = sorted({extent // 2, extent // 3 + 1, 2 * extent // 3} & set(range(1, extent)))
         first = 0 if extent <= 2 else 1
         if all(at(n) == at(middle[axis]) for n in {first, *far, *([extent - 1] if extent <= most else [])}):
-            if extent > most or all(at(n) == at(middle[axis]) for n in (2, 3) if n < extent):
+            start = (2, 3) if extent <= most else ()
+            if all(at(n) == at(middle[axis]) for n in start if n < extent):
                 return [middle[axis]] * extent
         if extent <= most:
             return list(range(extent))
@@ -89,14 +95,14 @@ class Blocks:
         return [round(n / (extent - 1) * (most - 1)) * (extent - 1) // (most - 1) for n in range(extent)]
 
     def order(self) -> list[int]:
-        """For each block in the order in which they start, a block whose way it goes."""
+        """Returns, for each CTA in the order in which they start, a CTA that goes the same way."""
         x, y, z = (self.axis(n) for n in range(3))
         gx, gy, _ = self.launch.grid
         return [a + gx * (b + gy * c) for c in z for b in y for a in x]
 
 
 def spread_bulk_bytes(trace: BlockTrace, kernel: Kernel, table: Instances) -> None:
-    """Gives bulk copies whose size is not known equal parts of the bytes that their barrier was told to expect."""
+    """Gives bulk copies of unknown size equal parts of the bytes that their mbarrier was told to expect."""
     size_at, value_at, address_at, count_at = (Instances.FIELDS.index(x) for x in ("size", "value", "address", "count"))
     for warp in {id(w): w for w in trace.warps}.values():
         rows = list(table.rows)
@@ -117,7 +123,7 @@ def spread_bulk_bytes(trace: BlockTrace, kernel: Kernel, table: Instances) -> No
 
 
 def requested(kernel: Kernel, block: list[Trace], table: Instances, chip: Chip) -> float:
-    """Bytes that a block asks of the L2."""
+    """Returns the bytes that a CTA asks of the L2."""
     static = operations(kernel, chip)["size"]
     rows = np.array(list(table.rows), dtype=INSTANCE)
     counts = np.array([k in (MEMORY, BULK_LOAD, BULK_STORE) for k in operations(kernel, chip)["kind"]])
@@ -131,7 +137,7 @@ def requested(kernel: Kernel, block: list[Trace], table: Instances, chip: Chip) 
 
 
 def touched(found: Blocks, blocks: int) -> float:
-    """Bytes that a launch moves from and to HBM if each of those that its neighbouring blocks touch is moved once."""
+    """Returns the bytes that a launch moves from and to HBM if each byte that neighbouring CTAs touch is moved once."""
     numbers = sorted(n for n in found.traces)
     run = [n for k, n in enumerate(numbers) if k == 0 or n == numbers[k - 1] + 1][: len(numbers)]
     run = run[: next((k for k in range(1, len(run)) if run[k] != run[k - 1] + 1), len(run))]

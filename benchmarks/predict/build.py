@@ -126,7 +126,7 @@ def recording_extension(csrc: Path, stems: Iterable[str] | None = None) -> tuple
     parts.append(_compile_absent(parts))
     library = build_once(
         cache() / "extensions" / digest(parts) / "_C.so",
-        ["g++", "-shared", "-Wl,--unresolved-symbols=ignore-all", *map(str, parts), "-o", "{}"],
+        ["g++", "-shared", "-Wl,-Bsymbolic,--unresolved-symbols=ignore-all", *map(str, parts), "-o", "{}"],
     )
     spec = importlib.util.spec_from_file_location("_C", library)
     module = importlib.util.module_from_spec(spec)

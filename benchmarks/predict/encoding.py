@@ -9,15 +9,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from benchmarks.predict.instructions import STORES, width
+from benchmarks.predict.instructions import STORES, names, width
 from benchmarks.predict.values import WORD, float_bits
 
 # Where each register file begins in the list of a group's values: R0, UR0, P0, UP0. RZ and PT have no place.
 R, UR, P, UP, NOWHERE = 0, 256, 320, 328, 340
 PLACES = 360
 
-UNIFORM_TWINS = set("IADD3 IMAD LEA LOP3 SHF ISETP SEL MOV PRMT SGXT BMSK IABS POPC FLO BREV PLOP3 LOP IMNMX".split())
-PREDICATE_ONLY = set("FSETP HSETP2 DSETP ISETP PLOP3 FCHK".split())
+UNIFORM_TWINS = names("IADD3 IMAD LEA LOP3 SHF ISETP SEL MOV PRMT SGXT BMSK IABS POPC FLO BREV PLOP3 LOP IMNMX")
+PREDICATE_ONLY = names("FSETP HSETP2 DSETP ISETP PLOP3 FCHK")
 
 # Lines of Python that carry out an instruction, and the places that it writes; None for what is not understood.
 Translated = tuple[list[str] | None, list[int] | None]

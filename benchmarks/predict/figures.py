@@ -8,23 +8,18 @@ from collections import Counter
 import numpy as np
 
 from benchmarks.predict.chip import Chip
-from benchmarks.predict.instructions import Instruction, Kernel, reads, width
+from benchmarks.predict.instructions import Instruction, Kernel, names, reads, width
 
-ALU = set(
-    (
-        "IADD3 LOP3 SHF LEA ISETP FSETP FMNMX SEL FSEL PRMT VIADD VIMNMX MOV F2FP I2FP PLOP3 P2R R2P IABS BMSK SGXT "
-        "IMNMX LOP ISCADD VABSDIFF FCHK CSEL HSETP2 HMNMX2 VOTE IADD FSET ISET SHL SHR HSET2 CS2R MATCH VIADDMNMX "
-        "VOTEU"
-    ).split()
+ALU = names(
+    "IADD3 LOP3 SHF LEA ISETP FSETP FMNMX SEL FSEL PRMT VIADD VIMNMX MOV F2FP I2FP PLOP3 P2R R2P IABS BMSK SGXT "
+    "IMNMX LOP ISCADD VABSDIFF FCHK CSEL HSETP2 HMNMX2 VOTE IADD FSET ISET SHL SHR HSET2 CS2R MATCH VIADDMNMX VOTEU"
 )
-FP32 = set("FFMA FADD FMUL".split())
-HALF = set("HFMA2 HADD2 HMUL2".split())
-XU = set("MUFU I2F F2I F2F FRND POPC FLO BREV I2I".split())
-CONTROL = set(
-    (
-        "BRA BSSY BSYNC EXIT NOP WARPSYNC CALL RET BREAK YIELD BPT BRX JMP ERRBAR CCTL MEMBAR FENCE ACQBULK NANOSLEEP "
-        "DEPBAR PREEXIT PLOP WARPGROUP KILL RPCMOV BMOV ENDCOLLECTIVE USETMAXREG UTMACCTL UTMAPF"
-    ).split()
+FP32 = names("FFMA FADD FMUL")
+HALF = names("HFMA2 HADD2 HMUL2")
+XU = names("MUFU I2F F2I F2F FRND POPC FLO BREV I2I")
+CONTROL = names(
+    "BRA BSSY BSYNC EXIT NOP WARPSYNC CALL RET BREAK YIELD BPT BRX JMP ERRBAR CCTL MEMBAR FENCE ACQBULK NANOSLEEP "
+    "DEPBAR PREEXIT PLOP WARPGROUP KILL RPCMOV BMOV ENDCOLLECTIVE USETMAXREG UTMACCTL UTMAPF"
 )
 
 # The numbers of simulate.cpp.
@@ -41,6 +36,7 @@ REASONS = (
 RESOURCES = ("issue", "fma", "alu", "xu", "tensor", "uniform", "agu", "ports", "shared", "l2", "hbm")
 OF_A_MULTIPROCESSOR = ("shared", "l2", "hbm")  # the others are an SMSP's
 
+OP_INTEGERS = "kind pipe stall yields write read wait extra0 extra1 extra2 is_branch sources".split()  # noqa: SIM905
 OP = np.dtype(
     [
         (n, "<i4")
@@ -73,7 +69,7 @@ not_known: Counter[str] = Counter()  # instructions without figures, which are t
 
 
 def classify(i: Instruction, chip: Chip) -> dict:
-    """Fields of OP: clocks in the pipe, latency, bytes of a warp from or to the L2, clocks of shared memory ..."""
+    """Returns the fields of OP that are not zero: pipe, clocks in it, latency, bytes per warp from or to the L2, ..."""
     op, full = i.op, i.full
     plain = {"kind": PLAIN, "pipe": NO_PIPE}
     if i.guard == "@!PT":
@@ -171,6 +167,7 @@ def classify(i: Instruction, chip: Chip) -> dict:
 
 
 def operations(kernel: Kernel, chip: Chip) -> np.ndarray:
+    """Returns the table of a kernel's instructions, by position, with the dtype OP."""
     if chip in kernel.operations:
         return kernel.operations[chip]
     table = kernel.operations[chip] = np.zeros(len(kernel.code), OP)

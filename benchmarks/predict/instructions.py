@@ -179,6 +179,11 @@ def disassemble(cubin: Path, symbol: int) -> list[Instruction]:
     return code
 
 
+def names(text: str) -> set[str]:
+    """Returns the names in a text, such as those of instructions."""
+    return set(text.split())
+
+
 STORES = ("ST", "STG", "STS", "STL", "STSM", "RED", "REDG", "LDGSTS", "ATOMS")
 
 

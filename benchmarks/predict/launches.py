@@ -1,6 +1,7 @@
-"""The launches of a benchmark case on an H100. No kernel is listed here: fastlm's ops run, and their launches are recorded.
+"""The launches of a benchmark case on an H100: fastlm's ops run, and their launches are recorded.
 
-The ops run on CPU tensors that hold no data. Matrix products, which fastlm leaves to torch, are left out.
+No kernel is listed here. The ops run on CPU tensors that hold no data. Matrix products, which fastlm leaves to torch, are
+left out.
 """
 
 from __future__ import annotations
@@ -10,8 +11,10 @@ import ctypes
 import functools
 import importlib
 import importlib.util
+import math
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -26,6 +29,7 @@ from benchmarks.predict.chip import Chip
 from benchmarks.predict.instructions import Kernel, load
 from benchmarks.predict.recording import Recorded, recording_cuda, recording_triton
 
+# Products that fastlm leaves to torch.
 PRODUCTS = {"mm", "addmm", "addmm_", "matmul", "linear", "grouped_mm", "_grouped_mm"}
 
 
@@ -44,40 +48,58 @@ def use_kernels_of(checkout: Path) -> None:
     spec.loader.exec_module(module)
 
 
+@dataclass(frozen=True)
+class Pass:
+    """Holds the launches of one pass of a case: "forward", "backward", "both" or "step"."""
+
+    name: str
+    launches: list[Recorded]
+    most_bytes: float  # what they move from and to HBM is at most the op's cost, if they are the whole pass
+    flops: float  # 0 if products were left to torch
+
+
 class Launchers:
     """Gives the ops of a checkout their launchers, and records what these launch."""
 
-    def __init__(self, checkout: Path):
-        self.checkout = checkout
+    def __init__(self, checkout: Path, stems: Iterable[str]):
+        """`stems` names the files in csrc/ to compile, once a CUDA launch is asked for."""
+        self.checkout, self.stems = checkout, sorted(set(stems))
         use_kernels_of(checkout)
 
-    @functools.cache  # noqa: B019
-    def extension(self, stem: str) -> tuple[Any, ctypes.CDLL, dict[str, Kernel]]:
-        module, library, cubins = recording_extension(self.checkout / "csrc", [stem])
+    @functools.cached_property
+    def extension(self) -> tuple[Any, ctypes.CDLL, dict[str, Kernel]]:
+        module, library, cubins = recording_extension(self.checkout / "csrc", self.stems)
         return module, library, {name: kernel for cubin in cubins for name, kernel in load(cubin).items()}
 
-    def launches(self, case: Case, backend: str) -> dict[str, list[Recorded]]:
-        """Returns the launches of each pass of a case: "forward" and "backward", "both" or "step"."""
+    def passes(self, case: Case, backend: str) -> list[Pass]:
+        """Runs a case on a backend and returns the launches of its passes. Raises RuntimeError if the op refuses it."""
         dtype = case.dtype(torch.bfloat16)
-        with self._recording(case.spec.kernels, backend) as found, torch.enable_grad():
-            t = inputs_without_data(case, dtype)
-            if case.passes == ("step",):
-                case.ours({name: x.detach() for name, x in t.items()}, backend)
-                return {"step": list(found)}
+        t, products = inputs_without_data(case, dtype), _WithoutProducts()
+        with self._recording(case.spec.kernels, backend, known_contents(t)) as found, torch.enable_grad(), products:
             out = case.ours(t, backend)
-            forward = list(found)
-            torch.autograd.grad(out, list(leaves(t).values()), torch.empty_like(out), allow_unused=True)
-        if case.passes == ("both",):
-            return {"both": list(found)}
-        return {"forward": forward, "backward": found[len(forward) :]}
+            forward = len(found)
+            if case.passes != ("step",):
+                torch.autograd.grad(out, list(leaves(t).values()), torch.empty_like(out), allow_unused=True)
+        cost, whole = case.cost(dtype), not products.left_out
+
+        def one(name: str, launches: list[Recorded], bytes_: float, flops: float) -> Pass:
+            return Pass(name, launches, bytes_ if whole else math.inf, flops if whole and case.products else 0.0)
+
+        if len(case.passes) == 1:
+            both = cost.forward_bytes + cost.backward_bytes, cost.forward_flops + cost.backward_flops
+            return [one(case.passes[0], found, *both)]
+        return [
+            one("forward", found[:forward], cost.forward_bytes, cost.forward_flops),
+            one("backward", found[forward:], cost.backward_bytes, cost.backward_flops),
+        ]
 
     @contextlib.contextmanager
-    def _recording(self, stem: str, backend: str) -> Iterator[list[Recorded]]:
+    def _recording(self, stem: str, backend: str, known: dict[int, bytes]) -> Iterator[list[Recorded]]:
         from fastlm import backends
 
         with contextlib.ExitStack() as stack:
             if backend == "cuda":
-                module, library, kernels = self.extension(stem)
+                module, library, kernels = self.extension
                 launchers, recording = _WithStream(module), recording_cuda(library, kernels)
             else:
                 launchers, recording = importlib.import_module(f"fastlm.kernels.{stem}"), recording_triton()
@@ -88,8 +110,9 @@ class Launchers:
             for module in [m for name, m in sys.modules.items() if name.startswith("fastlm.ops.")]:
                 if hasattr(module, "num_partials"):
                     enter(mock.patch.object(module, "num_partials", _num_partials))
-            enter(_WithoutProducts())
             yield found
+            for recorded in found:
+                recorded.launch.memory.update(known)
 
 
 def _num_partials(rows: int, device: torch.device) -> int:
@@ -111,11 +134,14 @@ class _WithStream:
 class _WithoutProducts(TorchFunctionMode):
     """Allocates the results of matrix products and does not compute them."""
 
+    left_out = False
+
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
         if name not in PRODUCTS:
             return func(*args, **kwargs)
+        self.left_out = True
         if kwargs.get("out") is not None:
             return kwargs["out"]
         if name.endswith("_"):

@@ -23,13 +23,13 @@ class Recorded:
 
 
 class _Dim3(ctypes.Structure):
-    _fields_ = [(n, ctypes.c_uint) for n in "xyz"]  # noqa: RUF012
+    _fields_ = [(n, ctypes.c_uint) for n in "xyz"]
 
 
 class _RecordedLaunch(ctypes.Structure):
     """What recording_runtime.cpp tells of a launch."""
 
-    _fields_ = [  # noqa: RUF012
+    _fields_ = [
         ("name", ctypes.c_char_p),
         ("grid", _Dim3),
         ("block", _Dim3),

@@ -15,23 +15,9 @@ from benchmarks.predict.figures import INSTANCE, REASONS, RESOURCES, operations
 from benchmarks.predict.instructions import Kernel
 from benchmarks.predict.trace import Instances, Trace
 
-CHIP_FIELDS = [
-    "agu",
-    "queue",
-    "slack",
-    "shared_bytes",
-    "port",
-    "l2_rate",
-    "hbm_rate",
-    "red",
-    "far",
-    "window",
-    "launch",
-    "branch",
-    "miss",
-    "lat_l1",
-    "lat_tma",
-]
+CHIP_FIELDS = (
+    "agu queue slack shared_bytes port l2_rate hbm_rate red far window launch branch miss lat_l1 lat_tma".split()  # noqa: SIM905
+)
 
 
 class CoreChip(ctypes.Structure):
@@ -62,19 +48,19 @@ class Result:
     clocks: float
     issued: float
     busy: dict[str, float]  # clocks of each resource, summed over the SMSPs where it is one of theirs
-    idle: Counter  # clocks without issue, summed over the SMSPs, by what the first warp to go on waited for
+    idle: Counter  # clocks without issue, summed over the SMSPs, by what the next warp to issue waited for
     issues: np.ndarray  # by position
     waits: np.ndarray  # clocks that warps waited, by position and reason
     idles: np.ndarray  # clocks without issue that ended with this instruction, by position and reason
-    finished: np.ndarray  # when each block left
+    finished: np.ndarray  # when each CTA ended
 
 
 def simulate(
     kernel: Kernel, blocks: list[list[Trace]], table: Instances, held: int, chip: Chip, miss: float = 0.0
 ) -> Result:
-    """These blocks, one after the other, `held` at a time, on one multiprocessor.
+    """Simulates CTAs one after the other, `held` at a time, on one SM.
 
-    `miss`: which part of the bytes that are read and written comes from HBM.
+    `miss` is the part of the bytes read and written that comes from or goes to HBM.
     """
     numbers: dict[int, int] = {}
     traces: list[Trace] = []

@@ -169,10 +169,8 @@ def _funnel_shift(e: Encoding) -> Translated:
     a, shift, c = e.value(operands[1]), e.value(operands[2]), e.value(operands[3])
     left, high, arithmetic = "L" in e.modifiers, "HI" in e.modifiers, "S32" in e.modifiers or "S64" in e.modifiers
     count = "(n & 31)" if "W" in e.modifiers else "clipped(n, 63)"
-    if left:
-        result = f"funnel_left(a, c, {count}, {high})"
-    else:
-        result = f"funnel_right(a, c, {count}, {high}, {arithmetic})"
+    right = f"funnel_right(a, c, {count}, {high}, {arithmetic})"
+    result = f"funnel_left(a, c, {count}, {high})" if left else right
     return known([("a", a), ("n", shift), ("c", c)], [f"v[{d}] = {result}"], [d])
 
 
