@@ -1,7 +1,7 @@
 """The launches of a benchmark case on an H100: fastlm's ops run, and their launches are recorded.
 
-No kernel is listed here. The ops run on CPU tensors that hold no data. Matrix products, which fastlm leaves to torch, are
-left out.
+No kernel is listed here. The ops run on CPU tensors that hold no data. Matrix products, which fastlm leaves to torch,
+are left out.
 """
 
 from __future__ import annotations

@@ -116,6 +116,10 @@ def read(path: Path) -> dict[tuple[str, str, str, str], float]:
 
 
 def short_name(kernel: str) -> str:
-    """Returns the part of a mangled name that people wrote: the longest identifier that ends in kernel, or all."""
-    found = re.findall(r"\d([a-z][a-z0-9_]*_kernel)", kernel)
-    return max(found, key=len) if found else kernel
+    """Returns the identifier that ends in "kernel" among those of a mangled name (14forward_kernel), or the name."""
+    for digits in re.finditer(r"\d+", kernel):
+        for start in range(digits.start(), digits.end()):
+            word = kernel[digits.end() : digits.end() + int(kernel[start : digits.end()])]
+            if word.endswith("kernel") and word.isidentifier():
+                return word
+    return kernel
