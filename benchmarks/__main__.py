@@ -17,7 +17,7 @@ python -m benchmarks [ops|models|feeding|all] [--op NAME] [--model NAME] [--cand
                             [--minutes M] [-v]
        python -m benchmarks compare BEFORE.json AFTER.json
        python -m benchmarks tables [--write]
-       python -m benchmarks visit --out DIR [--minutes M]"""
+       python -m benchmarks visit --out DIR [--minutes M] [--predicted FILE]"""
 
 
 def main(arguments: list[str]) -> int:
@@ -134,10 +134,13 @@ def _visit(arguments: list[str]) -> int:
     )
     parser.add_argument("--out", type=Path, required=True, help="folder for logs, results and summary.md")
     parser.add_argument("--minutes", type=float, default=8.0, help="time limit of the whole visit (default: 8)")
+    parser.add_argument(
+        "--predicted", type=Path, metavar="FILE", help="of predict --json: shown beside what is measured"
+    )
     options = parser.parse_args(arguments)
     from benchmarks.visit import visit
 
-    return visit(options.out, options.minutes)
+    return visit(options.out, options.minutes, predicted=options.predicted)
 
 
 if __name__ == "__main__":

@@ -65,7 +65,7 @@ def small(name: str) -> tuple[Kernel, Launch]:
     """Returns a recorded kernel and a launch of fewer CTAs."""
     kernel, launch = recorded(name)
     x, y, z = launch.grid
-    return kernel, replace(launch, grid=(min(x, 600), y, min(z, 8)))
+    return kernel, replace(launch, grid=(min(x, 600), y, min(z, 32)))
 
 
 # Decoding -------------------------------------------------------------------------------------------------------------

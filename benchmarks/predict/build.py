@@ -17,6 +17,7 @@ import sysconfig
 import tempfile
 import time
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
 
@@ -117,7 +118,8 @@ def sources(csrc: Path, stems: Iterable[str] | None = None) -> list[Path]:
 def recording_extension(csrc: Path, stems: Iterable[str] | None = None) -> tuple[ModuleType, ctypes.CDLL, list[Path]]:
     """Returns `_C` on the recording runtime with these launchers of csrc/, the library, and its kernels' cubins."""
     csrc = csrc.resolve()
-    objects = [compile_kernels(path, csrc) for path in sources(csrc, stems)]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        objects = list(pool.map(lambda path: compile_kernels(path, csrc), sources(csrc, stems)))
     recorder = build_once(
         cache() / "objects" / f"recorder-{digest([HERE / 'recording_runtime.cpp'])}.o",
         ["g++", "-O1", "-std=c++20", "-fPIC", "-c", str(HERE / "recording_runtime.cpp"), "-o", "{}"],
