@@ -19,17 +19,55 @@ constexpr int kStuck = 64;
 
 // The same numbers as in figures.py.
 enum Kind {
-  kPlain, kMemory, kBar, kDepbar, kLeave, kGroup, kWgmma, kWaitWgmma, kSlow, kBarrierInit, kBarrierArrive,
-  kBarrierWait, kCopyArrive, kBulkLoad, kBulkStore, kBulkCommit
+  kPlain,
+  kMemory,
+  kBar,
+  kDepbar,
+  kLeave,
+  kGroup,
+  kWgmma,
+  kWaitWgmma,
+  kSlow,
+  kBarrierInit,
+  kBarrierArrive,
+  kBarrierWait,
+  kCopyArrive,
+  kBulkLoad,
+  kBulkStore,
+  kBulkCommit
 };
 enum Pipe { kNoPipe = -1, kHeavy, kLite, kAlu, kXu, kTensor, kUniform, kAddress, kFma };
 enum Reason {
-  kStall, kDependency, kPorts, kQueue, kByFma, kByAlu, kByXu, kByTensor, kByUniform, kCopies, kByWgmma, kByBarrier,
-  kByMbarrier, kNotSelected, kEmpty, kReasons
+  kStall,
+  kDependency,
+  kPorts,
+  kQueue,
+  kByFma,
+  kByAlu,
+  kByXu,
+  kByTensor,
+  kByUniform,
+  kCopies,
+  kByWgmma,
+  kByBarrier,
+  kByMbarrier,
+  kNotSelected,
+  kEmpty,
+  kReasons
 };
 enum Busy {
-  kIssue, kBusyFma, kBusyAlu, kBusyXu, kBusyTensor, kBusyUniform, kBusyAgu, kBusyPorts, kBusyShared, kBusyL2,
-  kBusyHbm, kBusies
+  kIssue,
+  kBusyFma,
+  kBusyAlu,
+  kBusyXu,
+  kBusyTensor,
+  kBusyUniform,
+  kBusyAgu,
+  kBusyPorts,
+  kBusyShared,
+  kBusyL2,
+  kBusyHbm,
+  kBusies
 };
 enum Extra { kNothing, kStore, kReduction, kCopy };  // of kMemory, in Op::extra0
 
@@ -113,10 +151,10 @@ void add(std::vector<double>& times, double now, double done) {
 // Runs blocks 0 ... count - 1; warp w of block b takes trace traces[b * warps + w], whose instructions are
 // positions[starts[t] ... starts[t + 1]] and instances[...] (0: none). Returns how many warps wait for ever, up to
 // kStuck, and where.
-extern "C" int simulate(const Chip* chip_, int, const Op* ops, const Instance* instance_table,
-                        const int64_t* starts, const int32_t* positions, const int32_t* instances, int blocks,
-                        int warps, const int32_t* traces, int held, Totals* totals, double* issues, double* waits,
-                        double* idles, double* finished, int32_t* stuck) {
+extern "C" int simulate(const Chip* chip_, int, const Op* ops, const Instance* instance_table, const int64_t* starts,
+                        const int32_t* positions, const int32_t* instances, int blocks, int warps,
+                        const int32_t* traces, int held, Totals* totals, double* issues, double* waits, double* idles,
+                        double* finished, int32_t* stuck) {
   const Chip& chip = *chip_;
   double bank_free[4][2] = {};
   struct Cached {
