@@ -24,6 +24,7 @@ def line(row: Row) -> str:
     return (
         f"{row.op:22} {row.shape:26} {row.pass_:8} {row.backend:6} predicted {row.predicted_us:9.1f} us  {speed}  "
         f"HBM bound {row.bound_us:8.1f} us  {p.busiest} {p.resources[p.busiest]:.0%} in use"
+        + (", branches on data" if any(part.prediction.guesses for part in row.parts) else "")
     )
 
 
