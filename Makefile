@@ -32,7 +32,7 @@ endif
 TEST_WEIGHTS := $(INSTALLED)-test-weights
 MIXIN := $(INSTALLED)-mixin
 
-STYLED := $(shell find csrc tests/native -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.h')
+STYLED := $(shell find csrc tests/native benchmarks/predict -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.h')
 BUILD_TOOLS := setuptools pybind11 cmake ninja
 PIP := $(PY) -m pip --disable-pip-version-check
 # pip hides a build's output, so pip compiles nothing here: the target `extension` compiles and shows its progress.

@@ -12,13 +12,16 @@ python -m benchmarks [ops|models|feeding|all] [--op NAME] [--model NAME] [--cand
        python -m benchmarks models --beside NAME [--model NAME] [--threads N ...] [--dropout P ...] [--pairs N]
                             [--out DIR]
        python -m benchmarks finetuning [--model NAME] [--batch N] [--updates N] [--out DIR]
+       python -m benchmarks predict [--op NAME] [--shape TEXT] [--backend NAME] [--against REVISION] [--hot N]
+                            [--beside RESULTS.json] [--json FILE] [--set NAME=VALUE ...] [--tokens N] [--sweeps]
+                            [--minutes M] [-v]
        python -m benchmarks compare BEFORE.json AFTER.json
        python -m benchmarks tables [--write]
-       python -m benchmarks visit --out DIR [--minutes M]"""
+       python -m benchmarks visit --out DIR [--minutes M] [--predicted FILE]"""
 
 
 def main(arguments: list[str]) -> int:
-    commands = {"finetuning": _finetuning, "compare": _compare, "tables": _tables, "visit": _visit}
+    commands = {"finetuning": _finetuning, "predict": _predict, "compare": _compare, "tables": _tables, "visit": _visit}
     if arguments and arguments[0] in commands:
         return commands[arguments[0]](arguments[1:])
     return _measure(arguments)
@@ -72,6 +75,30 @@ def _finetuning(arguments: list[str]) -> int:
     return measure(parser.parse_args(arguments))
 
 
+def _predict(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks predict",
+        description="Predicts times on an H100 from the kernels' machine code. Nothing is measured; no GPU is needed.",
+    )
+    add = parser.add_argument
+    add("--op", action="append", metavar="NAME", help="only this op's cases; may be repeated")
+    add("--shape", action="append", metavar="TEXT", help="only shapes that contain this; may be repeated")
+    add("--backend", action="append", choices=("cuda", "triton"), help="only this one (default: both)")
+    add("--against", metavar="REVISION", help="also predict another revision, and list the changes")
+    add("--beside", type=Path, metavar="RESULTS.json", help="also print a table beside these measured times")
+    add("--hot", type=int, default=0, metavar="N", help="list the N costliest instructions of each hot loop")
+    add("-v", "--verbose", action="store_true", help="list the resources in use and the issue slots lost")
+    add("--json", type=Path, metavar="FILE", help="write the predicted times, too")
+    add("--set", nargs="+", default=[], metavar="NAME=VALUE", help="other constants of the chip: ghz=1.6 xu=0.01")
+    add("--tokens", type=int, default=32768, metavar="N", help="per batch (default: 32768, as on a GPU)")
+    add("--sweeps", action="store_true", help="also the shapes around the papers'")
+    add("--minutes", type=float, help="start no case after this time (default: no limit)")
+    options = parser.parse_args(arguments)
+    from benchmarks.predict.command import run
+
+    return run(options)
+
+
 def _compare(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks compare", description="Lists the changes that exceed the noise."
@@ -107,10 +134,13 @@ def _visit(arguments: list[str]) -> int:
     )
     parser.add_argument("--out", type=Path, required=True, help="folder for logs, results and summary.md")
     parser.add_argument("--minutes", type=float, default=8.0, help="time limit of the whole visit (default: 8)")
+    parser.add_argument(
+        "--predicted", type=Path, metavar="FILE", help="of predict --json: shown beside what is measured"
+    )
     options = parser.parse_args(arguments)
     from benchmarks.visit import visit
 
-    return visit(options.out, options.minutes)
+    return visit(options.out, options.minutes, predicted=options.predicted)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import contextlib
 import importlib.util
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 GRACE = 5.0  # seconds between SIGTERM and SIGKILL
+PREDICTED = "predicted.json"  # beside the folder of results, which it is no part of
 TAIL = 25  # lines of a failed stage's log that go into the page
 
 
@@ -63,10 +65,16 @@ def stages(out: Path) -> list[Stage]:
     ]
 
 
-def visit(out: Path, minutes: float, planned: Sequence[Stage] | None = None) -> int:
-    """Runs the stages; writes logs, results and summary.md into `out`. Returns 0 if all stages succeeded, else 1."""
+def visit(out: Path, minutes: float, planned: Sequence[Stage] | None = None, predicted: Path | None = None) -> int:
+    """Runs the stages; writes logs, results and summary.md into `out`. Returns 0 if all stages succeeded, else 1.
+
+    `predicted` is a file of `python -m benchmarks predict --json`, made beforehand, because that needs no GPU. The page
+    then has its times beside the measured ones.
+    """
     out = out.resolve()
     out.mkdir(parents=True, exist_ok=True)
+    if predicted is not None:
+        shutil.copyfile(predicted, out / PREDICTED)
     planned = stages(out) if planned is None else planned
     until = time.monotonic() + 60 * minutes - GRACE
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an exception, so that the running stage is ended, too
@@ -131,6 +139,8 @@ def _write(out: Path, outcomes: Sequence[Outcome], to_come: Sequence[Stage], min
             lines += ["", f"tests: {o.log.read_text(errors='replace').splitlines()[-1]}"]
     for file in sorted((out / "results").glob("*.json")):
         lines += ["", f"## {file.name}", "", _results(file)]
+        if (out / PREDICTED).exists():
+            lines += ["", f"### {file.name}: predicted for an H100 SXM5, beside measured", "", _beside(file, out)]
     temporary = out / ".summary.md"
     temporary.write_text("\n".join(lines) + "\n")
     temporary.replace(out / "summary.md")
@@ -142,4 +152,15 @@ def _results(file: Path) -> str:
 
         return report.summary(results.Results.read(file))
     except Exception as error:  # without torch the page has no table
+        return f"cannot be read: {error}"
+
+
+def _beside(file: Path, out: Path) -> str:
+    """Returns a table of predicted and measured times."""
+    try:
+        from benchmarks import results
+        from benchmarks.predict import report, rows
+
+        return report.beside_measured(rows.read(out / PREDICTED), results.Results.read(file))
+    except Exception as error:  # as above
         return f"cannot be read: {error}"

@@ -100,6 +100,20 @@ def test_the_stages_need_no_network_and_know_their_time(tmp_path):
     assert "{minutes}" in ops.command and "{minutes}" in models.command
 
 
+def test_predicted_times_are_beside_measured_ones_and_called_predicted(tmp_path):
+    from test_benchmarks import record, results
+    from test_benchmarks_predict import predicted_file
+
+    results(record()).write(tmp_path / "results" / "a.json")
+    assert visit(tmp_path, 1.0, [python("ops", "pass")]) == 0
+    assert "predicted" not in (tmp_path / "summary.md").read_text()
+    predicted = predicted_file(tmp_path / "made before.json")
+    assert visit(tmp_path, 1.0, [python("ops", "pass")], predicted) == 0
+    page = (tmp_path / "summary.md").read_text()
+    assert "### a.json: predicted for an H100 SXM5, beside measured" in page
+    assert "| layer_norm | 4 x 8 | both | triton | 12.0 | 6.0 | 0.50 |" in page
+
+
 def test_it_imports_nothing_that_has_to_be_installed():
     code = (
         "import sys; import benchmarks.visit, benchmarks.__main__;"
