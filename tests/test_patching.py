@@ -382,3 +382,21 @@ def test_compiled_as_one_graph():
         warnings.simplefilter("ignore")
         found = torch.compile(model, backend="eager", fullgraph=True)(**batch).loss
     torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("name", ["Bert", "GPT2"])
+def test_cross_attention_to_a_padded_sequence_of_the_same_length(name):
+    sizes = {"vocab_size": 61, "is_decoder": True, "add_cross_attention": True, "initializer_range": 0.3}
+    if name == "Bert":
+        sizes |= {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+        model = transformers.BertLMHeadModel(transformers.BertConfig(**sizes)).eval()
+    else:
+        del sizes["is_decoder"]
+        sizes |= {"n_embd": 32, "n_layer": 1, "n_head": 2, "bos_token_id": 1, "eos_token_id": 1}
+        model = transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes)).eval()
+    mask = torch.tensor([[1] * 8, [1] * 4 + [0] * 4])
+    call = {"encoder_hidden_states": torch.randn(2, 8, 32), "encoder_attention_mask": mask, "use_cache": False}
+    tokens = torch.randint(61, (2, 8))
+    expected = model(tokens, **call).logits
+    fastlm.patch(model)
+    torch.testing.assert_close(model(tokens, **call).logits, expected)

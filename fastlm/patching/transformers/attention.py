@@ -126,6 +126,8 @@ def attention_forward(
     """
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
     rows = attention_mask if attention_mask is not None and attention_mask.ndim == 2 else None
+    if rows is not None and _is_cross_attention(module):  # the op takes rows for queries and keys alike
+        attention_mask, rows = full_mask(rows, query.shape[2], causal=False), None
     if _wants_weights(options):
         mask = attention_mask if rows is None else full_mask(rows, query.shape[2], causal)
         return _eager(module, query, key, value, mask, causal, dropout, scaling, options)
@@ -143,6 +145,12 @@ def attention_forward(
         backend=module.fastlm_options.backend if isinstance(module, SelfAttention) else "auto",
     )
     return o, None
+
+
+def _is_cross_attention(module: nn.Module) -> bool:
+    """Returns whether the keys are those of another sequence, which may have the queries' length."""
+    names = (cls.__name__ for cls in getattr(module, "original", type(module)).__mro__)
+    return getattr(module, "is_cross_attention", False) or any("CrossAttention" in name for name in names)
 
 
 def full_mask(rows: Tensor, length: int, causal: bool) -> Tensor:
